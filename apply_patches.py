@@ -1,0 +1,143 @@
+"""Look at TLT's patches without starting SGLang: do they fit, and how do they come in?
+
+A thin command line over `tlt_sglang.patching`, for users and maintainers. It reads SGLang's source
+and imports none of it, so it needs no GPU. It patches nothing that lasts: patches live only in the
+processes that SGLang's plugin entry point starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+from tlt_sglang.config import VARIABLE
+from tlt_sglang.errors import ConfigError, TltError
+from tlt_sglang.patches import all_patches
+from tlt_sglang.patching import Patch, Patcher, SourceTree, inspect_patches, table
+
+ENTRY_POINT = "tlt_sglang.plugin:load"
+TABLE = Path(__file__).resolve().parent / "patches" / "TABLE.md"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: see --help.")
+
+
+def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    """0: all is well. 1: something does not fit. 2: the request cannot be carried out."""
+    try:
+        options = _parser().parse_args(arguments)
+        patches = all_patches()
+        if options.list:
+            return _list(patches)
+        tree = (
+            SourceTree.from_wheel(options.check)
+            if options.check
+            else SourceTree.from_installed("sglang")
+        )
+        if options.check is not None:
+            return _check(patches, tree)
+        if options.write_table:
+            TABLE.write_text(table(patches, tree.version), encoding="utf-8")
+            print(f"Wrote {TABLE}.")
+            return 0
+        if options.print_digests:
+            return _print_digests(patches, tree)
+        return _explain(patches, tree, environ)
+    except (TltError, OSError) as error:
+        print(f"apply_patches.py: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="apply_patches.py",
+        description="Without an option: say whether and how the patches come into SGLang.",
+    )
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument(
+        "--check",
+        nargs="?",
+        const="",
+        metavar="WHEEL",
+        help="say what the installed SGLang, or the one in a downloaded wheel, would break",
+    )
+    one.add_argument("--list", action="store_true", help="list the patches")
+    one.add_argument("--write-table", action="store_true", help="write patches/TABLE.md")
+    one.add_argument(
+        "--print-digests", action="store_true", help="print the present digest of each target"
+    )
+    return parser
+
+
+def _list(patches: Sequence[Patch]) -> int:
+    for patch in patches:
+        device = "" if patch.only_on == "any" else f", on {patch.only_on} only"
+        print(f"{patch.target}\n    {patch.kind}, {patch.process} process{device}: {patch.why}")
+    return 0
+
+
+def _check(patches: Sequence[Patch], tree: SourceTree) -> int:
+    problems = Patcher(patches, "any", tree).check(tree)
+    for problem in problems:
+        print(problem)
+    if problems:
+        print(f"{_count(len(problems), 'problem')} with SGLang {tree.version}.")
+    else:
+        fit = _count(len(patches), "patch", "patches")
+        print(f"SGLang {tree.version}: nothing breaks ({fit} checked).")
+    return 1 if problems else 0
+
+
+def _print_digests(patches: Sequence[Patch], tree: SourceTree) -> int:
+    print(f"SGLang {tree.version}")
+    findings = inspect_patches(patches, tree)
+    for finding in findings:
+        digest = finding.definition.digest if finding.definition else "gone"
+        print(f"{digest:16}  {finding.patch.target}")
+    return 1 if any(finding.definition is None for finding in findings) else 0
+
+
+def _explain(patches: Sequence[Patch], tree: SourceTree, environ: Mapping[str, str]) -> int:
+    """Say everything that decides whether the patches come in."""
+    points = [
+        point
+        for point in metadata.entry_points(group="sglang.srt.plugins")
+        if point.value == ENTRY_POINT
+    ]
+    allowed = {name.strip() for name in environ.get("SGLANG_PLUGINS", "").split(",")} - {""}
+    left_out = bool(allowed and points and points[0].name not in allowed)
+    print(f"SGLang {tree.version} is installed; its files are left as they are.")
+    if not points:
+        print("It does not see TLT's plugin, so no patch comes in: run `pip install -e .` here.")
+    elif left_out:
+        print("SGLANG_PLUGINS leaves TLT out, so no patch comes in: add tlt to it, or unset it.")
+    else:
+        print("Each of its processes loads TLT's plugin, which patches that process in memory.")
+    if environ.get(VARIABLE, "").strip():
+        print(f"TLT is on in this environment: {VARIABLE} is set.")
+    else:
+        print(
+            f"TLT is off in this environment: start tlt_sglang.launch_server with --adaptive-spec, "
+            f"or set {VARIABLE} to a file."
+        )
+    for finding in inspect_patches(patches, tree):
+        print(finding.problem or f"{finding.patch.target} fits.")
+    broken = Patcher(patches, "any", tree).check(tree)
+    if broken:
+        print(f"{_count(len(broken), 'problem')}: TLT would refuse to start.")
+    return 1 if broken or not points or left_out else 0
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Every change TLT makes to SGLang, one file per upstream module, each a tuple `PATCHES` of data.
+
+Only code in this folder names what is patched, and only `tlt_sglang.patching` patches it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+from tlt_sglang.patching import Patch
+
+MODULES = (
+    "activation",
+    "attention_registry",
+    "base_config",
+    "draft_utils",
+    "eagle_utils",
+    "eagle_worker_v2",
+    "http_server",
+    "layernorm",
+    "llama",
+    "logits_processor",
+    "ngram_worker",
+    "qwen2",
+    "rotary_embedding_base",
+    "scheduler",
+    "server_args",
+    "unquant",
+    "weight_updater",
+)
+
+
+def all_patches() -> tuple[Patch, ...]:
+    """Every patch, in the order of `MODULES`, with the file it comes from."""
+    patches: list[Patch] = []
+    for name in MODULES:
+        module = importlib.import_module(f"{__name__}.{name}")
+        patches += [dataclasses.replace(patch, file=f"{name}.py") for patch in module.PATCHES]
+    return tuple(patches)

@@ -1,0 +1,24 @@
+"""sglang.srt.layers.activation, in the scheduler process: SiLU-and-multiply in one kernel on CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+
+@wraps_upstream(
+    "sglang.srt.layers.activation:SiluAndMul.forward_native",
+    why="one kernel instead of four torch calls on CPUs without AMX",
+    remove_when="SGLang ships a fused SiluAndMul for CPUs without AMX",
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "37cf5b2b00ac3b4d"},
+)
+def forward_native(original: Any, *args: Any, **kwargs: Any) -> Any:
+    from tlt_sglang.cpu import layers
+
+    return layers.silu_and_mul(original, *args, **kwargs)
+
+
+PATCHES = (forward_native,)

@@ -1,0 +1,32 @@
+"""sglang.srt.layers.attention.attention_registry, in the scheduler process: our CPU backend.
+
+SGLang resolves its arguments before plugins load when an RL stack starts it, so the backend takes
+the names that its CPU resolution ends in, rather than a name of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import registers_upstream
+
+
+def _create(runner: Any) -> Any:
+    from tlt_sglang.cpu.attention import CpuAttnBackend
+
+    return CpuAttnBackend(runner)
+
+
+PATCHES = tuple(
+    registers_upstream(
+        "sglang.srt.layers.attention.attention_registry:ATTENTION_BACKENDS",
+        name,
+        _create,
+        why="SGLang refuses speculation on torch_native and has no CPU backend without AMX",
+        remove_when="SGLang serves target-verify and draft decoding on CPUs without AMX",
+        process="scheduler",
+        only_on="cpu",
+        digests={"0.5.23": "f0281f7d48112b34"},
+    )
+    for name in ("torch_native", "intel_amx")
+)

@@ -1,0 +1,43 @@
+"""sglang.srt.speculative.draft_utils, in the scheduler process: draft backends on CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+
+@wraps_upstream(
+    "sglang.srt.speculative.draft_utils:DraftBackendFactory._create_backend",
+    why="the table of backends that can draft has none for CPUs without AMX",
+    remove_when="SGLang's table of draft backends can be registered into",
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "e1bff986f457940b"},
+)
+def create_backend(
+    original: Any,
+    factory: Any,
+    backend_name: str,
+    backend_map: dict[str, Any],
+    error_template: str,
+    stamps_children: bool = False,
+) -> Any:
+    from tlt_sglang.cpu.attention import CpuAttnBackend, CpuMultiStepDraftBackend
+
+    runner = factory.draft_model_runner
+    if stamps_children:
+
+        def create() -> tuple[str, Any]:
+            steps = factory.speculative_num_steps
+            return "torch_native", CpuMultiStepDraftBackend(runner, factory.topk, steps)
+    else:
+
+        def create() -> tuple[str, Any]:
+            return "torch_native", CpuAttnBackend(runner)
+
+    table = backend_map | {"torch_native": create, "intel_amx": create}
+    return original(factory, backend_name, table, error_template, stamps_children)
+
+
+PATCHES = (create_backend,)

@@ -1,0 +1,80 @@
+"""sglang.srt.speculative.eagle_utils, in the scheduler process: verification that samples on CPU.
+
+Upstream commits the argmax on CPU, whatever the temperature: its sampling kernels exist for GPUs
+only. These patches take the same branch as on a GPU, with our kernels, and honour min-p, which
+upstream's verification leaves out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import replaces_upstream, wraps_upstream
+
+_MODULE = "sglang.srt.speculative.eagle_utils"
+_REMOVE = "SGLang's CPU verification honours temperature, top-k, top-p and min-p"
+
+
+@wraps_upstream(
+    f"{_MODULE}:_verify_uses_greedy",
+    why="on CPU upstream ignores temperature under speculation",
+    remove_when=_REMOVE,
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "a8813868a8292f44"},
+)
+def verify_uses_greedy(original: Any, *, is_cpu: bool, **flags: bool) -> Any:
+    return original(is_cpu=False, **flags)
+
+
+@wraps_upstream(
+    f"{_MODULE}:_verify_coins",
+    why="the batch's filters (min-p among them) have to reach the sampling kernel",
+    remove_when=_REMOVE,
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "d634b4ba38115f08"},
+)
+def verify_coins(original: Any, *, sampling_info: Any, **arguments: Any) -> Any:
+    from tlt_sglang.cpu import sampling
+
+    sampling.remember(sampling_info)
+    return original(sampling_info=sampling_info, **arguments)
+
+
+def _leave(probs: Any, bounds: Any) -> Any:
+    return probs
+
+
+def _sample(**arguments: Any) -> None:
+    from tlt_sglang.cpu import sampling
+
+    sampling.verify(**arguments)
+
+
+def _replaced(name: str, value: Any, why: str, digest: str) -> Any:
+    return replaces_upstream(
+        f"{_MODULE}:{name}",
+        value,
+        why=why,
+        remove_when=_REMOVE,
+        process="scheduler",
+        only_on="cpu",
+        digests={"0.5.23": digest},
+    )
+
+
+_ONCE = "all filters are applied at once, by the sampler"
+
+PATCHES = (
+    verify_uses_greedy,
+    verify_coins,
+    _replaced("top_k_renorm_prob", _leave, _ONCE, "fb9e5b0d90e4a306"),
+    _replaced("top_p_renorm_prob", _leave, _ONCE, "5ff03646323a4470"),
+    _replaced(
+        "tree_speculative_sampling_target_only",
+        _sample,
+        "upstream's kernel is None on CPU",
+        "04a88d88346bda5f",
+    ),
+)

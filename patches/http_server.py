@@ -1,0 +1,26 @@
+"""sglang.srt.entrypoints.http_server, in the main process: `GET /tlt/status`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+
+@wraps_upstream(
+    "sglang.srt.entrypoints.http_server:_setup_and_run_http_server",
+    why="adds our route to SGLang's app before it is served",
+    remove_when="plugins can add HTTP routes",
+    process="main",
+    digests={"0.5.23": "f25e2f374cb04d5c"},
+)
+def setup_and_run_http_server(original: Any, *args: Any, **kwargs: Any) -> Any:
+    from sglang.srt.entrypoints import http_server
+
+    from tlt_sglang.status import add_route
+
+    add_route(http_server.app, http_server.get_global_state)
+    return original(*args, **kwargs)
+
+
+PATCHES = (setup_and_run_http_server,)

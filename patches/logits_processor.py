@@ -1,0 +1,36 @@
+"""sglang.srt.layers.logits_processor, in the scheduler process: the packed head on CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+
+@wraps_upstream(
+    "sglang.srt.layers.logits_processor:LogitsProcessor._compute_lm_head",
+    why="the head bypasses the linear method, and is the largest matrix of a step",
+    remove_when="SGLang routes an unquantized head through its quant_method on CPU",
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "a20af75b22e50ac8"},
+)
+def compute_lm_head(
+    original: Any,
+    processor: Any,
+    hidden_states: Any,
+    lm_head: Any,
+    embedding_bias: Any = None,
+    **kwargs: Any,
+) -> Any:
+    from tlt_sglang.cpu import linear
+
+    weight = getattr(lm_head, "weight", None)
+    if weight is None or hasattr(lm_head, "set_lora") or not linear.packable(weight):
+        return original(processor, hidden_states, lm_head, embedding_bias, **kwargs)
+    if not linear.packed(weight):
+        linear.repack(weight)
+    return linear.linear(hidden_states, weight, None)
+
+
+PATCHES = (compute_lm_head,)

@@ -1,0 +1,27 @@
+"""sglang.srt.speculative.ngram_worker, in the scheduler process: accept lengths as they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+
+@wraps_upstream(
+    "sglang.srt.speculative.ngram_worker:NGRAMWorker.on_verify_complete_cpu",
+    why="SGLang updates its own totals only when it prints a log line",
+    remove_when="SGLang's accept-length totals are current at any time",
+    process="scheduler",
+    digests={"0.5.23": "db3a04af88c3d319"},
+)
+def on_verify_complete_cpu(
+    original: Any, worker: Any, num_correct_drafts_per_req: list[int], batch_size: int = 0
+) -> None:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    engine.current.observe(num_correct_drafts_per_req)
+    original(worker, num_correct_drafts_per_req, batch_size)
+
+
+PATCHES = (on_verify_complete_cpu,)

@@ -1,0 +1,24 @@
+"""sglang.srt.layers.rotary_embedding.base, in the scheduler process: rotary in one kernel on CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+
+@wraps_upstream(
+    "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
+    why="one kernel in place instead of a dozen torch calls on CPUs without AMX",
+    remove_when="SGLang ships a fused rotary embedding for CPUs without AMX",
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "d62c323632040844"},
+)
+def forward_native(original: Any, *args: Any, **kwargs: Any) -> Any:
+    from tlt_sglang.cpu import layers
+
+    return layers.rotary(original, *args, **kwargs)
+
+
+PATCHES = (forward_native,)

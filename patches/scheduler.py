@@ -1,0 +1,47 @@
+"""sglang.srt.managers.scheduler, in the scheduler process: attach the engine, tell its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+_MODULE = "sglang.srt.managers.scheduler"
+
+
+@wraps_upstream(
+    f"{_MODULE}:Scheduler.__init__",
+    why="the last moment to see that every patch is in; and our own errors need no traceback",
+    remove_when="SGLang has a hook for a scheduler that stands",
+    process="scheduler",
+    digests={"0.5.23": "d37b5301e9085079"},
+)
+def init(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    from tlt_sglang import engine
+    from tlt_sglang.errors import TltError
+
+    assert engine.current is not None
+    try:
+        original(scheduler, *args, **kwargs)
+        engine.current.attach(scheduler)
+    except TltError as error:
+        raise SystemExit(f"tlt-sglang: {error}") from None
+
+
+@wraps_upstream(
+    f"{_MODULE}:Scheduler.get_internal_state",
+    why="carries the scheduler's part of GET /tlt/status to the HTTP process",
+    remove_when="plugins can contribute to SGLang's internal state",
+    process="scheduler",
+    digests={"0.5.23": "12f83db359aeb97d"},
+)
+def get_internal_state(original: Any, scheduler: Any, request: Any) -> Any:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    answer = original(scheduler, request)
+    answer.internal_state["tlt"] = engine.current.status()
+    return answer
+
+
+PATCHES = (init, get_internal_state)

@@ -1,0 +1,171 @@
+"""From a TLT configuration to SGLang's own arguments.
+
+SGLang resolves its arguments before most plugins load, and takes no new ones; so a strategy is
+expressed in its `speculative_*` fields, and the CPU engine's defaults in its other ones. A field
+that the user has set is kept, or refused where it contradicts the strategy. Pure but for reading
+`config.json` files and the free memory. Runs wherever `ServerArgs` is resolved.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import psutil
+
+from tlt_sglang.config import Config, Device
+from tlt_sglang.cpu import memory
+from tlt_sglang.drafters import checkpoint
+from tlt_sglang.errors import ConfigError
+from tlt_sglang.strategy.arms import Strategy
+
+DEFAULT_NGRAM = Strategy("ngram", num_draft_tokens=8)
+
+
+class Arguments(Protocol):
+    """The fields of SGLang's `ServerArgs` that are read here."""
+
+    model_path: str
+    device: str | None
+    dtype: str
+    tp_size: int
+    page_size: int | None
+    max_total_tokens: int | None
+    max_running_requests: int | None
+    attention_backend: str | None
+    speculative_algorithm: str | None
+    speculative_draft_model_path: str | None
+    speculative_num_steps: int | None
+    speculative_eagle_topk: int | None
+    speculative_num_draft_tokens: int | None
+    speculative_adaptive: bool
+
+
+def native_fields(config: Config, args: Arguments, device: Device) -> dict[str, Any]:
+    """Fields of `args` to set before SGLang resolves them.
+
+    Raises ConfigError for a drafter that is missing or made for another target, for contradictions,
+    and for what the CPU engine does not serve.
+    """
+    fields = strategy_fields(choose(config, args), args)
+    if device == "cpu":
+        fields |= _cpu_fields(args)
+    return fields
+
+
+def check_resolved(config: Config, args: Arguments, device: Device) -> None:
+    """Refuse arguments that were resolved before TLT was loaded and so miss its strategy."""
+    strategy = config.strategy
+    wants_off = strategy is not None and strategy.drafter == "off"
+    if args.speculative_algorithm is None and not wants_off:
+        raise ConfigError(
+            "TLT_CONFIG is set, but SGLang's arguments were resolved without a strategy because "
+            "TLT was not loaded yet; call sglang.srt.plugins.load_plugins() first, or give "
+            "speculative_algorithm='NGRAM' (or 'EAGLE' with a drafter) yourself."
+        )
+    if device == "cpu" and args.tp_size > 1:
+        _refuse_tensor_parallel(args.tp_size)
+
+
+def choose(config: Config, args: Arguments) -> Strategy | None:
+    """The strategy to run; None where the user spelled it out in SGLang's own flags."""
+    path = args.speculative_draft_model_path
+    kind = None
+    if path is not None:
+        drafter = checkpoint.read_config(path, "drafter")
+        target = checkpoint.read_config(args.model_path, "model")
+        if drafter is not None:
+            kind = checkpoint.drafter_kind(drafter, path)
+            if target is not None:
+                checkpoint.check_fits(target, drafter, path)
+    strategy = config.strategy
+    if strategy is None:
+        if args.speculative_algorithm is not None:
+            return None
+        if path is None:
+            return DEFAULT_NGRAM
+        return Strategy(kind or "eagle", num_steps=3, topk=1, num_draft_tokens=4)
+    if strategy.drafter in ("eagle", "eagle3"):
+        if path is None:
+            raise ConfigError(
+                f"Strategy {strategy} needs a drafter: give --speculative-draft-model-path, or use "
+                "ngram:8."
+            )
+        if kind is not None and kind != strategy.drafter:
+            raise ConfigError(
+                f"Strategy {strategy} does not fit the drafter {path!r}, which is {kind}; "
+                f"write {kind}:{strategy.num_steps}x{strategy.topk}x{strategy.num_draft_tokens}."
+            )
+    return strategy
+
+
+def strategy_fields(strategy: Strategy | None, args: Arguments) -> dict[str, Any]:
+    """SGLang's speculative fields for `strategy`; refuses other values the user gave."""
+    if strategy is None:
+        return {}
+    wanted: dict[str, Any] = {"speculative_algorithm": None}
+    if strategy.drafter == "ngram":
+        wanted = {
+            "speculative_algorithm": "NGRAM",
+            "speculative_num_draft_tokens": strategy.num_draft_tokens,
+        }
+    elif strategy.drafter != "off":
+        wanted = {
+            "speculative_algorithm": strategy.drafter.upper(),
+            "speculative_num_steps": strategy.num_steps,
+            "speculative_eagle_topk": strategy.topk,
+            "speculative_num_draft_tokens": strategy.num_draft_tokens,
+        }
+    if args.speculative_adaptive:
+        raise ConfigError(
+            "--speculative-adaptive is SGLang's own policy and contradicts --adaptive-spec; "
+            "leave one of the two out."
+        )
+    for name, value in wanted.items():
+        given = getattr(args, name)
+        if given is not None and str(given).upper() != str(value).upper():
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{flag} {given} contradicts the strategy {strategy}; leave {flag} out."
+            )
+    fields = {name: value for name, value in wanted.items() if value is not None}
+    if strategy.drafter in ("off", "ngram") and args.speculative_draft_model_path is not None:
+        fields["speculative_draft_model_path"] = None
+    return fields
+
+
+def _cpu_fields(args: Arguments) -> dict[str, Any]:
+    """What SGLang's CPU engine needs set, and limits that suit it."""
+    if args.tp_size > 1:
+        _refuse_tensor_parallel(args.tp_size)
+    if args.page_size not in (None, 1):
+        raise ConfigError(f"--page-size {args.page_size} is not served on CPU; use 1.")
+    if args.dtype not in ("auto", "float32", "float"):
+        raise ConfigError(f"--dtype {args.dtype} is not served on CPU; use float32.")
+    if args.attention_backend not in (None, "torch_native", "intel_amx"):
+        raise ConfigError(
+            f"--attention-backend {args.attention_backend} does not run on CPU; leave it out."
+        )
+    fields: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": "float32",
+        "attention_backend": "torch_native",
+        "disable_cuda_graph": True,
+        "sleep_on_idle": True,
+    }
+    if args.max_running_requests is None:
+        fields["max_running_requests"] = 16
+    model = checkpoint.read_config(args.model_path, "model")
+    if model is not None:
+        model = {**model, **(model.get("text_config") or {})}
+        if "num_hidden_layers" in model:
+            fields["max_total_tokens"] = memory.pool_tokens(
+                model, psutil.virtual_memory().available, args.max_total_tokens
+            )
+    return fields
+
+
+def _refuse_tensor_parallel(size: int) -> None:
+    raise ConfigError(
+        f"--tp-size {size} is not served on CPU: SGLang's CPU collectives need its compiled "
+        "sgl_kernel; start with --tp-size 1."
+    )

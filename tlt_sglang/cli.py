@@ -1,0 +1,69 @@
+"""`tlt`: the command line beside the server.
+
+    tlt check                  is this environment sound? what is missing, in words
+    tlt prepare smollm2-135m   make the default model ready and print its folder
+    tlt serve ...              the same as python -m tlt_sglang.launch_server ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tlt_sglang import __version__
+from tlt_sglang.config import Device
+from tlt_sglang.errors import TltError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["serve"]:
+        from tlt_sglang.launch_server import main as serve
+
+        return serve(argv[1:])
+    parser = argparse.ArgumentParser(prog="tlt", description="TLT-SGLang.")
+    parser.add_argument("--version", action="version", version=f"tlt-sglang {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("serve", help="start the server (see tlt serve --help)")
+    check = commands.add_parser("check", help="is this environment sound? what is missing?")
+    check.add_argument("--device", choices=["cpu", "cuda"], help="default: what this machine has")
+    prepare = commands.add_parser("prepare", help="make a model ready and print its folder")
+    prepare.add_argument("model", help="smollm2-135m")
+    args = parser.parse_args(argv)
+    try:
+        return _check(args.device) if args.command == "check" else _prepare(args.model)
+    except TltError as error:
+        print(f"tlt: {error}", file=sys.stderr)
+        return 1
+
+
+def _check(device: Device | None) -> int:
+    from tlt_sglang.environment import check
+    from tlt_sglang.launch_server import has_accelerator
+
+    if device is None:
+        device = "cuda" if has_accelerator() else "cpu"
+    findings = check(device)
+    print(f"TLT-SGLang {__version__}, for {'a GPU' if device == 'cuda' else 'this CPU'}:")
+    for finding in findings:
+        mark = "ok     " if finding.sound else "MISSING" if finding.needed else "note   "
+        print(f"  {mark}  {finding.text}")
+    missing = [finding for finding in findings if finding.needed and not finding.sound]
+    if missing:
+        print(f"Not sound: {len(missing)} of {len(findings)} checks failed.")
+        return 1
+    print("Sound: an engine can start here.")
+    return 0
+
+
+def _prepare(name: str) -> int:
+    from tlt_sglang.models import prepare
+
+    print(prepare(name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

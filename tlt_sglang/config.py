@@ -1,0 +1,111 @@
+"""The one configuration of a TLT engine, and the only reader of flags and environment.
+
+SGLang starts its engine processes itself and its `ServerArgs` takes no foreign fields, so the
+configuration travels in the environment: `TLT_CONFIG` names a TOML file (what an RL stack sets), or
+holds the same fields as inline JSON (what our launcher sets). Where it is unset, TLT is off.
+
+Runs in every process; imports nothing of SGLang.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tlt_sglang.errors import ConfigError
+from tlt_sglang.strategy.arms import Strategy, parse
+
+VARIABLE = "TLT_CONFIG"
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one engine. Every field has a default; a file names only what it changes."""
+
+    strategies: tuple[str, ...] = ()
+    """Strategies the engine may use, e.g. ["eagle:3x1x4"]; empty: chosen from the drafter."""
+
+    def __post_init__(self) -> None:
+        for text in self.strategies:
+            parse(text)
+        if len(self.strategies) > 1:
+            raise ConfigError(
+                f"This version runs one strategy per server, {len(self.strategies)} were given "
+                f"({', '.join(self.strategies)}); name one."
+            )
+
+    @property
+    def strategy(self) -> Strategy | None:
+        """The strategy that was asked for, or None to choose from the drafter."""
+        return parse(self.strategies[0]) if self.strategies else None
+
+    def to_json(self) -> str:
+        """The inline form for `TLT_CONFIG`."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Config | None:
+    """The configuration of this process, or None where TLT is off.
+
+    Raises ConfigError for a file that cannot be read and for fields that are not ours.
+    """
+    value = environ.get(VARIABLE, "").strip()
+    if not value:
+        return None
+    if value.startswith("{"):
+        try:
+            return from_fields(json.loads(value), f"the JSON in {VARIABLE}")
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{VARIABLE} holds no valid JSON: {error}.") from error
+    return from_file(Path(value))
+
+
+def from_file(path: Path) -> Config:
+    """The configuration in a TOML file."""
+    try:
+        fields = tomllib.loads(path.read_text())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"The TLT configuration {path} cannot be read ({reason}); give {VARIABLE} or "
+            "--tlt-config the path of a TOML file."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The TLT configuration {path} is not valid TOML: {error}.") from error
+    return from_fields(fields, str(path))
+
+
+def from_fields(fields: Any, source: str) -> Config:
+    """The configuration from a parsed mapping; `source` names it in errors."""
+    known = [field.name for field in dataclasses.fields(Config)]
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{source} must hold a table of settings, not a {type(fields).__name__}.")
+    for name in fields:
+        if name not in known:
+            raise ConfigError(
+                f"{source} has the unknown setting {name!r}; known ones: {', '.join(known)}."
+            )
+    strategies = fields.get("strategies", ())
+    if isinstance(strategies, str):
+        strategies = strategies.split(",")
+    if not isinstance(strategies, (list, tuple)) or not all(
+        isinstance(text, str) for text in strategies
+    ):
+        raise ConfigError(
+            f"{source} gives {strategies!r} as strategies; write a list of strings, "
+            'e.g. ["ngram:8"].'
+        )
+    return Config(strategies=tuple(text.strip() for text in strategies))
+
+
+def engine_device(environ: Mapping[str, str] = os.environ) -> Device:
+    """Which of SGLang's engines this process runs: its CPU engine has to be asked for."""
+    return "cpu" if environ.get("SGLANG_USE_CPU_ENGINE", "0") == "1" else "cuda"

@@ -1,0 +1,249 @@
+"""The decoder stack of a Llama, Qwen2 or Qwen3 target on CPU, without the framework in between.
+
+A decode step of a small model on CPU is half memory traffic and half Python: some twelve hundred
+module calls. This runs the same layers, on the same parameters and KV pool, as one loop over five
+kernels and four matrix products a layer. A model that is not exactly of this kind (quantised,
+parallel, with adapters, another rotary embedding ...) keeps SGLang's own forward.
+
+Runs in the scheduler process. The loop holds no copy of a weight: what changes in the model
+changes here (see `linear.generation`).
+
+Shapes: T tokens, N hidden size, H query heads, K key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tlt_sglang.cpu import linear
+from tlt_sglang.cpu.attention import CpuAttnBackend
+from tlt_sglang.cpu.kernels import vector
+
+Array = np.ndarray[Any, Any]
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One decoder layer, taken apart."""
+
+    attention: Any  # SGLang's RadixAttention: layer id and scale
+    input_norm: Array
+    post_norm: Array
+    eps: np.float32
+    query_norm: Array  # [D], or [0] where the model has none
+    key_norm: Array
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
+
+
+@dataclass(slots=True)
+class _Stack:
+    """A model taken apart, as of one generation of its packed weights."""
+
+    generation: int
+    layers: list[_Layer]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: Array  # [P, R]: cosines, then sines
+    norm: Array
+    eps: np.float32
+
+
+_stacks: weakref.WeakKeyDictionary[Any, _Stack | None] = weakref.WeakKeyDictionary()
+
+
+def forward(
+    original: Callable[..., Any],
+    model: Any,
+    input_ids: torch.Tensor,
+    positions: torch.Tensor,
+    forward_batch: Any,
+    input_embeds: torch.Tensor | None = None,
+    pp_proxy_tensors: Any = None,
+) -> Any:
+    """Hidden states after the last norm [T, N]; with captured layers a pair of it and their inputs.
+
+    Takes the place of `LlamaModel.forward` and `Qwen2Model.forward`, and calls it where it must.
+    """
+    from sglang.srt.layers.aux_hidden_states import AuxHiddenStateList
+    from sglang.srt.model_executor.forward_context import get_attn_backend
+
+    stack = _stack_of(model)
+    backend = get_attn_backend()
+    if stack is None or type(backend) is not CpuAttnBackend or input_ids.numel() == 0:
+        return original(
+            model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors
+        )
+    if input_embeds is None:
+        hidden = torch.nn.functional.embedding(input_ids, model.embed_tokens.weight)
+    else:
+        hidden = input_embeds.contiguous()
+    captured = AuxHiddenStateList()
+    wanted = model.layers_to_capture
+    step = _Step(stack, backend, positions.numpy(), forward_batch.out_cache_loc.numpy())
+    residual: Array | None = None
+    stream = hidden
+    for index, layer in enumerate(stack.layers):
+        hidden, residual, stream = step.run(layer, hidden, residual)
+        if index in wanted:
+            captured.capture(stream)
+    assert residual is not None
+    hidden, _, _ = step.norm(hidden, residual, stack.norm, stack.eps)
+    return (hidden, captured) if captured else hidden
+
+
+class _Step:
+    """One pass through the layers: what they share, and their scratch memory."""
+
+    def __init__(
+        self, stack: _Stack, backend: CpuAttnBackend, positions: Array, slots: Array
+    ) -> None:
+        self.stack, self.backend, self.positions, self.slots = stack, backend, positions, slots
+        tokens = len(positions)
+        shape = (tokens, stack.heads, stack.head_dim)
+        self.query = np.empty(shape, np.float32)
+        self.attended = torch.empty((tokens, stack.heads * stack.head_dim))
+        self.attended_rows = self.attended.numpy().reshape(shape)
+
+    def norm(
+        self, hidden: torch.Tensor, residual: Array | None, weight: Array, eps: np.float32
+    ) -> tuple[torch.Tensor, Array, torch.Tensor]:
+        """(norm of hidden + residual, their sum as an array, and the same as a tensor)."""
+        out = torch.empty_like(hidden)
+        if residual is None:
+            rows = hidden.numpy()
+            vector.rms_norm(rows, weight, eps, out.numpy())
+            return out, rows, hidden
+        total = torch.empty_like(hidden)
+        rows = total.numpy()
+        vector.add_rms_norm(hidden.numpy(), residual, weight, eps, out.numpy(), rows)
+        return out, rows, total
+
+    def run(
+        self, layer: _Layer, hidden: torch.Tensor, residual: Array | None
+    ) -> tuple[torch.Tensor, Array, torch.Tensor]:
+        """One layer: (its MLP's output, the residual stream, the stream that entered the layer)."""
+        stack, attention = self.stack, layer.attention
+        hidden, residual, entered = self.norm(hidden, residual, layer.input_norm, layer.eps)
+        keys, values = self.backend.buffers(attention.layer_id)
+        vector.rope_and_store(
+            layer.qkv(hidden).numpy(), self.positions, stack.rotary, layer.query_norm,
+            layer.key_norm, layer.eps, self.slots, self.query, keys, values,
+        )  # fmt: skip
+        scale = np.float32(attention.scaling)
+        self.backend.attend(self.query, keys, values, scale, self.attended_rows)
+        hidden, residual, _ = self.norm(
+            layer.out(self.attended), residual, layer.post_norm, layer.eps
+        )
+        gate_up = layer.gate_up(hidden).numpy()
+        size = gate_up.shape[1] // 2
+        active = torch.empty((len(gate_up), size))
+        vector.silu_and_mul(gate_up, active.numpy(), np.empty(size, np.int32))
+        return layer.down(active), residual, entered
+
+
+def _stack_of(model: Any) -> _Stack | None:
+    """The taken-apart model, rebuilt when a weight was packed anew; None if it is not our kind."""
+    stack = _stacks.get(model)
+    if stack is None and model in _stacks:
+        return None
+    if stack is None or stack.generation != linear.generation():
+        stack = _stacks[model] = _take_apart(model)
+    return stack
+
+
+def _take_apart(model: Any) -> _Stack | None:
+    from sglang.srt.layers.layernorm import RMSNorm
+    from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+    from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+    from sglang.srt.models.llama import LlamaMLP
+    from sglang.srt.models.qwen2 import Qwen2MLP
+    from sglang.srt.runtime_context import get_parallel
+
+    generation = linear.generation()
+    if (
+        model.pp_group.world_size != 1
+        or get_parallel().tp_size != 1
+        or type(model.embed_tokens) is not VocabParallelEmbedding
+    ):
+        return None
+    layers = []
+    for layer in model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = [layer.input_layernorm, layer.post_attention_layernorm, model.norm]
+        query_norm = getattr(attention, "q_norm", None)
+        key_norm = getattr(attention, "k_norm", None)
+        norms += [norm for norm in (query_norm, key_norm) if norm is not None]
+        rotary = attention.rotary_emb
+        products = [
+            _product(part)
+            for part in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
+        ]
+        ours = (
+            all(type(norm) is RMSNorm and _plain_norm(norm) for norm in norms)
+            and None not in products
+            and isinstance(mlp, (LlamaMLP, Qwen2MLP))
+            and type(rotary).forward_native is RotaryEmbedding.forward_native
+            and rotary.is_neox_style
+            and not hasattr(rotary, "sin_cos_cache")
+            and rotary.cos_sin_cache.dtype == torch.float32
+            and not attention.attn.logit_cap
+            and attention.attn.sliding_window_size == -1
+        )
+        if not ours:
+            return None
+        none = np.empty(0, np.float32)
+        layers.append(
+            _Layer(
+                attention.attn,
+                _weights(layer.input_layernorm),
+                _weights(layer.post_attention_layernorm),
+                np.float32(layer.input_layernorm.variance_epsilon),
+                none if query_norm is None else _weights(query_norm),
+                none if key_norm is None else _weights(key_norm),
+                *products,  # type: ignore[arg-type]
+            )
+        )
+    first = model.layers[0].self_attn
+    return _Stack(
+        generation,
+        layers,
+        first.attn.tp_q_head_num,
+        first.attn.tp_k_head_num,
+        first.attn.head_dim,
+        first.rotary_emb.cos_sin_cache.numpy(),
+        _weights(model.norm),
+        np.float32(model.norm.variance_epsilon),
+    )
+
+
+def _weights(norm: Any) -> Array:
+    weight: Array = norm.weight.detach().numpy()
+    return weight
+
+
+def _plain_norm(norm: Any) -> bool:
+    return norm.weight.dtype == torch.float32 and norm.variance_size_override is None
+
+
+def _product(layer: Any) -> Product | None:
+    """The matrix product of one of SGLang's linear layers, or None if it does more than that."""
+    from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+
+    if (
+        type(layer.quant_method) is not UnquantizedLinearMethod
+        or hasattr(layer, "set_lora")
+        or getattr(layer, "skip_bias_add", False)
+    ):
+        return None
+    return linear.product(layer.weight, layer.bias)

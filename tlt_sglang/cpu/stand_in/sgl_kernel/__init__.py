@@ -1,0 +1,52 @@
+"""A stand-in for ``sgl_kernel`` where its compiled library is missing (SGLang on CPU).
+
+SGLang imports it by name in every engine process, before plugins load; put the folder above
+this one on ``sys.path`` (``PYTHONPATH``) for that. It holds what speculative decoding needs and
+no model kernels: ``torch.ops.sgl_kernel.convert_weight_packed`` stays undefined, so SGLang
+keeps off its AMX paths.
+"""
+
+import sys
+from typing import NoReturn
+
+from sgl_kernel import speculative
+from tlt_sglang.cpu.kernels import (
+    assign_draft_cache_locs_contiguous_cpu,
+    assign_extend_cache_locs_cpu,
+    assign_req_to_token_pool_cpu,
+    build_tree_kernel_efficient_cpu,
+    copy_all_layer_kv_cache_cpu,
+    fill_accept_out_cache_loc_cpu,
+    fill_bonus_tokens_cpu,
+    register_murmur_hash,
+    rotate_input_ids_cpu,
+    verify_tree_greedy_cpu,
+)
+
+register_murmur_hash()
+
+
+def __getattr__(name: str) -> NoReturn:
+    message = (
+        f"sgl_kernel.{name} is not in TLT's CPU stand-in for sgl_kernel, which holds the kernels"
+        " of speculative decoding only; this model or flag needs the compiled sgl_kernel"
+    )
+    caller = sys._getframe(1).f_globals.get("__name__")
+    if caller == "importlib._bootstrap" and not name.startswith("__"):
+        # `from sgl_kernel import name` would drop the message of an AttributeError.
+        raise ImportError(message, name=__name__, path=__file__)
+    raise AttributeError(message, name=name)
+
+
+__all__ = [
+    "assign_draft_cache_locs_contiguous_cpu",
+    "assign_extend_cache_locs_cpu",
+    "assign_req_to_token_pool_cpu",
+    "build_tree_kernel_efficient_cpu",
+    "copy_all_layer_kv_cache_cpu",
+    "fill_accept_out_cache_loc_cpu",
+    "fill_bonus_tokens_cpu",
+    "rotate_input_ids_cpu",
+    "speculative",
+    "verify_tree_greedy_cpu",
+]

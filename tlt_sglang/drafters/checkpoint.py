@@ -1,0 +1,75 @@
+"""What a drafter's checkpoint says about itself, and whether it fits its target.
+
+Reads `config.json` files only: no torch, no SGLang. Runs in the launcher and in the process that
+resolves SGLang's arguments, before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tlt_sglang.errors import ConfigError
+from tlt_sglang.strategy.arms import Drafter
+
+
+def read_config(path: str, what: str) -> dict[str, Any] | None:
+    """`config.json` of a local checkpoint, or None where `path` is a hub id.
+
+    `what` names the checkpoint in errors ("model", "drafter").
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+            raise ConfigError(f"The {what} {path!r} does not exist; give a folder or a hub id.")
+        return None
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The {what} folder {path!r} has no readable config.json; give a Hugging Face "
+            "checkpoint folder."
+        ) from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"config.json of the {what} {path!r} is not a JSON object.")
+    return config
+
+
+def drafter_kind(config: dict[str, Any], path: str) -> Drafter:
+    """`eagle` or `eagle3`, from the architecture that the checkpoint names."""
+    names = [str(name) for name in config.get("architectures") or ()]
+    if any(name.lower().endswith("eagle3") for name in names):
+        return "eagle3"
+    if any("eagle" in name.lower() or "nextn" in name.lower() for name in names):
+        return "eagle"
+    raise ConfigError(
+        f"{path!r} is not a drafter: its architectures are {names}, none of them an EAGLE or "
+        "EAGLE-3 model."
+    )
+
+
+def check_fits(target: dict[str, Any], drafter: dict[str, Any], path: str) -> None:
+    """Raise ConfigError unless `drafter` was made for a target shaped like `target`.
+
+    The drafter reads the target's hidden states and shares its token ids, so hidden size and
+    vocabulary must agree. (An EAGLE-3 drafter may be narrower than its target when it says so with
+    `target_hidden_size`.)
+    """
+    kind = drafter_kind(drafter, path)
+    wanted = {"hidden size": target.get("hidden_size"), "vocabulary": target.get("vocab_size")}
+    own = drafter.get("hidden_size")
+    if kind == "eagle3":
+        own = drafter.get("target_hidden_size") or own
+    found = {"hidden size": own, "vocabulary": drafter.get("vocab_size")}
+    for name, value in wanted.items():
+        if value is not None and found[name] != value:
+            raise ConfigError(
+                f"The drafter {path!r} was made for another target: its {name} is "
+                f"{found[name]}, the model's is {value}."
+            )
+    if kind == "eagle" and drafter.get("tie_word_embeddings"):
+        raise ConfigError(
+            f"The drafter {path!r} has tie_word_embeddings true in config.json, with which SGLang "
+            "cannot share the target's head; set it to false."
+        )

@@ -1,0 +1,209 @@
+"""`python -m tlt_sglang.launch_server`: SGLang's server, with TLT's flags in front.
+
+Reads our flags, leaves every other one to SGLang, checks what can be checked before anything heavy
+is imported, then starts SGLang's own server in this process. Without `--adaptive-spec` SGLang runs
+untouched. A problem ends it with one sentence and exit status 1 (2 for a bad flag), and nothing it
+started stays behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tlt_sglang import config as configuration
+from tlt_sglang.config import Config
+from tlt_sglang.errors import ConfigError, EnvironmentProblem, TltError
+
+DEFAULT_PORT = 30000
+STAND_IN = Path(__file__).parent / "cpu" / "stand_in"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until it is told to stop; the process's exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if any(flag in ("-h", "--help") for flag in argv):
+        _parser().print_help()
+        print("\nEvery flag of SGLang's own server is accepted, too; they follow.\n", flush=True)
+        _use_cpu_engine_if_needed(argv)
+        from sglang.srt.server_args import prepare_server_args
+
+        prepare_server_args(["--help"])
+    debug = os.environ.get("TLT_DEBUG") == "1"
+    try:
+        return _serve(argv)
+    except TltError as error:
+        if debug:
+            raise
+        print(f"tlt-sglang: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tlt_sglang.launch_server",
+        description="SGLang with adaptive speculative decoding (TLT).",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("flags of TLT")
+    group.add_argument(
+        "--model",
+        "--model-path",
+        dest="model",
+        metavar="MODEL",
+        help="a folder, a hub id, or smollm2-135m (prepared on first use)",
+    )
+    group.add_argument(
+        "--adaptive-spec",
+        action="store_true",
+        help="turn TLT on: speculative decoding with n-grams, or with the drafter that "
+        "--speculative-draft-model-path names",
+    )
+    group.add_argument(
+        "--tlt-strategies",
+        metavar="STRATEGY",
+        help="strategy to use instead of the default: eagle:STEPSxTOPKxTOKENS, "
+        "eagle3:STEPSxTOPKxTOKENS, ngram:TOKENS or off",
+    )
+    group.add_argument(
+        "--tlt-config",
+        metavar="FILE",
+        help="TOML file with these settings (as TLT_CONFIG does); turns TLT on",
+    )
+    return parser
+
+
+def _serve(argv: list[str]) -> int:
+    ours, rest = _parser().parse_known_args(argv)
+    if ours.model is None:
+        raise ConfigError("Say which model to serve: --model FOLDER, a hub id, or smollm2-135m.")
+    config = _config(ours)
+    rest = ["--model-path", _model(ours.model), *rest]
+    on_cpu = _use_cpu_engine_if_needed(rest)
+    if on_cpu and "--device" not in rest:
+        rest += ["--device", "cpu"]
+    _check_port(rest)
+    if config is not None:
+        os.environ[configuration.VARIABLE] = config.to_json()
+        from tlt_sglang.environment import require_patchable
+
+        require_patchable("cpu" if on_cpu else "cuda")
+    else:
+        os.environ.pop(configuration.VARIABLE, None)
+    return _run_sglang(rest)
+
+
+def _config(ours: argparse.Namespace) -> Config | None:
+    """The configuration that the flags ask for; None leaves SGLang untouched."""
+    strategies = tuple(s.strip() for s in (ours.tlt_strategies or "").split(",") if s.strip())
+    if ours.tlt_config is not None:
+        config = configuration.from_file(Path(ours.tlt_config))
+        return Config(strategies=strategies or config.strategies)
+    if ours.adaptive_spec:
+        return Config(strategies=strategies)
+    if strategies:
+        raise ConfigError("--tlt-strategies has no effect without --adaptive-spec; add it.")
+    return configuration.from_environment()
+
+
+def _model(name: str) -> str:
+    from tlt_sglang.drafters.checkpoint import read_config
+    from tlt_sglang.models import resolve_model
+
+    path = resolve_model(name)
+    read_config(path, "model")
+    return path
+
+
+def _use_cpu_engine_if_needed(argv: Sequence[str]) -> bool:
+    """Whether this machine serves on CPU; if so, prepare the environment for SGLang's CPU engine.
+
+    On CPU SGLang imports a module `sgl_kernel` in every process before plugins load. Where its
+    compiled library is missing, ours stands in; child processes inherit sys.path.
+    """
+    device = flag_value(argv, "--device")
+    if device is None:
+        device = "cuda" if has_accelerator() else "cpu"
+    if device != "cpu":
+        return False
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    from importlib.util import find_spec
+
+    if find_spec("sgl_kernel") is None:
+        sys.path.append(str(STAND_IN))
+    return True
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has a GPU driver; asked without importing torch."""
+    return any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+
+
+def flag_value(argv: Sequence[str], *names: str) -> str | None:
+    """The last value that `argv` gives one of the flags `names` (`--flag v` or `--flag=v`)."""
+    value = None
+    for i, word in enumerate(argv):
+        for name in names:
+            if word == name and i + 1 < len(argv):
+                value = argv[i + 1]
+            elif word.startswith(name + "="):
+                value = word[len(name) + 1 :]
+    return value
+
+
+def _check_port(argv: Sequence[str]) -> None:
+    """Raise EnvironmentProblem if the HTTP port is taken, before minutes go into loading."""
+    text = flag_value(argv, "--port") or str(DEFAULT_PORT)
+    host = flag_value(argv, "--host") or "127.0.0.1"
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise ConfigError(f"--port {text} is not a port; give a number from 1 to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(text)))
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"Port {text} on {host} cannot be used ({error.strerror}); choose another with "
+                "--port, or stop what holds it."
+            ) from error
+
+
+def _run_sglang(argv: list[str]) -> int:
+    """SGLang's own launch, in this process; ends every process that it started."""
+    from sglang.launch_server import run_server
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    try:
+        load_plugins()
+        run_server(prepare_server_args(argv))
+    except TltError:
+        raise
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get("TLT_DEBUG") == "1":
+            raise
+        raise EnvironmentProblem(_first_sentence(error)) from error
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+    return 0
+
+
+def _first_sentence(error: Exception) -> str:
+    """What to tell of an error of SGLang's; `TLT_DEBUG=1` shows the whole of it."""
+    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    if "scheduler died" in text:
+        text = "the engine process stopped while starting; its message stands above"
+    return f"SGLang did not start: {text.rstrip('.')} (TLT_DEBUG=1 shows the traceback)."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Entry point of the `sglang.srt.plugins` group: check, apply, or stop this process.
+
+SGLang calls `load` early in its main, scheduler and detokenizer processes. It swallows exceptions
+of plugins and would go on without us, so a problem leaves as SystemExit, with one sentence.
+With TLT off (no `TLT_CONFIG`) nothing is imported and nothing is touched.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+from tlt_sglang import config as configuration
+from tlt_sglang.errors import TltError
+
+
+def load() -> None:
+    """Put every patch in force in this process, if TLT is on."""
+    try:
+        config = configuration.from_environment()
+        if config is None:
+            return
+        from tlt_sglang import engine
+        from tlt_sglang.patches import all_patches
+        from tlt_sglang.patching import Patcher
+
+        if engine.current is not None:
+            return
+        device = configuration.engine_device()
+        patcher = Patcher(all_patches(), device)
+        patcher.apply()
+        patcher.verify()
+        engine.start(engine.Engine(config, device, patcher))
+    except TltError as error:
+        raise SystemExit(f"tlt-sglang: {error}") from error
+    except Exception as error:
+        traceback.print_exc()
+        raise SystemExit(f"tlt-sglang: loading failed, please report it: {error!r}") from error
