@@ -581,7 +581,11 @@ class Patcher:
         setattr(holder, name, record.ours)
         record.undo.append(functools.partial(setattr, holder, name, raw))
         if holder is module and _is_own(raw, module, self._expected[patch.target]):
-            _rebind(raw, module, record)
+            for other, bound in _bindings(raw, module):
+                setattr(other, bound, record.ours)
+                record.undo.append(functools.partial(setattr, other, bound, raw))
+        if holder is module and _is_only_ours(record):
+            record.undo.append(functools.partial(_unbind, record.ours, raw, module))
 
     def _undo(self, records: list[_Applied]) -> None:
         for record in reversed(records):
@@ -642,15 +646,31 @@ def _is_own(raw: Any, module: ModuleType, definition: Definition) -> bool:
     return isinstance(raw, (FunctionType, type)) and raw.__module__ == module.__name__
 
 
-def _rebind(raw: Any, module: ModuleType, record: _Applied) -> None:
-    """Replace what other modules of the package bound with `from module import name`."""
+def _is_only_ours(record: _Applied) -> bool:
+    """Can another module have `ours` only through the patch?"""
+    package = record.patch.module.split(".")[0]
+    home = str(getattr(record.ours, "__module__", "builtins")).split(".")[0]
+    return callable(record.ours) and (
+        record.patch.kind == "wrap" or home not in (package, "builtins")
+    )
+
+
+def _unbind(ours: Any, raw: Any, module: ModuleType) -> None:
+    """Put `raw` where modules imported since then bound `ours`."""
+    for other, bound in _bindings(ours, module):
+        setattr(other, bound, raw)
+
+
+def _bindings(value: Any, module: ModuleType) -> list[tuple[ModuleType, str]]:
+    """Where the other loaded modules of the package bind this very object."""
     package = module.__name__.split(".")[0]
-    for name, other in list(sys.modules.items()):
-        if name.split(".")[0] != package or other is module or not isinstance(other, ModuleType):
-            continue
-        for bound in [bound for bound, value in vars(other).items() if value is raw]:
-            setattr(other, bound, record.ours)
-            record.undo.append(functools.partial(setattr, other, bound, raw))
+    return [
+        (other, bound)
+        for name, other in list(sys.modules.items())
+        if name.split(".")[0] == package and other is not module and isinstance(other, ModuleType)
+        for bound, held in list(vars(other).items())
+        if held is value
+    ]
 
 
 # ---- double ownership ----------------------------------------------------------------------------

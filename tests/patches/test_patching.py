@@ -305,6 +305,17 @@ def test_nothing_is_imported_because_of_us(patcher_of: Callable[..., Patcher]) -
     assert "exec_module" not in vars(user.__loader__)
 
 
+def test_revert_reaches_what_was_imported_since(patcher_of: Callable[..., Patcher]) -> None:
+    maths = load("maths")
+    original = maths.double
+    patcher = patcher_of(swap("double", foreign), swap("LIMIT", 9))
+    patcher.apply()
+    user, deep = load("user"), load("deep")
+    assert user.double is deep.twice is foreign
+    patcher.revert()
+    assert user.double is deep.twice is maths.double is original
+
+
 def test_a_reloaded_module_is_patched_anew(patcher_of: Callable[..., Patcher]) -> None:
     patcher = patcher_of(wrap("double", plus_100))
     patcher.apply()
