@@ -14,8 +14,10 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tlt_sglang import config as configuration
+from tlt_sglang import prefork
 from tlt_sglang.config import Config
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, TltError
 
@@ -88,14 +90,17 @@ def _serve(argv: list[str]) -> int:
     if on_cpu and "--device" not in rest:
         rest += ["--device", "cpu"]
     _check_port(rest)
-    if config is not None:
-        os.environ[configuration.VARIABLE] = config.to_json()
-        from tlt_sglang.environment import require_patchable
-
-        require_patchable("cpu" if on_cpu else "cuda")
-    else:
+    if config is None:
         os.environ.pop(configuration.VARIABLE, None)
-    return _run_sglang(rest)
+        return _run_sglang(rest, forked=False)
+    os.environ[configuration.VARIABLE] = config.to_json()
+    from tlt_sglang.environment import require_patchable
+
+    require_patchable("cpu" if on_cpu else "cuda")
+    os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "tlt_sglang.no_models")
+    if on_cpu:
+        prefork.begin()
+    return _run_sglang(rest, forked=on_cpu)
 
 
 def _config(ours: argparse.Namespace) -> Config | None:
@@ -174,7 +179,7 @@ def _check_port(argv: Sequence[str]) -> None:
             ) from error
 
 
-def _run_sglang(argv: list[str]) -> int:
+def _run_sglang(argv: list[str], forked: bool) -> int:
     """SGLang's own launch, in this process; ends every process that it started."""
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins
@@ -183,7 +188,11 @@ def _run_sglang(argv: list[str]) -> int:
 
     try:
         load_plugins()
-        run_server(prepare_server_args(argv))
+        args = prepare_server_args(argv)
+        if forked:
+            _launch_forked(args)
+        else:
+            run_server(args)
     except TltError:
         raise
     except KeyboardInterrupt:
@@ -195,6 +204,18 @@ def _run_sglang(argv: list[str]) -> int:
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
     return 0
+
+
+def _launch_forked(args: Any) -> None:
+    """SGLang's HTTP server with its processes from the fork server."""
+    from sglang.srt.entrypoints import http_server
+    from sglang.srt.managers.detokenizer_manager import run_detokenizer_process
+
+    http_server.launch_server(
+        args,
+        run_scheduler_process_func=prefork.Target(http_server.run_scheduler_process),
+        run_detokenizer_process_func=prefork.Target(run_detokenizer_process),
+    )
 
 
 def _first_sentence(error: Exception) -> str:

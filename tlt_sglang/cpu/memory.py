@@ -8,8 +8,8 @@ from tlt_sglang.errors import ConfigError
 
 SHARE = 0.25
 """Share of the available memory that the KV pool takes unless told otherwise."""
-MOST_TOKENS = 131_072
-"""And no more tokens than this: a CPU does not decode more at once."""
+MOST_TOKENS = 32_768
+"""And no more tokens than this: SGLang touches the whole pool at start, seconds per 100,000."""
 
 
 def bytes_per_token(model: dict[str, Any]) -> int:

@@ -1,0 +1,25 @@
+"""sglang.srt.entrypoints.engine, in the main process: engine processes from the fork server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+
+@wraps_upstream(
+    "sglang.srt.entrypoints.engine:_set_envs_and_config",
+    why="it sets the start method to spawn, with which every process imports everything anew",
+    remove_when="SGLang's CPU engine can start its processes by forkserver",
+    process="main",
+    only_on="cpu",
+    digests={"0.5.23": "01931f633e6c4805"},
+)
+def set_envs_and_config(original: Any, server_args: Any) -> None:
+    from tlt_sglang import prefork
+
+    original(server_args)
+    prefork.use()
+
+
+PATCHES = (set_envs_and_config,)
