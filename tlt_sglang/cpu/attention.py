@@ -10,18 +10,15 @@ It holds no state between forwards but the views of the KV pool; the arithmetic 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 
 from tlt_sglang.cpu.kernels import attention as kernels
 from tlt_sglang.errors import ConfigError
-
-Array = np.ndarray[Any, Any]
 
 # Above this many new tokens of one request the fused kernel of torch is faster than ours, by
 # more than the difference in rounding is worth.
@@ -42,46 +39,45 @@ class CpuAttnBackend(AttentionBackend):
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         _refuse_unserved(model_runner)
         self.max_context_len = model_runner.model_config.context_len
-        self._table: Array = model_runner.req_to_token_pool.req_to_token.numpy()
-        self._buffers: dict[int, tuple[Array, Array]] = {}
-        self._attend: Callable[..., None] | None = None
-        self._rows: Array
-        self._plan: tuple[Any, ...] = ()
-        self._out_loc: Array | None = None
+        self._table: torch.Tensor = model_runner.req_to_token_pool.req_to_token
+        self._parts: list[_Part] = []
 
     # -- per forward ---------------------------------------------------------------------------
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Fix what the layers share: rows of the request table, lengths, masks."""
+        """Fix what the layers share: which slots each query sees."""
         mode = forward_batch.forward_mode
         if mode.is_idle():
+            self._parts = []
             return
-        self._rows = forward_batch.req_pool_indices.numpy()
-        seq_lens = forward_batch.seq_lens.numpy()
+        table, rows, lens = self._table, forward_batch.req_pool_indices, forward_batch.seq_lens
         if mode.is_decode():
-            self._attend, self._plan = kernels.attend_decode, (seq_lens,)
+            self._parts = [_Part(kernels.plan_decode(table, rows, lens))]
         elif mode.is_target_verify():
             spec = forward_batch.spec_info
             width = spec.draft_token_num
             if spec.tree_topk == 1:
-                self._attend = kernels.attend_extend
-                self._plan = (seq_lens, np.full(len(seq_lens), width))
+                plan = kernels.plan_extend(table, rows, lens, torch.full((len(lens),), width))
             else:
-                mask = spec.custom_mask.numpy()[: len(seq_lens) * width * width]
-                self._attend = kernels.attend_tree
-                self._plan = (seq_lens, mask.reshape(len(seq_lens), width, width))
+                mask = spec.custom_mask[: len(lens) * width * width]
+                plan = kernels.plan_tree(table, rows, lens, mask.view(len(lens), width, width))
+            self._parts = [_Part(plan)]
         else:
-            self._attend = self._attend_extend
-            self._plan = (
-                forward_batch.extend_prefix_lens.numpy(),
-                forward_batch.extend_seq_lens.numpy(),
+            self._parts = _extend_parts(
+                table, rows, forward_batch.extend_prefix_lens, forward_batch.extend_seq_lens
             )
 
     def use_branches(self, forward_batch: Any, topk: int, steps: int, step: int) -> None:
         """Plan for draft step `step` of `steps`, `topk` branches a request."""
-        self._rows = forward_batch.req_pool_indices.numpy()
-        prefix = forward_batch.seq_lens.numpy()
-        self._attend, self._plan = kernels.attend_branch, (prefix, topk, steps, step)
+        plan = kernels.plan_branches(
+            self._table,
+            forward_batch.req_pool_indices,
+            forward_batch.seq_lens,
+            topk,
+            steps,
+            step,
+        )
+        self._parts = [_Part(plan)]
 
     # -- per layer -----------------------------------------------------------------------------
 
@@ -102,65 +98,35 @@ class CpuAttnBackend(AttentionBackend):
             return out
         if kwargs or layer.logit_cap or layer.sliding_window_size > -1 or layer.is_cross_attention:
             _refuse_layer(layer, kwargs)
-        kbuf, vbuf = self.buffers(layer.layer_id)
+        keys, values = self.buffers(layer.layer_id)
         if save_kv_cache and k is not None and v is not None:
-            kernels.store_kv(
-                k.numpy(), v.numpy(), forward_batch.out_cache_loc.numpy(), kbuf, vbuf
-            )
-        self.attend(
-            q.view(-1, heads, dim).numpy(),
-            kbuf,
-            vbuf,
-            np.float32(layer.scaling),
-            out.view(-1, heads, layer.v_head_dim).numpy(),
-        )
+            slots = forward_batch.out_cache_loc
+            keys[slots] = k
+            values[slots] = v
+        shape = (-1, heads, layer.v_head_dim)
+        self.attend(q.reshape(-1, heads, dim), keys, values, layer.scaling, out.view(shape))
         return out
 
-    def buffers(self, layer_id: int) -> tuple[Array, Array]:
+    def buffers(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The keys and values of a layer's pool, each [S, K, D]."""
-        buffers = self._buffers.get(layer_id)
-        if buffers is None:
-            pool = self.token_to_kv_pool
-            buffers = self._buffers[layer_id] = (
-                pool.get_key_buffer(layer_id).numpy(),
-                pool.get_value_buffer(layer_id).numpy(),
-            )
-        return buffers
+        pool = self.token_to_kv_pool
+        return pool.get_key_buffer(layer_id), pool.get_value_buffer(layer_id)
 
-    def attend(self, q: Array, kbuf: Array, vbuf: Array, scale: np.float32, out: Array) -> None:
-        """Attention of q [T, H, D] over what this forward's plan lets it see, into out [T, H, D]."""
-        assert self._attend is not None
-        table, rows = self._table, self._rows
-        self._attend(q, kbuf, vbuf, table, rows, *self._plan, scale, out, 0, len(q))
-
-    def _attend_extend(
+    def attend(
         self,
-        q: Array,
-        kbuf: Array,
-        vbuf: Array,
-        table: Array,
-        rows: Array,
-        prefix: Array,
-        extend: Array,
-        scale: np.float32,
-        out: Array,
-        lo: int,
-        hi: int,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scale: float,
+        out: torch.Tensor,
     ) -> None:
-        """Extend, request by request: short ones by our kernel, long ones by torch's."""
-        start = 0
-        for i, count in enumerate(extend.tolist()):
-            part = slice(start, start + count)
-            one = slice(i, i + 1)
-            if count <= LONG_EXTEND:
-                kernels.attend_extend(
-                    q[part], kbuf, vbuf, table, rows[one], prefix[one], extend[one], scale,
-                    out[part], 0, count,
-                )  # fmt: skip
+        """q [T, H, D] over what this forward's plan lets it see, into out [T, H, D]."""
+        for part in self._parts:
+            rows = part.rows
+            if part.plan is not None:
+                kernels.attend(part.plan, q[rows], keys, values, scale, out[rows])
             else:
-                slots = table[rows[i], : prefix[i] + count]
-                out[part] = _sdpa(q[part], kbuf[slots], vbuf[slots], int(prefix[i]), scale)
-            start += count
+                out[rows] = _sdpa(q[rows], keys[part.slots], values[part.slots], scale)
 
     def support_triton(self) -> bool:
         return False
@@ -184,17 +150,50 @@ class CpuMultiStepDraftBackend:
             backend.use_branches(forward_batch, self.topk, self.speculative_num_steps, step)
 
 
-def _sdpa(q: Array, k: Array, v: Array, prefix: int, scale: np.float32) -> Array:
-    """Causal attention of q [T, H, D] after `prefix` tokens, over k, v [prefix + T, K, D]."""
-    heads = [torch.from_numpy(x).transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
-    count = q.shape[0]
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some queries of a forward: many short ones by plan, or one long prompt by its slots."""
+
+    plan: kernels.Plan | None
+    rows: slice = field(default_factory=lambda: slice(None))
+    slots: torch.Tensor | None = None
+
+
+def _extend_parts(
+    table: torch.Tensor, rows: torch.Tensor, prefix: torch.Tensor, extend: torch.Tensor
+) -> list[_Part]:
+    """Extends of at most LONG_EXTEND tokens by our kernel, longer ones by torch's, in runs."""
+    lens = extend.tolist()
+    if max(lens) <= LONG_EXTEND:
+        return [_Part(kernels.plan_extend(table, rows, prefix, extend))]
+    parts, start = [], 0
+    for i, count in enumerate(lens):
+        queries = slice(start, start + count)
+        if count <= LONG_EXTEND:
+            one = slice(i, i + 1)
+            plan = kernels.plan_extend(table, rows[one], prefix[one], extend[one])
+            parts.append(_Part(plan, queries))
+        else:
+            slots = table[rows[i], : int(prefix[i]) + count].to(torch.int64)
+            parts.append(_Part(None, queries, slots))
+        start += count
+    return parts
+
+
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Causal attention of the last T of k, v's tokens: q [T, H, D], k and v [L, K, D]."""
+    count, length = len(q), len(k)
     mask = None
-    if prefix:
-        mask = torch.ones(count, prefix + count, dtype=torch.bool).tril(prefix)
+    if length > count:
+        mask = torch.ones(count, length, dtype=torch.bool).tril(length - count)
     out = torch.nn.functional.scaled_dot_product_attention(
-        *heads, attn_mask=mask, is_causal=mask is None, scale=float(scale), enable_gqa=True
+        *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=True,
     )
-    return out[0].transpose(0, 1).numpy()
+    return out[0].transpose(0, 1)
 
 
 def _refuse_unserved(runner: Any) -> None:

@@ -111,9 +111,10 @@ class _Step:
         self.stack, self.backend, self.positions, self.slots = stack, backend, positions, slots
         tokens = len(positions)
         shape = (tokens, stack.heads, stack.head_dim)
-        self.query = np.empty(shape, np.float32)
+        self.query = torch.empty(shape)
+        self.query_rows = self.query.numpy()
         self.attended = torch.empty((tokens, stack.heads * stack.head_dim))
-        self.attended_rows = self.attended.numpy().reshape(shape)
+        self.attended_heads = self.attended.view(shape)
 
     def norm(
         self, hidden: torch.Tensor, residual: Array | None, weight: Array, eps: np.float32
@@ -138,10 +139,9 @@ class _Step:
         keys, values = self.backend.buffers(attention.layer_id)
         vector.rope_and_store(
             layer.qkv(hidden).numpy(), self.positions, stack.rotary, layer.query_norm,
-            layer.key_norm, layer.eps, self.slots, self.query, keys, values,
+            layer.key_norm, layer.eps, self.slots, self.query_rows, keys.numpy(), values.numpy(),
         )  # fmt: skip
-        scale = np.float32(attention.scaling)
-        self.backend.attend(self.query, keys, values, scale, self.attended_rows)
+        self.backend.attend(self.query, keys, values, attention.scaling, self.attended_heads)
         hidden, residual, _ = self.norm(
             layer.out(self.attended), residual, layer.post_norm, layer.eps
         )

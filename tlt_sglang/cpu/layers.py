@@ -82,14 +82,14 @@ def rotary(
     offsets: torch.Tensor | None = None,
     fused_set_kv_buffer_arg: Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary embedding of query [T, H * D] and key [T, K * D], in place, and the two."""
+    """Rotary embedding of query [T, H * D] and key [T, K * D]."""
     served = (
         layer.is_neox_style
         and offsets is None
         and fused_set_kv_buffer_arg is None
         and positions.dim() == 1
         and query.dtype == key.dtype == layer.cos_sin_cache.dtype == torch.float32
-        and query.stride(-1) == key.stride(-1) == 1
+        and positions.dtype == torch.int64
         and not hasattr(layer, "sin_cos_cache")
     )
     if not served:
@@ -97,11 +97,16 @@ def rotary(
             layer, positions, query, key, offsets, fused_set_kv_buffer_arg
         )
         return result
-    tokens = positions.shape[0]
-    vector.rope_neox(
-        query.view(tokens, -1, layer.head_size).numpy(),
-        key.view(tokens, -1, layer.head_size).numpy(),
-        positions.numpy(),
-        layer.cos_sin_cache.numpy(),
-    )
-    return query, key
+    turned = []
+    for x in (query, key):
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        vector.rope(
+            x.view(len(positions), -1).numpy(),
+            layer.head_size,
+            positions.numpy(),
+            layer.cos_sin_cache.numpy(),
+            out.view(len(positions), -1).numpy(),
+        )
+        turned.append(out)
+    return turned[0], turned[1]

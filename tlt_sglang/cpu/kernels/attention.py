@@ -1,167 +1,248 @@
 """Paged attention for CPU: one query at a time, the same arithmetic in every mode.
 
-Decode, extend, target-verify (chain and tree) and draft steps differ only in which KV slots a
-query sees. Each of them writes, for every query, the list of those slots in position order, and one
-function attends over such a list. A token's attention output is therefore bitwise the same
-whether it was decoded alone, verified inside a tree, or prefilled: what makes greedy output under
-speculation identical to greedy output without it.
+Decode, extend, target-verify (chain and tree) and draft steps differ only in which KV slots a query
+sees: the first `seen` slots of its request's table row, and then a few more of its own (its
+ancestors in a tree, its branch of a draft). A plan (`plan_*`) says so once a forward; `attend` then
+writes out each query's slots in position order and attends over that list. A token's attention
+output is therefore bitwise the same whether it was decoded alone, verified inside a tree, or
+prefilled: what makes greedy output under speculation identical to greedy output without it.
 
-Shapes, here and in `reference.py`: T queries, S KV slots, H query heads, K key/value heads
-(H = K * G), D head size, R rows of the request table, C its columns.
+Shapes, here and in `reference`: T queries, S KV slots, H query heads, K key/value heads
+(H = K * G), D head size, R rows of the request table, C its columns, E extra slots at most.
 
 Runs in the scheduler process. Knows nothing of SGLang.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numba import njit
+import torch
+from numba import carray, cfunc, types
 
-from tlt_sglang.cpu.kernels.vector import exp_block
+from tlt_sglang.cpu.kernels.compile import Array, inline, kernel
+from tlt_sglang.cpu.kernels.team import next_item, pointer_to, start
 
-LOG2E = np.float32(math.log2(math.e))
+WORTH_A_TEAM = 8192
+"""Queries x slots x heads from which every core helps; less is done before the others wake."""
 
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _attend(q, kbuf, vbuf, slots, n, scale, out, scores, ints):
-    """Attention of one query over `n` slots.
-
-    q [H, D], kbuf and vbuf [S, K, D], slots [>= n], out [H, D] (written); scores [G, >= n] and
-    ints [>= n] are scratch.
-    """
-    heads, dim = q.shape
-    kv_heads = kbuf.shape[1]
-    group = heads // kv_heads
-    for kv in range(kv_heads):
-        for j in range(n):
-            slot = slots[j]
-            for g in range(group):
-                acc = np.float32(0.0)
-                for d in range(dim):
-                    acc += q[kv * group + g, d] * kbuf[slot, kv, d]
-                scores[g, j] = acc * scale
-        for g in range(group):
-            top = scores[g, 0]
-            for j in range(1, n):
-                top = max(top, scores[g, j])
-            total = exp_block(scores[g], n, top, ints)
-            inverse = np.float32(1.0) / total
-            for j in range(n):
-                scores[g, j] *= inverse
-            for d in range(dim):
-                out[kv * group + g, d] = np.float32(0.0)
-        for j in range(n):
-            slot = slots[j]
-            for g in range(group):
-                p = scores[g, j]
-                for d in range(dim):
-                    out[kv * group + g, d] += p * vbuf[slot, kv, d]
+_LOG2E = np.float32(1.4426950408889634)
+# Minimax polynomial of 2**f on [-0.5, 0.5]; its relative error is below one fp32 ulp.
+_C0, _C1, _C2 = np.float32(1.0), np.float32(0.6931471805599453), np.float32(0.2402265069591007)
+_C3, _C4 = np.float32(0.05550410866482158), np.float32(0.009618129107628477)
+_C5, _C6 = np.float32(0.0013333558146428443), np.float32(0.00015403530393381608)
+_LEAST, _MOST = np.float32(-126.0), np.float32(127.0)
 
 
-@njit(cache=True, nogil=True)
-def store_kv(k, v, loc, kbuf, vbuf):
-    """Write new keys and values: k, v [T, K, D] to slots loc [T] of kbuf, vbuf [S, K, D]."""
-    for t in range(loc.shape[0]):
-        slot = loc[t]
-        for h in range(k.shape[1]):
-            for d in range(k.shape[2]):
-                kbuf[slot, h, d] = k[t, h, d]
-            for d in range(v.shape[2]):
-                vbuf[slot, h, d] = v[t, h, d]
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What each of T queries sees, as of one forward."""
+
+    rows: torch.Tensor  # [T] int64: the request's row of the table
+    seen: torch.Tensor  # [T] int64: slots at the head of that row
+    extra: torch.Tensor  # [T, E] int32: further slots, in position order
+    counts: torch.Tensor  # [T] int64: how many of those
+    data: Array  # what the task reads; the per-layer part is filled in by `attend`
 
 
-@njit(cache=True, nogil=True)
-def attend_decode(q, kbuf, vbuf, table, rows, lens, scale, out, lo, hi):
-    """Query t of [lo, hi) sees the first lens[t] slots of its table row.
-
-    q, out [T, H, D]; table [R, C] int32; rows, lens [T].
-    """
-    longest = 0
-    for t in range(lo, hi):
-        longest = max(longest, lens[t])
-    scores = np.empty((q.shape[1] // kbuf.shape[1], longest), np.float32)
-    ints = np.empty(longest, np.int32)
-    for t in range(lo, hi):
-        _attend(q[t], kbuf, vbuf, table[rows[t]], lens[t], scale, out[t], scores, ints)
-
-
-@njit(cache=True, nogil=True)
-def attend_extend(q, kbuf, vbuf, table, rows, prefix, extend, scale, out, lo, hi):
-    """Causal extend: request i adds extend[i] queries after prefix[i] cached tokens.
-
-    Queries lie packed in request order; only those with index in [lo, hi) are computed.
-    """
-    longest = 0
-    for i in range(rows.shape[0]):
-        longest = max(longest, prefix[i] + extend[i])
-    scores = np.empty((q.shape[1] // kbuf.shape[1], longest), np.float32)
-    ints = np.empty(longest, np.int32)
-    t = 0
-    for i in range(rows.shape[0]):
-        slots = table[rows[i]]
-        for j in range(extend[i]):
-            if lo <= t < hi:
-                n = prefix[i] + j + 1
-                _attend(q[t], kbuf, vbuf, slots, n, scale, out[t], scores, ints)
-            t += 1
+def _plan(
+    rows: torch.Tensor,
+    seen: torch.Tensor,
+    table: torch.Tensor,
+    extra: torch.Tensor | None = None,
+    counts: torch.Tensor | None = None,
+) -> Plan:
+    tokens = len(rows)
+    if extra is None or counts is None:
+        extra = torch.empty((tokens, 0), dtype=torch.int32)
+        counts = torch.zeros(tokens, dtype=torch.int64)
+    rows, seen = rows.to(torch.int64).contiguous(), seen.to(torch.int64).contiguous()
+    longest = int((seen + counts).max()) if tokens else 0
+    data = np.zeros(20, np.int64)
+    data[1:13] = (
+        rows.data_ptr(), seen.data_ptr(), extra.data_ptr(), counts.data_ptr(), table.data_ptr(),
+        tokens, extra.shape[1], table.shape[0], table.shape[1], longest, 0, 0,
+    )  # fmt: skip
+    return Plan(rows, seen, extra, counts, data)
 
 
-@njit(cache=True, nogil=True)
-def attend_tree(q, kbuf, vbuf, table, rows, prefix, mask, scale, out, lo, hi):
-    """Tree verify: request i adds N queries; query j sees the prefix and mask[i, j] of the N.
+def plan_decode(table: torch.Tensor, rows: torch.Tensor, lens: torch.Tensor) -> Plan:
+    """One query a request, which sees all its `lens` [B] tokens. table [R, C] int32, rows [B]."""
+    return _plan(rows, lens, table)
 
-    mask [B, N, N] bool, row = query, column = candidate; a candidate's slot stands at column
+
+def plan_extend(
+    table: torch.Tensor, rows: torch.Tensor, prefix: torch.Tensor, extend: torch.Tensor
+) -> Plan:
+    """Causal: request i adds extend[i] queries after prefix[i] tokens. rows, prefix, extend [B]."""
+    extend = extend.to(torch.int64)
+    owner = torch.repeat_interleave(torch.arange(len(rows)), extend)
+    first = torch.cumsum(extend, 0) - extend
+    place = torch.arange(len(owner)) - first[owner]
+    return _plan(rows[owner], prefix[owner] + place + 1, table)
+
+
+def plan_tree(
+    table: torch.Tensor, rows: torch.Tensor, prefix: torch.Tensor, mask: torch.Tensor
+) -> Plan:
+    """Request i adds N queries; query j sees prefix[i] tokens and mask[i, j] of the N candidates.
+
+    mask [B, N, N] bool, row = query, column = candidate, whose slot stands at column
     prefix[i] + candidate of the request's table row.
     """
-    width = mask.shape[1]
-    longest = 0
-    for i in range(rows.shape[0]):
-        longest = max(longest, prefix[i] + width)
-    scores = np.empty((q.shape[1] // kbuf.shape[1], longest), np.float32)
-    ints = np.empty(longest, np.int32)
-    slots = np.empty(longest, np.int32)
-    t = 0
-    for i in range(rows.shape[0]):
-        row = table[rows[i]]
-        filled = False
-        for j in range(width):
-            if lo <= t < hi:
-                if not filled:
-                    for p in range(prefix[i]):
-                        slots[p] = row[p]
-                    filled = True
-                n = prefix[i]
-                for c in range(width):
-                    if mask[i, j, c]:
-                        slots[n] = row[prefix[i] + c]
-                        n += 1
-                _attend(q[t], kbuf, vbuf, slots, n, scale, out[t], scores, ints)
-            t += 1
+    batch, width = mask.shape[:2]
+    extra = torch.empty((batch * width, width), dtype=torch.int32)
+    counts = torch.empty(batch * width, dtype=torch.int64)
+    rows, prefix = rows.to(torch.int64).contiguous(), prefix.to(torch.int64).contiguous()
+    _tree_slots(
+        table.numpy(), rows.numpy(), prefix.numpy(), mask.contiguous().numpy(), extra.numpy(),
+        counts.numpy(),
+    )  # fmt: skip
+    return _plan(
+        rows.repeat_interleave(width), prefix.repeat_interleave(width), table, extra, counts
+    )
 
 
-@njit(cache=True, nogil=True)
-def attend_branch(q, kbuf, vbuf, table, rows, prefix, topk, steps, step, scale, out, lo, hi):
-    """Draft step `step`: T = B * topk queries, one a branch.
+def plan_branches(
+    table: torch.Tensor,
+    rows: torch.Tensor,
+    prefix: torch.Tensor,
+    topk: int,
+    num_steps: int,
+    step: int,
+) -> Plan:
+    """Draft step `step`: topk queries a request, each sees the prefix and its own branch so far.
 
-    Branch b of request i sees the prefix and its own slots of steps 0..step, which stand at
-    columns prefix[i] + b * steps + s of the request's table row (`per_step_draft_out_cache_loc`
-    of SGLang lays them out so).
+    Branch b's slots of steps 0..step stand at columns prefix[i] + b * num_steps + s of the request's
+    table row, as SGLang's `per_step_draft_out_cache_loc` lays them out.
     """
-    longest = 0
+    branch = torch.arange(topk)[:, None] * num_steps + torch.arange(step + 1)
+    columns = prefix.to(torch.int64)[:, None] + branch.reshape(1, -1)
+    extra = table[rows.to(torch.int64)[:, None], columns].reshape(-1, step + 1).contiguous()
+    counts = torch.full((len(extra),), step + 1, dtype=torch.int64)
+    return _plan(rows.repeat_interleave(topk), prefix.repeat_interleave(topk), table, extra, counts)
+
+
+def attend(
+    plan: Plan,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """Attention of every query of `plan`: q [T, H, D], keys and values [S, K, D] -> out [T, H, D].
+
+    All float32 and contiguous.
+    """
+    data = plan.data
+    data[0] = 0
+    data[11:18] = (
+        q.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), keys.shape[1], q.shape[1],
+        q.shape[2],
+    )  # fmt: skip
+    data[18] = keys.shape[0]
+    data[19:20].view(np.float64)[0] = scale
+    work = int(data[6] * data[10]) * q.shape[1]
+    start(work >= WORTH_A_TEAM)(_task.address, data.ctypes.data)
+
+
+@kernel("void(int32[:, ::1], int64[::1], int64[::1], boolean[:, :, ::1], int32[:, ::1], int64[::1])")
+def _tree_slots(
+    table: Array, rows: Array, prefix: Array, mask: Array, extra: Array, counts: Array
+) -> None:
+    width = mask.shape[1]
     for i in range(rows.shape[0]):
-        longest = max(longest, prefix[i] + step + 1)
-    scores = np.empty((q.shape[1] // kbuf.shape[1], longest), np.float32)
-    ints = np.empty(longest, np.int32)
-    slots = np.empty(longest, np.int32)
-    for t in range(lo, hi):
-        i = t // topk
-        b = t % topk
-        row = table[rows[i]]
-        n = prefix[i]
-        for p in range(n):
-            slots[p] = row[p]
-        for s in range(step + 1):
-            slots[n + s] = row[n + b * steps + s]
-        _attend(q[t], kbuf, vbuf, slots, n + step + 1, scale, out[t], scores, ints)
+        for j in range(width):
+            n = 0
+            for c in range(width):
+                if mask[i, j, c]:
+                    extra[i * width + j, n] = table[rows[i], prefix[i] + c]
+                    n += 1
+            counts[i * width + j] = n
+
+
+@inline(fastmath=True)
+def _exp(x: Array, n: int, shift: Any, ints: Array) -> Any:
+    """x[:n] = exp(x[:n] - shift), and the sum; arguments below -87 give 1e-38, not 0."""
+    powers = ints.view(np.float32)
+    for j in range(n):
+        y = min(max((x[j] - shift) * _LOG2E, _LEAST), _MOST)
+        whole = np.floor(y + np.float32(0.5))
+        f = y - whole
+        ints[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+        x[j] = _C0 + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
+    total = np.float32(0.0)
+    for j in range(n):
+        x[j] *= powers[j]
+        total += x[j]
+    return total
+
+
+@inline(fastmath=True)
+def _attend_head(
+    q: Array, keys: Array, values: Array, kv: int, slots: Array, n: int, scale: Any,
+    out: Array, scores: Array, ints: Array,
+) -> None:  # fmt: skip
+    """The query heads that share key/value head `kv`: q, out [G, D], slots [>= n]."""
+    group, dim = q.shape
+    for j in range(n):
+        key = keys[slots[j], kv]
+        for g in range(group):
+            acc = np.float32(0.0)
+            for d in range(dim):
+                acc += q[g, d] * key[d]
+            scores[g, j] = acc * scale
+    for g in range(group):
+        top = scores[g, 0]
+        for j in range(1, n):
+            top = max(top, scores[g, j])
+        inverse = np.float32(1.0) / _exp(scores[g], n, top, ints)
+        for j in range(n):
+            scores[g, j] *= inverse
+        for d in range(dim):
+            out[g, d] = np.float32(0.0)
+    for j in range(n):
+        value = values[slots[j], kv]
+        for g in range(group):
+            p = scores[g, j]
+            for d in range(dim):
+                out[g, d] += p * value[d]
+
+
+def _work(pointer: Any) -> None:
+    """What each thread of the team does: one query and key/value head after the other."""
+    data = carray(pointer, (20,), np.int64)
+    tokens, width, rows_of_table, columns = data[6], data[7], data[8], data[9]
+    kv_heads, heads, dim, pool = data[15], data[16], data[17], data[18]
+    group = heads // kv_heads
+    rows = carray(pointer_to(data[1]), (tokens,), np.int64)
+    seen = carray(pointer_to(data[2]), (tokens,), np.int64)
+    extra = carray(pointer_to(data[3]), (tokens, width), np.int32)
+    counts = carray(pointer_to(data[4]), (tokens,), np.int64)
+    table = carray(pointer_to(data[5]), (rows_of_table, columns), np.int32)
+    q = carray(pointer_to(data[11]), (tokens, kv_heads, group, dim), np.float32)
+    keys = carray(pointer_to(data[12]), (pool, kv_heads, dim), np.float32)
+    values = carray(pointer_to(data[13]), (pool, kv_heads, dim), np.float32)
+    out = carray(pointer_to(data[14]), (tokens, kv_heads, group, dim), np.float32)
+    scale = np.float32(data[19:20].view(np.float64)[0])
+    slots = np.empty(data[10], np.int32)
+    scores = np.empty((group, data[10]), np.float32)
+    ints = np.empty(data[10], np.int32)
+    while True:
+        item = next_item(data.ctypes.data)
+        if item >= tokens * kv_heads:
+            return
+        t, kv = item // kv_heads, item % kv_heads
+        n = seen[t]
+        for j in range(n):
+            slots[j] = table[rows[t], j]
+        for j in range(counts[t]):
+            slots[n + j] = extra[t, j]
+        n += counts[t]
+        _attend_head(q[t, kv], keys, values, kv, slots, n, scale, out[t, kv], scores, ints)
+
+
+_task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_work)

@@ -23,14 +23,14 @@ inline = functools.partial(numba.njit, nogil=True, error_model="numpy")
 """Decorator for helpers that only kernels call; typed at the kernel's compilation."""
 
 
-def kernel(*signatures: str) -> Callable[[F], F]:
+def kernel(*signatures: str, fastmath: bool = False) -> Callable[[F], F]:
     """Decorator: compile for exactly these signatures, now, through the on-disk cache.
 
-    Where no directory is writable the kernel is compiled in memory, at every start.
+    `fastmath` lets sums be reordered into vector lanes. Where no directory is writable the kernel is compiled in memory, at every start.
     """
 
     def compile_(function: F) -> F:
-        jit = functools.partial(inline, list(signatures))
+        jit = functools.partial(inline, list(signatures), fastmath=fastmath)
         try:
             return cast(F, jit(cache=True)(function))
         except RuntimeError as error:

@@ -1,0 +1,461 @@
+"""How fast the engine is on CPU: against transformers, against stock SGLang, and its own steps.
+
+    python benchmarks/bench_engine.py [--quick] [--only NAME[,NAME]] [--prompts FILE]
+
+Every figure is a ratio of two sides measured in turn, A B A B, on the same prompts, greedily, with
+the same number of threads and never both at once; the median is taken over all pairs. The time is
+that of decoding: from the first token to the last, prompt processing excluded on every side.
+
+plain_b1_vs_transformers  Tokens per second of our engine without speculation (strategy `off`) over
+                          those of transformers' `generate` in float32; one request at a time.
+plain_b8_vs_torch_native  The same for eight requests at once, over stock SGLang with its
+                          `torch_native` attention backend.
+verify4_vs_plain          Time of a step that verifies 4 tokens (strategy `ngram:4`) over that of a
+verify8_vs_plain          plain step, at the same context: 1.0 would mean that verifying costs
+                          nothing. The step includes the look-up of the draft in the n-gram corpus,
+                          sampling and bookkeeping; the time is divided by the number of verify
+                          steps that SGLang reports, so how many tokens are accepted does not
+                          matter.
+startup_s                 Seconds from spawning the launcher with `--adaptive-spec`, in its default
+                          configuration and with warm caches, to the first token of a request.
+
+Prints a table, and writes the raw measurements with where they come from as JSON; with `--only`
+just the table, unless `--json` says where to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+
+if __package__ in (None, ""):  # started as a file, not with -m
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common, server
+from benchmarks.common import BenchmarkError, Run, Spread, UsageError, say
+from tlt_sglang.errors import ConfigError, TltError
+
+PLAIN = "off"
+STOCK = "torch_native"
+TRANSFORMERS = "transformers"
+DEFAULT = "default"
+BATCH = 8
+WARM_TOKENS = 8
+BUSY = 0.15
+"""Above this load by others, in cores, the figures are noisy and the user should know."""
+
+COMMON_FLAGS = ("--device", "cpu", "--max-total-tokens", "20000", "--max-running-requests", "8")
+STOCK_FLAGS = (
+    *("--attention-backend", "torch_native", "--dtype", "float32"),
+    *("--disable-cuda-graph", "--sleep-on-idle"),
+)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One figure: side `over` divided by side `under` of a part."""
+
+    part: str
+    over: str
+    under: str
+    value: Callable[[Run], float]
+
+
+def _tokens_per_s(run: Run) -> float:
+    return run.tokens_per_s
+
+
+def _step_ms(run: Run) -> float:
+    return run.step_ms
+
+
+RATIOS = {
+    "plain_b1_vs_transformers": Ratio("b1", PLAIN, TRANSFORMERS, _tokens_per_s),
+    "plain_b8_vs_torch_native": Ratio("b8", PLAIN, STOCK, _tokens_per_s),
+    "verify4_vs_plain": Ratio("verify", "ngram:4", PLAIN, _step_ms),
+    "verify8_vs_plain": Ratio("verify", "ngram:8", PLAIN, _step_ms),
+}
+NAMES = (*RATIOS, "startup_s")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    model: str
+    path: str
+    """The folder or hub id of the model."""
+    prompts: list[str]
+    only: tuple[str, ...]
+    json: Path | None
+    quick: bool
+    rounds: int
+    starts: int
+    tokens: int
+
+    def wants(self, part: str) -> bool:
+        return any(RATIOS[name].part == part for name in self.only if name in RATIOS)
+
+
+# -- the processes ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Fleet:
+    """The processes that are alive, by name."""
+
+    options: Options
+    threads: int
+    logs: Path
+    alive: dict[str, server.Server | server.Transformers] = field(default_factory=dict)
+    idle: dict[str, float] = field(default_factory=dict)
+    commands: dict[str, str] = field(default_factory=dict)
+
+    def have(self, *names: str) -> None:
+        """Start those that are missing, stop all others, and see that everyone is idle."""
+        for name in set(self.alive) - set(names):
+            self.stop(name)
+        missing = [name for name in names if name not in self.alive]
+        for name in missing:
+            self.start(name)
+        for name in missing:
+            self.alive[name].wait_ready()
+            self._check_identity(name)
+        for name in missing:
+            self.alive[name].generate(self.options.prompts[:1], WARM_TOKENS)
+        for name in names:
+            self.idle[name] = share = round(self.alive[name].idle_share(), 3)
+            if share > BUSY:
+                say(f"{name} is not idle while not asked: {share:.2f} cores; figures suffer")
+
+    def start(self, name: str) -> server.Server | server.Transformers:
+        """Spawn the process, without waiting for it."""
+        say(f"{name}: starting")
+        path = self.options.path
+        started: server.Server | server.Transformers
+        if name == TRANSFORMERS:
+            started = server.Transformers(path, self.threads, self.logs)
+        else:
+            flags = ["--model", path, *_flags(name)]
+            started = server.Server(name, flags, self.threads, self.logs)
+        self.alive[name] = started
+        self.commands[name] = common.command(started.command[1:]).replace(path, self.options.model)
+        return started
+
+    def stop(self, name: str) -> None:
+        self.alive[name].stop()
+        del self.alive[name]
+
+    def close(self) -> None:
+        """Stop everything this benchmark has started; Ctrl-C does not break that off."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self.alive:
+            say("stopping the servers")
+        for process in self.alive.values():
+            process.stop()
+        # One that was interrupted while it was being spawned is not on the list.
+        for orphan in psutil.Process().children():
+            server.stop([orphan, *orphan.children(recursive=True)])
+
+    def _check_identity(self, name: str) -> None:
+        """Raise BenchmarkError if the server does not run what its name says."""
+        process = self.alive[name]
+        if not isinstance(process, server.Server):
+            return
+        status = process.get("/tlt/status")
+        if name == STOCK:
+            info = process.get("/get_server_info") or {}
+            if status is not None or info.get("attention_backend") != STOCK:
+                raise BenchmarkError("The stock server is not stock SGLang with torch_native.")
+        elif status is None or status["strategy"] != name:
+            raise BenchmarkError(f"The server that should run {name} says: {status}.")
+
+
+def _flags(name: str) -> tuple[str, ...]:
+    if name == DEFAULT:
+        return ("--device", "cpu", "--adaptive-spec")
+    if name == STOCK:
+        return (*COMMON_FLAGS, *STOCK_FLAGS)
+    return (*COMMON_FLAGS, "--adaptive-spec", "--tlt-strategies", name)
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+def measure(fleet: Fleet, part: str, cases: Sequence[Sequence[str]]) -> list[Run]:
+    """All runs of one part: every case on every side, round by round, one after the other."""
+    options = fleet.options
+    ratios = [RATIOS[name] for name in options.only if name in RATIOS]
+    ratios = [ratio for ratio in ratios if ratio.part == part]
+    sides = list(dict.fromkeys(side for ratio in ratios for side in (ratio.over, ratio.under)))
+    sides.sort(key=lambda side: side != PLAIN)
+    fleet.have(*sides)
+    runs = []
+    for number, index, case, side in common.interleave(options.rounds, cases, sides):
+        sample = fleet.alive[side].generate(case, options.tokens)
+        run = Run(
+            part, side, number, index, sample.seconds, sample.tokens, sample.steps,
+            sample.prompt_tokens, common.digest(sample.output_ids),
+        )  # fmt: skip
+        runs.append(run)
+        say(
+            f"{part} round {number + 1}/{options.rounds} case {index + 1}/{len(cases)} {side}: "
+            f"{run.tokens_per_s:.1f} tokens/s"
+            + (f", {run.step_ms:.1f} ms a step" if part == "verify" else "")
+        )
+    return runs
+
+
+def measure_startup(fleet: Fleet, warm: bool) -> list[Run]:
+    """Starts of the default server with nothing else alive; unless `warm`, one more, uncounted."""
+    fleet.have()
+    runs = []
+    for number in range(0 if warm else -1, fleet.options.starts):
+        started = fleet.start(DEFAULT)
+        assert isinstance(started, server.Server)
+        seconds = started.wait_first_token(fleet.options.prompts[0])
+        fleet.stop(DEFAULT)
+        say(f"startup: {seconds:.1f} s" + (" (not counted)" if number < 0 else ""))
+        if number >= 0:
+            runs.append(Run("startup", DEFAULT, number, 0, seconds, tokens=1, steps=1))
+    return runs
+
+
+def batches(prompts: Sequence[str], size: int) -> list[list[str]]:
+    """All prompts in batches of `size`, the last filled up from the start again."""
+    again = itertools.cycle(prompts)
+    count = -(-len(prompts) // size)
+    return [list(itertools.islice(again, size)) for _ in range(count)]
+
+
+def run_all(fleet: Fleet, runs: list[Run]) -> None:
+    """Add the runs of every part that is wanted to `runs`."""
+    options = fleet.options
+    single = [[prompt] for prompt in options.prompts]
+    together = batches(options.prompts, BATCH)
+    if options.quick:
+        single, together = single[:3], together[:1]
+    for part, cases in (("b1", single), ("b8", together), ("verify", single)):
+        if options.wants(part):
+            runs += measure(fleet, part, cases)
+    if "startup_s" in options.only:
+        runs += measure_startup(fleet, warm=options.quick and options.wants("verify"))
+
+
+# -- results ---------------------------------------------------------------------------------------
+
+
+def ratios_of(runs: Sequence[Run]) -> dict[str, Spread]:
+    """The spread of every figure that was measured, by name."""
+    found = {}
+    for name, ratio in RATIOS.items():
+        of_part = [run for run in runs if run.part == ratio.part]
+        values = common.paired(of_part, ratio.over, ratio.under, ratio.value)
+        if values:
+            found[name] = common.spread(values)
+    starts = [run.seconds for run in runs if run.part == "startup"]
+    if starts:
+        found["startup_s"] = common.spread(starts)
+    return found
+
+
+def summary_of(ratios: dict[str, Spread]) -> dict[str, float | None]:
+    """The median of every figure; None for one that was not measured."""
+    return {name: round(ratios[name].median, 4) if name in ratios else None for name in NAMES}
+
+
+def results(runs: Sequence[Run], settings: dict[str, Any]) -> dict[str, Any]:
+    """The document to write."""
+    ratios = ratios_of(runs)
+    same = {
+        name: round(
+            common.agreement([r for r in runs if r.part == ratio.part], ratio.over, ratio.under), 4
+        )
+        for name, ratio in RATIOS.items()
+        if name in ratios
+    }
+    return common.document(
+        "engine",
+        summary_of(ratios),
+        settings=settings,
+        ratios={name: ratio.as_json() for name, ratio in ratios.items()},
+        sides=[
+            {
+                "part": part,
+                "side": side,
+                "tokens_per_s": common.spread([r.tokens_per_s for r in of_side]).as_json(),
+                "step_ms": common.spread([r.step_ms for r in of_side]).as_json(),
+            }
+            for (part, side), of_side in by_side(runs).items()
+            if part != "startup"
+        ],
+        same_output=same,
+        runs=[asdict(run) for run in runs],
+    )
+
+
+def by_side(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+    """The runs of each (part, side)."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.part, run.side), []).append(run)
+    return groups
+
+
+def tables(runs: Sequence[Run]) -> str:
+    """What is printed: the sides in their own units, then the figures."""
+    sides = [
+        (
+            f"{part} {side}",
+            f"{common.spread([r.tokens_per_s for r in of_side]).median:.1f}",
+            f"{common.spread([r.step_ms for r in of_side]).median:.1f}" if part != "b8" else "",
+            f"{sum(r.tokens for r in of_side) / sum(r.steps for r in of_side):.2f}"
+            if part == "verify"
+            else "",
+            str(len(of_side)),
+        )
+        for (part, side), of_side in by_side(runs).items()
+        if part != "startup"
+    ]
+    figures = [
+        (name, f"{s.median:.3f}", f"{s.min:.3f}", f"{s.max:.3f}", str(s.count))
+        for name, s in ratios_of(runs).items()
+    ]
+    parts = [common.table(("figure", "median", "min", "max", "count"), figures)]
+    if sides:
+        header = ("side", "tokens/s", "ms/step", "tokens/step", "count")
+        parts.insert(0, common.table(header, sides))
+    return "\n\n".join(parts)
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.rstrip('.')}.")
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options; raises UsageError or ConfigError with one sentence for what cannot be right."""
+    parser = _Parser(
+        prog="bench_engine.py",
+        description=(__doc__ or "").split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer rounds, prompts and tokens: about 5 minutes")
+    add("--only", default=",".join(NAMES), metavar="NAME[,NAME]", help="measure just these")
+    add("--prompts", type=Path, metavar="FILE", help='lines of text, or of JSON with a "prompt"')
+    add("--json", type=Path, metavar="PATH", help="default: benchmarks/results/bench_engine.json")
+    add("--rounds", type=int, metavar="N", help="default: 3, with --quick 2")
+    add("--tokens", type=int, metavar="N", help="tokens generated; default: 128, with --quick 40")
+    add("--model", default="smollm2-135m", help="a folder, a hub id, or smollm2-135m (default)")
+    args = parser.parse_args(argv)
+    only = tuple(dict.fromkeys(name.strip() for name in args.only.split(",") if name.strip()))
+    for name in only:
+        if name not in NAMES:
+            raise UsageError(f"--only {name} is not known; choose from {', '.join(NAMES)}.")
+    if not only:
+        raise UsageError(f"--only names nothing; choose from {', '.join(NAMES)}.")
+    quick = args.quick
+    rounds = _default(args.rounds, 2 if quick else 3)
+    tokens = _default(args.tokens, 40 if quick else 128)
+    if rounds < 1:
+        raise UsageError(f"--rounds {rounds} is not possible; give 1 or more.")
+    if tokens < 2:
+        raise UsageError(f"--tokens {tokens} is not possible; give 2 or more.")
+    json = args.json
+    if json is None and set(only) == set(NAMES):
+        json = common.RESULTS / "bench_engine.json"
+    prompts = common.load_prompts(args.prompts) if args.prompts else list(common.PROMPTS)
+    if json is not None:
+        common.check_writable(json)
+    starts = 1 if quick else 3
+    path = _model(args.model)
+    return Options(args.model, path, prompts, only, json, quick, rounds, starts, tokens)
+
+
+def _default(given: int | None, otherwise: int) -> int:
+    return otherwise if given is None else given
+
+
+def _model(name: str) -> str:
+    from tlt_sglang.drafters.checkpoint import read_config
+    from tlt_sglang.models import resolve_model
+
+    path = resolve_model(name)
+    read_config(path, "model")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+    except (UsageError, ConfigError) as error:
+        print(f"bench_engine: {error}", file=sys.stderr)
+        return 2
+    except TltError as error:
+        print(f"bench_engine: {error}", file=sys.stderr)
+        return 1
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    logs = Path(tempfile.mkdtemp(prefix="bench-engine-"))
+    try:
+        _benchmark(options, logs)
+    except KeyboardInterrupt:
+        print("bench_engine: interrupted; everything it started is stopped.", file=sys.stderr)
+        return 130
+    except (BenchmarkError, TltError) as error:
+        print(f"bench_engine: {error}", file=sys.stderr)
+        return 1
+    shutil.rmtree(logs, ignore_errors=True)
+    return 0
+
+
+def _benchmark(options: Options, logs: Path) -> None:
+    busy = psutil.cpu_percent(interval=2.0) / 100 * (psutil.cpu_count() or 1)
+    if busy > BUSY:
+        say(f"others use {busy:.1f} cores of this machine; the figures will be noisy")
+    fleet = Fleet(options, server.default_threads(), logs)
+    say(f"{fleet.threads} threads each; logs in {logs}")
+    runs: list[Run] = []
+    try:
+        run_all(fleet, runs)
+    finally:
+        fleet.close()
+        if runs:
+            print(tables(runs), flush=True)
+    settings = {
+        "model": options.model,
+        "threads": fleet.threads,
+        "rounds": options.rounds,
+        "tokens": options.tokens,
+        "quick": options.quick,
+        "prompts": options.prompts,
+        "servers": fleet.commands,
+        "idle_cores": fleet.idle,
+        "busy_cores_before": round(busy, 2),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+    if options.json is not None:
+        common.write_json(options.json, results(runs, settings))
+        say(f"written to {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""Processes that a benchmark measures: started, waited for, asked, and stopped by their own ids.
+
+Each is told to use the same number of threads and writes its output to a log file of its own. Only
+one of them computes at a time; the others must be idle, which `Process.idle_share` checks.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from benchmarks.common import REPOSITORY, BenchmarkError, say
+
+HOST = "127.0.0.1"
+START_TIMEOUT = 600.0
+ANSWER_TIMEOUT = 1800.0
+STOP_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one question to a process took, prompt processing excluded."""
+
+    seconds: float
+    """From the moment every request had its first token, until all were complete."""
+    tokens: int
+    """Tokens generated in these seconds, over all requests."""
+    steps: int
+    """Verify steps of a single request that speculates, else as `tokens`."""
+    prompt_tokens: int
+    output_ids: list[list[int]]
+
+
+class Process:
+    """A child process in a session of its own, so that Ctrl-C reaches only the benchmark."""
+
+    def __init__(self, name: str, words: Sequence[str], threads: int, logs: Path) -> None:
+        self.name = name
+        self.command = ["python", *words]
+        self.log = logs / f"{name.replace(':', '')}-{time.time_ns()}.log"
+        environment = {k: v for k, v in os.environ.items() if k != "TLT_CONFIG"}
+        self.started = time.perf_counter()
+        with self.log.open("wb") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=REPOSITORY,
+                env=environment | {"OMP_NUM_THREADS": str(threads)},
+                stdin=subprocess.PIPE,
+                stdout=self._stdout(log),
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _stdout(self, log: IO[bytes]) -> IO[bytes] | int:
+        return log
+
+    def check_alive(self) -> None:
+        """Raise BenchmarkError with the last line of the log if the process has ended."""
+        status = self._child.poll()
+        if status is not None:
+            lines = self.log.read_text(errors="replace").strip().splitlines() or ["(empty)"]
+            raise BenchmarkError(
+                f"{self.name} ended with status {status}: {lines[-1]} (its log: {self.log})"
+            )
+
+    def tree(self) -> list[psutil.Process]:
+        """The process and all its descendants that are alive."""
+        try:
+            root = psutil.Process(self._child.pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def idle_share(self, seconds: float = 1.0) -> float:
+        """CPU time that the process and its descendants take while not asked, in cores."""
+        before = _cpu_seconds(self.tree())
+        time.sleep(seconds)
+        return max(0.0, _cpu_seconds(self.tree()) - before) / seconds
+
+    def stop(self) -> None:
+        """End the process and everything it started; returns when they are gone."""
+        stop(self.tree())
+        self._child.wait()
+
+
+class Server(Process):
+    """An SGLang server, started by our launcher with these flags."""
+
+    def __init__(self, name: str, flags: Sequence[str], threads: int, logs: Path) -> None:
+        self.port = free_port()
+        launcher = ["-m", "tlt_sglang.launch_server", "--port", str(self.port)]
+        super().__init__(name, [*launcher, *flags], threads, logs)
+
+    def wait_ready(self) -> None:
+        """Return once the server answers; raises BenchmarkError if it does not come up."""
+        told = 0.0
+        while not self._healthy():
+            self.check_alive()
+            waited = time.perf_counter() - self.started
+            if waited > START_TIMEOUT:
+                raise BenchmarkError(f"{self.name} was not ready in {waited:.0f} s ({self.log})")
+            if waited - told >= 10:
+                told = waited
+                say(f"{self.name}: starting, {waited:.0f} s so far")
+            time.sleep(0.2)
+        say(f"{self.name}: ready after {time.perf_counter() - self.started:.0f} s")
+
+    def wait_first_token(self, prompt: str) -> float:
+        """Seconds from spawning the process to the first token of a first request."""
+        while True:
+            try:
+                first = next(iter(self._stream([prompt], 1)))[0]
+            except (OSError, http.client.HTTPException, BenchmarkError):
+                self.check_alive()
+                if time.perf_counter() - self.started > START_TIMEOUT:
+                    raise
+                time.sleep(0.1)
+            else:
+                return first - self.started
+
+    def generate(self, prompts: Sequence[str], tokens: int) -> Sample:
+        """Greedy generation of exactly `tokens` tokens for each prompt, all at once.
+
+        The stream is asked for two pieces a request, the first token and all others: the time
+        between the two is the decoding, and no piece in between costs the engine anything.
+        """
+        self.flush()
+        first: dict[int, tuple[float, int]] = {}
+        last: dict[int, tuple[float, dict[str, Any]]] = {}
+        try:
+            for at, piece in self._stream(prompts, tokens):
+                index = piece.get("index") or 0
+                first.setdefault(index, (at, piece["meta_info"]["completion_tokens"]))
+                last[index] = (at, piece)
+        except (OSError, http.client.HTTPException) as error:
+            self.check_alive()
+            raise BenchmarkError(f"{self.name} broke off an answer: {error}") from error
+        metas = [piece["meta_info"] for _, piece in last.values()]
+        if len(last) < len(prompts) or any(m["completion_tokens"] != tokens for m in metas):
+            raise BenchmarkError(f"{self.name} did not generate {tokens} tokens for each prompt.")
+        decoded = sum(m["completion_tokens"] for m in metas) - sum(n for _, n in first.values())
+        steps = metas[0].get("spec_verify_ct") if len(prompts) == 1 else None
+        return Sample(
+            seconds=max(at for at, _ in last.values()) - max(at for at, _ in first.values()),
+            tokens=decoded,
+            steps=steps or decoded,
+            prompt_tokens=sum(m["prompt_tokens"] for m in metas),
+            output_ids=[last[index][1]["output_ids"] for index in sorted(last)],
+        )
+
+    def flush(self) -> None:
+        """Forget prefixes and n-grams, so that a prompt that comes again is a new one."""
+        status, body = self._ask("POST", "/flush_cache?timeout=30")
+        if status != 200:
+            raise BenchmarkError(f"{self.name} did not flush its cache: {body[:200]}")
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        """The JSON at `path`, None where there is no such route."""
+        status, body = self._ask("GET", path)
+        if status == 404:
+            return None
+        if status != 200:
+            raise BenchmarkError(f"{self.name} answered {status} to {path}: {body[:200]}")
+        answer: dict[str, Any] = json.loads(body)
+        return answer
+
+    def _healthy(self) -> bool:
+        try:
+            return self._ask("GET", "/health", timeout=30)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _ask(self, method: str, path: str, timeout: float = 60) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, response.read().decode(errors="replace")
+        finally:
+            connection.close()
+
+    def _stream(self, prompts: Sequence[str], tokens: int) -> Iterable[tuple[float, Any]]:
+        """(time of arrival, piece), as they arrive."""
+        body = {
+            "text": list(prompts),
+            "stream": True,
+            "sampling_params": {
+                "temperature": 0,
+                "max_new_tokens": tokens,
+                "ignore_eos": True,
+                "stream_interval": 1_000_000,
+            },
+        }
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_TIMEOUT)
+        try:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/generate", json.dumps(body), headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                text = response.read().decode(errors="replace")
+                raise BenchmarkError(f"{self.name} answered {response.status}: {text[:200]}")
+            for line in response:
+                at = time.perf_counter()
+                if line.startswith(b"data: {"):
+                    piece = json.loads(line[6:])
+                    if "meta_info" not in piece:
+                        raise BenchmarkError(f"{self.name} answered {line.decode()[:200]}")
+                    yield at, piece
+        finally:
+            connection.close()
+
+
+class Transformers(Process):
+    """A worker that generates with transformers; see `benchmarks.transformers_worker`."""
+
+    def __init__(self, model: str, threads: int, logs: Path) -> None:
+        words = ["-m", "benchmarks.transformers_worker", model, str(threads)]
+        super().__init__("transformers", words, threads, logs)
+
+    def _stdout(self, log: IO[bytes]) -> IO[bytes] | int:
+        return subprocess.PIPE
+
+    def wait_ready(self) -> None:
+        """Return once the model is loaded."""
+        assert self._child.stdout is not None
+        while not select.select([self._child.stdout], [], [], 10)[0]:
+            say(f"{self.name}: starting, {time.perf_counter() - self.started:.0f} s so far")
+        self._answer()
+        say(f"{self.name}: ready after {time.perf_counter() - self.started:.0f} s")
+
+    def generate(self, prompts: Sequence[str], tokens: int) -> Sample:
+        """As `Server.generate`, for a single prompt."""
+        (prompt,) = prompts
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps({"prompt": prompt, "tokens": tokens}).encode())
+            self._child.stdin.write(b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            pass  # The process has ended; reading its answer says so.
+        answer = self._answer()
+        output = answer["output_ids"]
+        if len(output) != tokens:
+            raise BenchmarkError(f"{self.name} generated {len(output)} tokens, not {tokens}.")
+        decoded = tokens - 1
+        return Sample(answer["seconds"], decoded, decoded, answer["prompt_tokens"], [output])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            self._child.wait()
+            self.check_alive()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def free_port() -> int:
+    """A port nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def default_threads() -> int:
+    """How many threads torch uses unless told otherwise."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    program = "import torch; print(torch.get_num_threads())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BenchmarkError(f"torch cannot be imported: {done.stderr.strip()[-200:]}")
+    return int(done.stdout)
+
+
+def _cpu_seconds(processes: Iterable[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def stop(tree: Sequence[psutil.Process]) -> None:
+    """Ask the first of `tree` to end, then end what is left of it; returns when all are gone."""
+    _signal(tree[:1], signal.SIGTERM)
+    _, left = psutil.wait_procs(tree, timeout=STOP_TIMEOUT)
+    _signal(left, signal.SIGKILL)
+    psutil.wait_procs(left, timeout=STOP_TIMEOUT)
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue

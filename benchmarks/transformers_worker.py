@@ -1,0 +1,73 @@
+"""Generates with transformers, in a process of its own, for `bench_engine` to compare with.
+
+    python -m benchmarks.transformers_worker MODEL THREADS
+
+Says one JSON line when the model is loaded, then answers each line {"prompt": text, "tokens": N} on
+standard input with one on standard output: the seconds between the first and the last token, the
+number of prompt tokens, and the ids generated. Greedy, float32, exactly N tokens. Ends with its
+input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+class Clock:
+    """What `generate` takes for a streamer: notes when each piece came, the prompt first."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def main() -> None:
+    # Only answers go to standard output; what others print goes to the log.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path, threads = sys.argv[1], int(sys.argv[2])
+    torch.set_num_threads(threads)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    _say(answers, {"threads": torch.get_num_threads()})
+    for line in sys.stdin:
+        question = json.loads(line)
+        inputs = tokenizer(question["prompt"], return_tensors="pt")
+        count, clock = question["tokens"], Clock()
+        with torch.inference_mode():
+            ids = model.generate(
+                **inputs,
+                do_sample=False,
+                min_new_tokens=count,
+                max_new_tokens=count,
+                streamer=clock,
+            )
+        prompt_tokens = inputs["input_ids"].shape[1]
+        _say(
+            answers,
+            {
+                "seconds": clock.times[-1] - clock.times[1],
+                "prompt_tokens": prompt_tokens,
+                "output_ids": ids[0, prompt_tokens:].tolist(),
+            },
+        )
+
+
+def _say(answers: Any, content: dict[str, Any]) -> None:
+    print(json.dumps(content), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
