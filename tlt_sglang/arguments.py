@@ -46,6 +46,11 @@ def native_fields(config: Config, args: Arguments, device: Device) -> dict[str, 
     Raises ConfigError for a drafter that is missing or made for another target, for contradictions,
     and for what the CPU engine does not serve.
     """
+    if args.speculative_adaptive:
+        raise ConfigError(
+            "--speculative-adaptive is SGLang's own policy and contradicts --adaptive-spec; "
+            "leave one of the two out."
+        )
     fields = strategy_fields(choose(config, args), args)
     if device == "cpu":
         fields |= _cpu_fields(args)
@@ -115,14 +120,9 @@ def strategy_fields(strategy: Strategy | None, args: Arguments) -> dict[str, Any
             "speculative_eagle_topk": strategy.topk,
             "speculative_num_draft_tokens": strategy.num_draft_tokens,
         }
-    if args.speculative_adaptive:
-        raise ConfigError(
-            "--speculative-adaptive is SGLang's own policy and contradicts --adaptive-spec; "
-            "leave one of the two out."
-        )
     for name, value in wanted.items():
         given = getattr(args, name)
-        if given is not None and str(given).upper() != str(value).upper():
+        if given is not None and _same_algorithm(given) != str(value):
             flag = "--" + name.replace("_", "-")
             raise ConfigError(
                 f"{flag} {given} contradicts the strategy {strategy}; leave {flag} out."
@@ -131,6 +131,12 @@ def strategy_fields(strategy: Strategy | None, args: Arguments) -> dict[str, Any
     if strategy.drafter in ("off", "ngram") and args.speculative_draft_model_path is not None:
         fields["speculative_draft_model_path"] = None
     return fields
+
+
+def _same_algorithm(given: object) -> str:
+    """A value as SGLang reads it: in capitals, and NEXTN is EAGLE."""
+    text = str(given).upper()
+    return "EAGLE" if text == "NEXTN" else text
 
 
 def _cpu_fields(args: Arguments) -> dict[str, Any]:
@@ -156,12 +162,21 @@ def _cpu_fields(args: Arguments) -> dict[str, Any]:
         fields["max_running_requests"] = 16
     model = checkpoint.read_config(args.model_path, "model")
     if model is not None:
-        model = {**model, **(model.get("text_config") or {})}
-        if "num_hidden_layers" in model:
-            fields["max_total_tokens"] = memory.pool_tokens(
-                model, psutil.virtual_memory().available, args.max_total_tokens
-            )
+        fields["max_total_tokens"] = _pool_tokens(checkpoint.text_part(model), args)
     return fields
+
+
+def _pool_tokens(model: dict[str, Any], args: Arguments) -> int:
+    """Tokens for the KV pool of a local checkpoint, after its weights."""
+    if any("sliding" in str(layer) for layer in model.get("layer_types") or ()):
+        raise ConfigError(
+            "Models with sliding-window attention are not served on CPU; use another model, or a "
+            "GPU."
+        )
+    available = psutil.virtual_memory().available
+    weights = checkpoint.float32_bytes(args.model_path, model)
+    memory.check_weights(weights, available)
+    return memory.pool_tokens(model, available - weights, args.max_total_tokens)
 
 
 def _refuse_tensor_parallel(size: int) -> None:

@@ -62,24 +62,26 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Config | None:
         return None
     if value.startswith("{"):
         try:
-            return from_fields(json.loads(value), f"the JSON in {VARIABLE}")
-        except json.JSONDecodeError as error:
+            fields = json.loads(value)
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{VARIABLE} holds no valid JSON: {error}.") from error
+        return from_fields(fields, f"The JSON in {VARIABLE}")
     return from_file(Path(value))
 
 
 def from_file(path: Path) -> Config:
     """The configuration in a TOML file."""
     try:
-        fields = tomllib.loads(path.read_text())
-    except OSError as error:
-        reason = error.strerror or str(error)
+        text = path.expanduser().read_text(encoding="utf-8")
+        fields = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"The TLT configuration {path} is not valid TOML: {error}.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise ConfigError(
             f"The TLT configuration {path} cannot be read ({reason}); give {VARIABLE} or "
             "--tlt-config the path of a TOML file."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The TLT configuration {path} is not valid TOML: {error}.") from error
     return from_fields(fields, str(path))
 
 

@@ -13,11 +13,34 @@ MOST_TOKENS = 32_768
 
 
 def bytes_per_token(model: dict[str, Any]) -> int:
-    """KV bytes of one token in float32: keys and values of every layer."""
-    layers = int(model["num_hidden_layers"])
-    heads = int(model.get("num_key_value_heads") or model["num_attention_heads"])
-    size = model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
-    return layers * 2 * heads * int(size) * 4
+    """KV bytes of one token in float32: keys and values of every layer.
+
+    Raises ConfigError where `config.json` does not say how large they are.
+    """
+    try:
+        layers = int(model["num_hidden_layers"])
+        heads = int(model.get("num_key_value_heads") or model["num_attention_heads"])
+        size = int(model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"])
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(
+            "config.json of the model gives no usable number of layers, attention heads and their "
+            f"size ({error!r}); the CPU engine needs them."
+        ) from error
+    if min(layers, heads, size) < 1:
+        raise ConfigError(
+            f"config.json of the model gives {layers} layers and {heads} key-value heads of size "
+            f"{size}; each must be at least 1."
+        )
+    return layers * 2 * heads * size * 4
+
+
+def check_weights(size: int, available: int) -> None:
+    """Raise ConfigError if weights of `size` bytes, in float32, exceed `available` ones."""
+    if size > available:
+        raise ConfigError(
+            f"The model's weights need {size / 2**30:.1f} GiB in float32 and "
+            f"{available / 2**30:.1f} GiB of memory are free; use a smaller model, or a GPU."
+        )
 
 
 def pool_tokens(model: dict[str, Any], available: int, wanted: int | None) -> int:
@@ -28,6 +51,8 @@ def pool_tokens(model: dict[str, Any], available: int, wanted: int | None) -> in
     each = bytes_per_token(model)
     if wanted is None:
         return max(1, min(MOST_TOKENS, int(available * SHARE) // each))
+    if wanted < 1:
+        raise ConfigError(f"--max-total-tokens {wanted} leaves no room; give at least 1.")
     if wanted * each > available:
         raise ConfigError(
             f"A KV cache of {wanted} tokens needs {wanted * each / 2**30:.1f} GiB and "

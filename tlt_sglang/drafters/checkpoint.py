@@ -7,11 +7,14 @@ resolves SGLang's arguments, before any weight is loaded.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.strategy.arms import Drafter
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def read_config(path: str, what: str) -> dict[str, Any] | None:
@@ -19,14 +22,21 @@ def read_config(path: str, what: str) -> dict[str, Any] | None:
 
     `what` names the checkpoint in errors ("model", "drafter").
     """
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+    if not path.strip():
+        raise ConfigError(f"The path of the {what} is empty; give a folder or a hub id.")
+    try:
+        folder = Path(path).expanduser()
+        there = folder.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ConfigError(f"The {what} {path!r} cannot be looked up ({reason}).") from error
+    if not there:
+        if not _HUB_ID.fullmatch(path):
             raise ConfigError(f"The {what} {path!r} does not exist; give a folder or a hub id.")
         return None
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"The {what} folder {path!r} has no readable config.json; give a Hugging Face "
             "checkpoint folder."
@@ -36,9 +46,24 @@ def read_config(path: str, what: str) -> dict[str, Any] | None:
     return config
 
 
+def text_part(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the fields of its language model in front, where it holds several models."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
+
+
+def float32_bytes(path: str, config: dict[str, Any]) -> int:
+    """Bytes of a local checkpoint's weights once they are float32; 0 where none are found."""
+    folder = Path(path).expanduser()
+    files = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
+    half = str(config.get("dtype") or config.get("torch_dtype")) in ("float16", "bfloat16")
+    return sum(file.stat().st_size for file in files) * (2 if half else 1)
+
+
 def drafter_kind(config: dict[str, Any], path: str) -> Drafter:
     """`eagle` or `eagle3`, from the architecture that the checkpoint names."""
-    names = [str(name) for name in config.get("architectures") or ()]
+    named = config.get("architectures")
+    names = [str(name) for name in named] if isinstance(named, list) else []
     if any(name.lower().endswith("eagle3") for name in names):
         return "eagle3"
     if any("eagle" in name.lower() or "nextn" in name.lower() for name in names):
@@ -57,6 +82,7 @@ def check_fits(target: dict[str, Any], drafter: dict[str, Any], path: str) -> No
     `target_hidden_size`.)
     """
     kind = drafter_kind(drafter, path)
+    target = text_part(target)
     wanted = {"hidden size": target.get("hidden_size"), "vocabulary": target.get("vocab_size")}
     own = drafter.get("hidden_size")
     if kind == "eagle3":

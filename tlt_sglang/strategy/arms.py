@@ -16,8 +16,8 @@ Drafter = Literal["off", "ngram", "eagle", "eagle3"]
 SYNTAX = "eagle:STEPSxTOPKxTOKENS, eagle3:STEPSxTOPKxTOKENS, ngram:TOKENS or off"
 MAX_TOKENS = 64
 
-_EAGLE = re.compile(r"(eagle3?):(\d+)x(\d+)x(\d+)")
-_NGRAM = re.compile(r"ngram:(\d+)")
+_EAGLE = re.compile(r"(eagle3?):([0-9]{1,6})x([0-9]{1,6})x([0-9]{1,6})")
+_NGRAM = re.compile(r"ngram:([0-9]{1,6})")
 
 
 @dataclass(frozen=True, slots=True)

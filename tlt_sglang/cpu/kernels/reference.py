@@ -291,3 +291,41 @@ def truncate_probs(
     kept = ordered.masked_fill(drop, 0)
     kept = kept / kept.double().sum(-1, keepdim=True)
     return torch.zeros_like(probs).scatter_(-1, tokens, kept.float())
+
+
+def attend(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slots: list[list[int]],
+    scale: float,
+) -> torch.Tensor:
+    """Attention of query t over the KV slots `slots[t]`: q [T, H, D], keys and values [S, K, D]."""
+    group = q.shape[1] // keys.shape[1]
+    out = torch.empty_like(q)
+    for t, mine in enumerate(slots):
+        for head in range(q.shape[1]):
+            k, v = keys[mine, head // group].double(), values[mine, head // group].double()
+            weights = torch.softmax(k @ q[t, head].double() * scale, dim=0)
+            out[t, head] = (weights @ v).float()
+    return out
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / rms(x) * weight over the last dimension."""
+    x = x.double()
+    return (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.double()).float()
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """silu of the first half of the last dimension times its second half."""
+    gate, up = x.double().chunk(2, dim=-1)
+    return (gate * torch.sigmoid(gate) * up).float()
+
+
+def rope(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of x [T, H, D] with paired halves; table [P, rotary]: cosines, sines."""
+    half = table.shape[1] // 2
+    cos, sin = (part.double()[:, None] for part in table[positions].chunk(2, dim=-1))
+    a, b, rest = x.double().split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).float()

@@ -1,0 +1,68 @@
+"""Packed linear layers: right, row-invariant, and never older than their weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tlt_sglang.cpu import linear
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33])
+@pytest.mark.parametrize(("outputs", "inputs"), [(96, 64), (64, 1536), (33, 17)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_against_torch(rows: int, outputs: int, inputs: int, biased: bool) -> None:
+    weight, x = torch.randn(outputs, inputs), torch.randn(rows, inputs)
+    bias = torch.randn(outputs) if biased else None
+    wanted = torch.nn.functional.linear(x.double(), weight.double(), None).float()
+    wanted = wanted if bias is None else wanted + bias
+    linear.repack(weight)
+    assert linear.packed(weight)
+    for result in (linear.linear(x, weight, bias), linear.product(weight, bias)(x)):
+        torch.testing.assert_close(result, wanted, atol=2e-4, rtol=1e-4)
+    linear.forget(weight)
+    torch.testing.assert_close(linear.linear(x, weight, bias), wanted, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", [64, 576, 1536])
+def test_a_row_does_not_depend_on_its_neighbours(inputs: int) -> None:
+    weight, x = torch.randn(192, inputs), torch.randn(16, inputs)
+    linear.repack(weight)
+    product = linear.product(weight, None)
+    whole = product(x)
+    for rows in (1, 2, 4, 8):
+        assert torch.equal(product(x[:rows].contiguous()), whole[:rows])
+        assert torch.equal(linear.linear(x[:rows].contiguous(), weight, None), whole[:rows])
+    linear.forget(weight)
+
+
+def test_a_changed_weight_is_noticed() -> None:
+    weight, x = torch.randn(32, 48), torch.randn(4, 48)
+    linear.repack(weight)
+    before = linear.generation()
+    weight.mul_(2.0)
+    linear.repack(weight)
+    assert linear.generation() > before
+    torch.testing.assert_close(
+        linear.linear(x, weight, None), torch.nn.functional.linear(x, weight), atol=1e-4, rtol=1e-4
+    )
+    linear.forget(weight)
+    assert not linear.packed(weight)
+
+
+def test_tied_weights_share_a_pack() -> None:
+    weight = torch.randn(32, 48)
+    linear.repack(weight)
+    assert linear.packed(weight.detach())
+    assert not linear.packed(weight[:16])
+    linear.forget(weight)
+
+
+def test_what_cannot_be_packed_is_multiplied_plainly() -> None:
+    weight, x = torch.randn(32, 48, dtype=torch.float64), torch.randn(4, 48, dtype=torch.float64)
+    assert not linear.packable(weight)
+    linear.repack(weight)
+    assert not linear.packed(weight)
+    assert torch.equal(linear.linear(x, weight, None), torch.nn.functional.linear(x, weight))
