@@ -1,6 +1,6 @@
 """Every change TLT makes to SGLang, one file per upstream module, each a tuple `PATCHES` of data.
 
-Only code in this folder names what is patched, and only `tlt_sglang.patching` patches it.
+Only code in this folder names what is patched, and only `tlt_sglang.patcher` patches it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""sglang.srt.layers.activation, in the scheduler process: SiLU-and-multiply in one kernel on CPU."""
+"""sglang.srt.layers.activation, in the scheduler process: SiLU-and-multiply in one CPU kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sglang.srt.layers.rotary_embedding.base, in the scheduler process: rotary in one kernel on CPU."""
+"""sglang.srt.layers.rotary_embedding.base, in the scheduler process: rotary in one CPU kernel."""
 
 from __future__ import annotations
 

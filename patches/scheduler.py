@@ -18,14 +18,14 @@ _MODULE = "sglang.srt.managers.scheduler"
 )
 def init(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     from tlt_sglang import engine
-    from tlt_sglang.errors import TltError
+    from tlt_sglang.errors import TltError, end_process
 
     assert engine.current is not None
     try:
         original(scheduler, *args, **kwargs)
         engine.current.attach(scheduler)
     except TltError as error:
-        raise SystemExit(f"tlt-sglang: {error}") from None
+        end_process(error)
 
 
 @wraps_upstream(

@@ -22,7 +22,9 @@ def resolve_once(original: Any, args: Any) -> None:
 
     assert engine.current is not None
     if not getattr(args, "_resolution_finished", False):
-        for name, value in native_fields(engine.current.config, args, engine.current.device).items():
+        for name, value in native_fields(
+            engine.current.config, args, engine.current.device
+        ).items():
             setattr(args, name, value)
     original(args)
 

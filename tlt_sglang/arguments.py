@@ -122,7 +122,7 @@ def strategy_fields(strategy: Strategy | None, args: Arguments) -> dict[str, Any
         }
     for name, value in wanted.items():
         given = getattr(args, name)
-        if given is not None and _same_algorithm(given) != str(value):
+        if given is not None and _as_sglang_reads(given) != str(value):
             flag = "--" + name.replace("_", "-")
             raise ConfigError(
                 f"{flag} {given} contradicts the strategy {strategy}; leave {flag} out."
@@ -133,7 +133,7 @@ def strategy_fields(strategy: Strategy | None, args: Arguments) -> dict[str, Any
     return fields
 
 
-def _same_algorithm(given: object) -> str:
+def _as_sglang_reads(given: object) -> str:
     """A value as SGLang reads it: in capitals, and NEXTN is EAGLE."""
     text = str(given).upper()
     return "EAGLE" if text == "NEXTN" else text
@@ -162,21 +162,28 @@ def _cpu_fields(args: Arguments) -> dict[str, Any]:
         fields["max_running_requests"] = 16
     model = checkpoint.read_config(args.model_path, "model")
     if model is not None:
-        fields["max_total_tokens"] = _pool_tokens(checkpoint.text_part(model), args)
+        model = checkpoint.text_part(model)
+        _refuse_sliding_window(model)
+        if model.keys() >= memory.SHAPE:
+            fields["max_total_tokens"] = _pool_tokens(model, args)
     return fields
 
 
 def _pool_tokens(model: dict[str, Any], args: Arguments) -> int:
     """Tokens for the KV pool of a local checkpoint, after its weights."""
-    if any("sliding" in str(layer) for layer in model.get("layer_types") or ()):
-        raise ConfigError(
-            "Models with sliding-window attention are not served on CPU; use another model, or a "
-            "GPU."
-        )
     available = psutil.virtual_memory().available
     weights = checkpoint.float32_bytes(args.model_path, model)
     memory.check_weights(weights, available)
     return memory.pool_tokens(model, available - weights, args.max_total_tokens)
+
+
+def _refuse_sliding_window(model: dict[str, Any]) -> None:
+    layers = model.get("layer_types")
+    if isinstance(layers, list) and any("sliding" in str(layer) for layer in layers):
+        raise ConfigError(
+            "Models with sliding-window attention are not served on CPU; use another model, or a "
+            "GPU."
+        )
 
 
 def _refuse_tensor_parallel(size: int) -> None:

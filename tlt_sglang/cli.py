@@ -1,8 +1,8 @@
 """`tlt`: the command line beside the server.
 
-    tlt check                  is this environment sound? what is missing, in words
-    tlt prepare smollm2-135m   make the default model ready and print its folder
-    tlt serve ...              the same as python -m tlt_sglang.launch_server ...
+tlt check                  is this environment sound? what is missing, in words
+tlt prepare smollm2-135m   make the default model ready and print its folder
+tlt serve ...              the same as python -m tlt_sglang.launch_server ...
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 from tlt_sglang import __version__
 from tlt_sglang.config import Config, Device
-from tlt_sglang.patching import Patcher
+from tlt_sglang.patcher import Patcher
 
 
 @dataclass

@@ -81,8 +81,9 @@ def _sglang(device: Device) -> Iterator[Finding]:
 def _patches(device: Device) -> Iterator[Finding]:
     if _version("sglang") != SGLANG:
         return
+    from tlt_sglang.patcher import Patcher
     from tlt_sglang.patches import all_patches
-    from tlt_sglang.patching import Patcher, SourceTree
+    from tlt_sglang.upstream import SourceTree
 
     patcher = Patcher(all_patches(), device)
     try:
@@ -130,7 +131,9 @@ def _kernels(device: Device) -> Iterator[Finding]:
             yield Finding(
                 found is not None,
                 True,
-                f"{name} {found}." if found else f"{name} is missing; pip install sglang=={SGLANG}.",
+                f"{name} {found}."
+                if found
+                else f"{name} is missing; pip install sglang=={SGLANG}.",
             )
         return
     if find_spec("sgl_kernel") is None:

@@ -9,7 +9,9 @@ started stays behind.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -17,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from tlt_sglang import config as configuration
-from tlt_sglang import prefork
-from tlt_sglang.config import Config
-from tlt_sglang.errors import ConfigError, EnvironmentProblem, TltError
+from tlt_sglang import flags, prefork
+from tlt_sglang.config import Config, Device
+from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, TltError
 
 DEFAULT_PORT = 30000
 STAND_IN = Path(__file__).parent / "cpu" / "stand_in"
@@ -42,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"tlt-sglang: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, FlagError) else 1
+    except KeyboardInterrupt:
+        return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tlt_sglang.launch_server",
-        description="SGLang with adaptive speculative decoding (TLT).",
-        add_help=False,
-        allow_abbrev=False,
+def _parser() -> flags.Parser:
+    parser = flags.Parser(
+        "python -m tlt_sglang.launch_server",
+        "SGLang with adaptive speculative decoding (TLT).",
     )
     group = parser.add_argument_group("flags of TLT")
     group.add_argument(
@@ -94,9 +96,12 @@ def _serve(argv: list[str]) -> int:
         os.environ.pop(configuration.VARIABLE, None)
         return _run_sglang(rest, forked=False)
     os.environ[configuration.VARIABLE] = config.to_json()
+    from tlt_sglang.arguments import native_fields
     from tlt_sglang.environment import require_patchable
 
-    require_patchable("cpu" if on_cpu else "cuda")
+    device: Device = "cpu" if on_cpu else "cuda"
+    native_fields(config, flags.read(rest), device)
+    require_patchable(device)
     os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "tlt_sglang.no_models")
     if on_cpu:
         prefork.begin()
@@ -105,15 +110,18 @@ def _serve(argv: list[str]) -> int:
 
 def _config(ours: argparse.Namespace) -> Config | None:
     """The configuration that the flags ask for; None leaves SGLang untouched."""
-    strategies = tuple(s.strip() for s in (ours.tlt_strategies or "").split(",") if s.strip())
     if ours.tlt_config is not None:
-        config = configuration.from_file(Path(ours.tlt_config))
-        return Config(strategies=strategies or config.strategies)
+        config: Config | None = configuration.from_file(Path(ours.tlt_config))
+    else:
+        config = configuration.from_environment()
     if ours.adaptive_spec:
-        return Config(strategies=strategies)
-    if strategies:
+        config = config or Config()
+    if ours.tlt_strategies is None:
+        return config
+    if config is None:
         raise ConfigError("--tlt-strategies has no effect without --adaptive-spec; add it.")
-    return configuration.from_environment()
+    names = tuple(name.strip() for name in ours.tlt_strategies.split(","))
+    return dataclasses.replace(config, strategies=names)
 
 
 def _model(name: str) -> str:
@@ -165,17 +173,18 @@ def _check_port(argv: Sequence[str]) -> None:
     """Raise EnvironmentProblem if the HTTP port is taken, before minutes go into loading."""
     text = flag_value(argv, "--port") or str(DEFAULT_PORT)
     host = flag_value(argv, "--host") or "127.0.0.1"
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise ConfigError(f"--port {text} is not a port; give a number from 1 to 65535.")
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+        raise FlagError(f"--port {text} is not a port; give a number from 1 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(text)))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise EnvironmentProblem(
-                f"Port {text} on {host} cannot be used ({error.strerror}); choose another with "
-                "--port, or stop what holds it."
+                f"Port {text} on {host} cannot be used ({reason}); choose another with --port or "
+                "--host, or stop what holds it."
             ) from error
 
 
@@ -188,22 +197,37 @@ def _run_sglang(argv: list[str], forked: bool) -> int:
 
     try:
         load_plugins()
+        _check_flags(argv)
         args = prepare_server_args(argv)
         if forked:
             _launch_forked(args)
         else:
             run_server(args)
-    except TltError:
+    except (TltError, KeyboardInterrupt):
         raise
-    except KeyboardInterrupt:
-        return 130
+    except SystemExit as error:
+        if error.code == SPOKEN:
+            return 1
+        raise
     except Exception as error:
+        if f"exit code: {SPOKEN}" in str(error):
+            return 1
         if os.environ.get("TLT_DEBUG") == "1":
             raise
         raise EnvironmentProblem(_first_sentence(error)) from error
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
     return 0
+
+
+def _check_flags(argv: list[str]) -> None:
+    """Raise FlagError for what SGLang's parser would answer with two hundred lines of usage."""
+    from sglang.srt.server_args import ServerArgs
+
+    if flag_value(argv, "--config") is None:
+        parser = flags.Parser("sglang serve", allow_abbrev=True)
+        ServerArgs.add_cli_args(parser)
+        parser.parse_args(argv)
 
 
 def _launch_forked(args: Any) -> None:

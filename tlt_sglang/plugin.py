@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 
 from tlt_sglang import config as configuration
-from tlt_sglang.errors import TltError
+from tlt_sglang.errors import TltError, end_process
 
 
 def load() -> None:
@@ -20,8 +20,8 @@ def load() -> None:
         if config is None:
             return
         from tlt_sglang import engine
+        from tlt_sglang.patcher import Patcher
         from tlt_sglang.patches import all_patches
-        from tlt_sglang.patching import Patcher
 
         if engine.current is not None:
             return
@@ -31,7 +31,7 @@ def load() -> None:
         patcher.verify()
         engine.start(engine.Engine(config, device, patcher))
     except TltError as error:
-        raise SystemExit(f"tlt-sglang: {error}") from error
+        end_process(error)
     except Exception as error:
         traceback.print_exc()
-        raise SystemExit(f"tlt-sglang: loading failed, please report it: {error!r}") from error
+        end_process(f"loading failed, please report it: {error!r}")

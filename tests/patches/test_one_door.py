@@ -1,4 +1,4 @@
-"""Only `tlt_sglang/patching.py` changes SGLang: nothing else sets attributes on what it imports."""
+"""Only `tlt_sglang/patcher.py` changes SGLang: nothing else sets attributes on what it imports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTERS = ("setattr", "delattr", "__setattr__", "__delattr__")
-DOOR = ROOT / "tlt_sglang" / "patching.py"
+DOOR = ROOT / "tlt_sglang" / "patcher.py"
 
 
 def code() -> list[Path]:

@@ -19,16 +19,15 @@ import pytest
 
 import apply_patches
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, PatchError
+from tlt_sglang.patcher import Patcher
 from tlt_sglang.patching import (
     Patch,
-    Patcher,
-    SourceTree,
     registers_upstream,
     replaces_upstream,
-    source_digest,
     table,
     wraps_upstream,
 )
+from tlt_sglang.upstream import SourceTree, source_digest
 
 pytestmark = pytest.mark.unit
 

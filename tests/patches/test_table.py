@@ -6,7 +6,8 @@ import pytest
 
 import apply_patches
 from tlt_sglang.patches import MODULES, all_patches
-from tlt_sglang.patching import SourceTree, table
+from tlt_sglang.patching import table
+from tlt_sglang.upstream import SourceTree
 
 pytestmark = pytest.mark.patches
 

@@ -59,10 +59,10 @@ def test_rope_and_store(seed: int, normalised: bool) -> None:
     q = torch.empty(tokens, heads, dim)
     keys, values = torch.zeros(slots, kv_heads, dim), torch.zeros(slots, kv_heads, dim)
     vector.rope_and_store(
-        qkv.numpy(), positions.numpy(), table.numpy(), *(w.numpy() for w in weights),
+        qkv.numpy(), positions.numpy(), table.numpy(), weights[0].numpy(), weights[1].numpy(),
         np.float32(1e-6), loc.numpy(), q.numpy(), keys.numpy(), values.numpy(),
     )  # fmt: skip
-    parts = qkv.view(tokens, -1, dim).split([heads, kv_heads, kv_heads], dim=1)
+    parts = torch.split(qkv.view(tokens, -1, dim), [heads, kv_heads, kv_heads], dim=1)
     wanted = []
     for part, weight in zip(parts[:2], weights, strict=True):
         part = reference.rms_norm(part, weight, 1e-6) if normalised else part

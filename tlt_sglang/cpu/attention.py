@@ -186,8 +186,11 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> to
     mask = None
     if length > count:
         mask = torch.ones(count, length, dtype=torch.bool).tril(length - count)
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     out = torch.nn.functional.scaled_dot_product_attention(
-        *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
+        q,
+        k,
+        v,
         attn_mask=mask,
         is_causal=mask is None,
         scale=scale,

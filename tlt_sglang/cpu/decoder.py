@@ -81,9 +81,7 @@ def forward(
     stack = _stack_of(model)
     backend = get_attn_backend()
     if stack is None or type(backend) is not CpuAttnBackend or input_ids.numel() == 0:
-        return original(
-            model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors
-        )
+        return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
     if input_embeds is None:
         hidden = torch.nn.functional.embedding(input_ids, model.embed_tokens.weight)
     else:

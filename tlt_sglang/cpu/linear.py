@@ -18,8 +18,13 @@ from functools import partial
 
 import torch
 
-_linear = torch.ops.mkldnn._linear_pointwise
-_reorder = torch.ops.mkldnn._reorder_linear_weight
+_reorder: Callable[[torch.Tensor], torch.Tensor] = torch.ops.mkldnn._reorder_linear_weight
+_pointwise = torch.ops.mkldnn._linear_pointwise
+
+
+def _linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    result: torch.Tensor = _pointwise(x, packed, bias, "none", [], "")
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ def packable(weight: torch.Tensor) -> bool:
         and weight.device.type == "cpu"
         and weight.dim() == 2
         and weight.is_contiguous()
-        and torch.backends.mkldnn.is_available()
+        and torch._C._has_mkldnn
     )
 
 
@@ -55,7 +60,7 @@ def repack(weight: torch.Tensor) -> None:
         return
     packed = _reorder(weight.detach())
     rows = torch.linspace(-1.0, 1.0, 2 * weight.shape[1]).view(2, -1)
-    alone, among = (_linear(x, packed, None, "none", [], "")[0] for x in (rows[:1], rows))
+    alone, among = (_linear(x, packed, None)[0] for x in (rows[:1], rows))
     global _generation
     _generation += 1
     _packs[weight.data_ptr()] = _Pack(weight.detach(), packed, not torch.equal(alone, among))
@@ -80,8 +85,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     if pack is None or pack.weight.shape != weight.shape:
         return torch.nn.functional.linear(x, weight, bias)
     if pack.lone_row_differs and x.shape[0] == 1 and x.dim() == 2:
-        return _linear(x.expand(2, -1).contiguous(), pack.packed, bias, "none", [], "")[:1]
-    return _linear(x, pack.packed, bias, "none", [], "")
+        return _linear(x.expand(2, -1).contiguous(), pack.packed, bias)[:1]
+    return _linear(x, pack.packed, bias)
 
 
 def product(
@@ -96,10 +101,8 @@ def product(
 
         def padded(x: torch.Tensor) -> torch.Tensor:
             if x.shape[0] == 1:
-                x = x.expand(2, -1).contiguous()
-                result: torch.Tensor = _linear(x, packed, bias, "none", [], "")[:1]
-                return result
-            return _linear(x, packed, bias, "none", [], "")
+                return _linear(x.expand(2, -1).contiguous(), packed, bias)[:1]
+            return _linear(x, packed, bias)
 
         return padded
-    return lambda x: _linear(x, packed, bias, "none", [], "")
+    return lambda x: _linear(x, packed, bias)

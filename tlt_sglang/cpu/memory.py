@@ -11,11 +11,14 @@ SHARE = 0.25
 MOST_TOKENS = 32_768
 """And no more tokens than this: SGLang touches the whole pool at start, seconds per 100,000."""
 
+SHAPE = {"num_hidden_layers", "num_attention_heads", "hidden_size"}
+"""What `config.json` has to hold; SGLang sizes the pool of a model whose fields are named others."""
+
 
 def bytes_per_token(model: dict[str, Any]) -> int:
     """KV bytes of one token in float32: keys and values of every layer.
 
-    Raises ConfigError where `config.json` does not say how large they are.
+    Raises ConfigError for numbers that cannot be.
     """
     try:
         layers = int(model["num_hidden_layers"])
@@ -23,13 +26,13 @@ def bytes_per_token(model: dict[str, Any]) -> int:
         size = int(model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"])
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(
-            "config.json of the model gives no usable number of layers, attention heads and their "
-            f"size ({error!r}); the CPU engine needs them."
+            "config.json of the model gives no usable number and size of layers and attention "
+            f"heads ({error!r}); mend it."
         ) from error
     if min(layers, heads, size) < 1:
         raise ConfigError(
             f"config.json of the model gives {layers} layers and {heads} key-value heads of size "
-            f"{size}; each must be at least 1."
+            f"{size}; each has to be at least 1."
         )
     return layers * 2 * heads * size * 4
 

@@ -1,4 +1,4 @@
-"""Sampling verification on CPU: temperature, top-k, top-p, min-p, exactly the target's distribution.
+"""Sampling verification on CPU: temperature, top-k, top-p and min-p, exactly as the target has it.
 
 SGLang's `eagle_sample` draws its coins from the batch's sampling parameters and then calls a kernel
 that gets the coins but not the parameters; `remember` carries them from the one call to the other

@@ -115,8 +115,8 @@ def plan_branches(
 ) -> Plan:
     """Draft step `step`: topk queries a request, each sees the prefix and its own branch so far.
 
-    Branch b's slots of steps 0..step stand at columns prefix[i] + b * num_steps + s of the request's
-    table row, as SGLang's `per_step_draft_out_cache_loc` lays them out.
+    Branch b's slots of steps 0..step stand at columns prefix[i] + b * num_steps + s of the
+    request's table row, as SGLang's `per_step_draft_out_cache_loc` lays them out.
     """
     branch = torch.arange(topk)[:, None] * num_steps + torch.arange(step + 1)
     columns = prefix.to(torch.int64)[:, None] + branch.reshape(1, -1)
@@ -149,7 +149,9 @@ def attend(
     start(work >= WORTH_A_TEAM)(_task.address, data.ctypes.data)
 
 
-@kernel("void(int32[:, ::1], int64[::1], int64[::1], boolean[:, :, ::1], int32[:, ::1], int64[::1])")
+@kernel(
+    "void(int32[:, ::1], int64[::1], int64[::1], boolean[:, :, ::1], int32[:, ::1], int64[::1])"
+)
 def _tree_slots(
     table: Array, rows: Array, prefix: Array, mask: Array, extra: Array, counts: Array
 ) -> None:

@@ -327,5 +327,5 @@ def rope(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch
     """Rotary embedding of x [T, H, D] with paired halves; table [P, rotary]: cosines, sines."""
     half = table.shape[1] // 2
     cos, sin = (part.double()[:, None] for part in table[positions].chunk(2, dim=-1))
-    a, b, rest = x.double().split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    a, b, rest = torch.split(x.double(), [half, half, x.shape[-1] - 2 * half], dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).float()

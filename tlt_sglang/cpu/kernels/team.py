@@ -3,8 +3,8 @@
 A thread pool of our own would fight torch's for the cores: between two matrix products torch's
 workers spin, waiting for the next. So a kernel that wants every core is run as one more parallel
 region of the same team, through libgomp's entry point for one (`GOMP_parallel`, the call that
-compilers emit for `#pragma omp parallel`). Where torch runs on another OpenMP library the kernel runs
-on one thread.
+compilers emit for `#pragma omp parallel`). Where torch runs on another OpenMP library the kernel
+runs on one thread.
 
 A task is a C function `void task(void *data)`; every thread of the team calls it with the same
 data, and they share the work by counting up an integer in it (`next_item`).

@@ -2,7 +2,8 @@
 
 Every result depends on its own row alone, never on how many rows share the call.
 
-Shapes: T tokens, N hidden size, H query heads, K key/value heads, D head size, P positions, S slots.
+Shapes: T tokens, N hidden size, H query heads, K key/value heads, D head size, P positions,
+S slots.
 
 Runs in the scheduler process. Knows nothing of SGLang.
 """
@@ -135,9 +136,7 @@ def rope_and_store(
                 values[slot, h, i] = row[base + h * dim + i]
 
 
-@kernel(
-    "void(float32[:, ::1], int64, int64[::1], float32[:, ::1], float32[:, ::1])", fastmath=True
-)
+@kernel("void(float32[:, ::1], int64, int64[::1], float32[:, ::1], float32[:, ::1])", fastmath=True)
 def rope(x: Array, dim: int, positions: Array, table: Array, out: Array) -> None:
     """Rotary embedding of every head of x [T, H * D] (`dim` = D), into out; table as above."""
     half = table.shape[1] // 2
