@@ -62,6 +62,8 @@ $(SYNCED): $(LOCK) | $(ENVIRONMENT)
 
 $(INSTALLED): $(SYNCED) pyproject.toml $(STAND_IN)/pyproject.toml
 	@$(UV) pip install --python $(PYTHON) --no-deps --no-build-isolation -e . -e $(STAND_IN)
+	echo "Compiling the CPU kernels (once, half a minute)"
+	$(PYTHON) -c "import tlt_sglang.cpu.kernels.attention, tlt_sglang.cpu.kernels.vector"
 	touch $@
 
 prepare: setup ## put the small model into the cache folder (once, under a minute)

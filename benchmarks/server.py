@@ -116,7 +116,7 @@ class Server(Process):
                 told = waited
                 say(f"{self.name}: starting, {waited:.0f} s so far")
             time.sleep(0.2)
-        say(f"{self.name}: ready after {time.perf_counter() - self.started:.0f} s")
+        say(f"{self.name}: ready")
 
     def wait_first_token(self, prompt: str) -> float:
         """Seconds from spawning the process to the first token of a first request."""
@@ -239,7 +239,7 @@ class Transformers(Process):
         while not select.select([self._child.stdout], [], [], 10)[0]:
             say(f"{self.name}: starting, {time.perf_counter() - self.started:.0f} s so far")
         self._answer()
-        say(f"{self.name}: ready after {time.perf_counter() - self.started:.0f} s")
+        say(f"{self.name}: ready")
 
     def generate(self, prompts: Sequence[str], tokens: int) -> Sample:
         """As `Server.generate`, for a single prompt."""

@@ -41,6 +41,9 @@ def main() -> None:
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    # As SGLang's ignore_eos: the end of the text is a token like any other. Without this,
+    # min_new_tokens would keep it from being chosen, and the two sides would say different things.
+    model.generation_config.eos_token_id = None
     _say(answers, {"threads": torch.get_num_threads()})
     for line in sys.stdin:
         question = json.loads(line)

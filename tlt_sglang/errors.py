@@ -34,6 +34,6 @@ class EnvironmentProblem(TltError):
 
 
 def end_process(error: object) -> NoReturn:
-    """End this process of SGLang's with one sentence, where an exception would be logged or lost."""
+    """End this process of SGLang's with one sentence; an exception would be logged or lost."""
     print(f"tlt-sglang: {error}", file=sys.stderr, flush=True)
     raise SystemExit(SPOKEN) from None

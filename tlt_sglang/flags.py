@@ -31,9 +31,11 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass
 class Flags:
-    """Fields of SGLang's `ServerArgs` with its defaults, see `tlt_sglang.arguments.Arguments`."""
+    """Fields of SGLang's `ServerArgs`, with its defaults; see `tlt_sglang.arguments.Arguments`."""
 
     model_path: str = ""
+    host: str = "127.0.0.1"
+    port: str = "30000"
     device: str | None = None
     dtype: str = "auto"
     tp_size: int = 1

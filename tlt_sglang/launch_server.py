@@ -23,7 +23,6 @@ from tlt_sglang import flags, prefork
 from tlt_sglang.config import Config, Device
 from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, TltError
 
-DEFAULT_PORT = 30000
 STAND_IN = Path(__file__).parent / "cpu" / "stand_in"
 
 
@@ -87,11 +86,12 @@ def _serve(argv: list[str]) -> int:
     if ours.model is None:
         raise ConfigError("Say which model to serve: --model FOLDER, a hub id, or smollm2-135m.")
     config = _config(ours)
-    rest = ["--model-path", _model(ours.model), *rest]
     on_cpu = _use_cpu_engine_if_needed(rest)
-    if on_cpu and "--device" not in rest:
-        rest += ["--device", "cpu"]
-    _check_port(rest)
+    if on_cpu:
+        rest = ["--device", "cpu", *rest]
+    rest = ["--model-path", _model(ours.model), *rest]
+    given = flags.read(rest)
+    _check_port(given.host, given.port)
     if config is None:
         os.environ.pop(configuration.VARIABLE, None)
         return _run_sglang(rest, forked=False)
@@ -100,7 +100,7 @@ def _serve(argv: list[str]) -> int:
     from tlt_sglang.environment import require_patchable
 
     device: Device = "cpu" if on_cpu else "cuda"
-    native_fields(config, flags.read(rest), device)
+    native_fields(config, given, device)
     require_patchable(device)
     os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "tlt_sglang.no_models")
     if on_cpu:
@@ -169,21 +169,19 @@ def flag_value(argv: Sequence[str], *names: str) -> str | None:
     return value
 
 
-def _check_port(argv: Sequence[str]) -> None:
+def _check_port(host: str, port: str) -> None:
     """Raise EnvironmentProblem if the HTTP port is taken, before minutes go into loading."""
-    text = flag_value(argv, "--port") or str(DEFAULT_PORT)
-    host = flag_value(argv, "--host") or "127.0.0.1"
-    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
-        raise FlagError(f"--port {text} is not a port; give a number from 1 to 65535.")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise FlagError(f"--port {port} is not a port; give a number from 1 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, int(text)))
+            probe.bind((host, int(port)))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise EnvironmentProblem(
-                f"Port {text} on {host} cannot be used ({reason}); choose another with --port or "
+                f"Port {port} on {host} cannot be used ({reason}); choose another with --port or "
                 "--host, or stop what holds it."
             ) from error
 

@@ -12,7 +12,7 @@ MOST_TOKENS = 32_768
 """And no more tokens than this: SGLang touches the whole pool at start, seconds per 100,000."""
 
 SHAPE = {"num_hidden_layers", "num_attention_heads", "hidden_size"}
-"""What `config.json` has to hold; SGLang sizes the pool of a model whose fields are named others."""
+"""What `config.json` has to hold; where it names them otherwise, SGLang sizes the pool."""
 
 
 def bytes_per_token(model: dict[str, Any]) -> int:
