@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class _Layer:
     eps: np.float32
     query_norm: Array  # [D], or [0] where the model has none
     key_norm: Array
+    inner: int  # of the MLP
     qkv: Product
     out: Product
     gate_up: Product
@@ -57,7 +58,20 @@ class _Stack:
     rotary: Array  # [P, R]: cosines, then sines
     norm: Array
     eps: np.float32
+    steps: dict[int, _Step] = field(default_factory=dict)
 
+    def step(self, tokens: int) -> _Step:
+        """Working memory for `tokens` tokens, kept for the sizes that come again and again."""
+        step = self.steps.get(tokens)
+        if step is None:
+            step = _Step(self, tokens)
+            if tokens <= KEPT:
+                self.steps[tokens] = step
+        return step
+
+
+KEPT = 64
+"""Steps of at most this many tokens keep their working memory."""
 
 _stacks: weakref.WeakKeyDictionary[Any, _Stack | None] = weakref.WeakKeyDictionary()
 
@@ -88,66 +102,70 @@ def forward(
         hidden = input_embeds.contiguous()
     captured = AuxHiddenStateList()
     wanted = model.layers_to_capture
-    step = _Step(stack, backend, positions.numpy(), forward_batch.out_cache_loc.numpy())
-    residual: Array | None = None
-    stream = hidden
+    step = stack.step(len(input_ids))
+    step.begin(hidden, positions, forward_batch.out_cache_loc)
     for index, layer in enumerate(stack.layers):
-        hidden, residual, stream = step.run(layer, hidden, residual)
-        if index in wanted:
-            captured.capture(stream)
-    assert residual is not None
-    hidden, _, _ = step.norm(hidden, residual, stack.norm, stack.eps)
+        hidden = step.run(layer, hidden, backend, captured if index in wanted else None)
+    hidden = step.end(hidden)
     return (hidden, captured) if captured else hidden
 
 
 class _Step:
-    """One pass through the layers: what they share, and their scratch memory."""
+    """A pass of T tokens through the layers, in memory that is kept from step to step."""
 
-    def __init__(
-        self, stack: _Stack, backend: CpuAttnBackend, positions: Array, slots: Array
-    ) -> None:
-        self.stack, self.backend, self.positions, self.slots = stack, backend, positions, slots
-        tokens = len(positions)
-        shape = (tokens, stack.heads, stack.head_dim)
-        self.query = torch.empty(shape)
+    def __init__(self, stack: _Stack, tokens: int) -> None:
+        self.stack = stack
+        size, inner = len(stack.norm), stack.layers[0].inner
+        self.residual, self.normed = torch.empty(tokens, size), torch.empty(tokens, size)
+        self.query = torch.empty(tokens, stack.heads, stack.head_dim)
+        self.attended = torch.empty(tokens, stack.heads * stack.head_dim)
+        # A single row is doubled for products that compute it otherwise (see `linear.product`).
+        self.active = torch.zeros(max(tokens, 2), inner)
+        self.active_rows = self.active[:tokens].numpy()
+        self.product_rows = self.active if tokens == 1 else self.active[:tokens]
+        self.attended_heads = self.attended.view(tokens, stack.heads, stack.head_dim)
+        self.residual_rows, self.normed_rows = self.residual.numpy(), self.normed.numpy()
         self.query_rows = self.query.numpy()
-        self.attended = torch.empty((tokens, stack.heads * stack.head_dim))
-        self.attended_heads = self.attended.view(shape)
+        self.scratch = np.empty(inner, np.int32)
+        self.tokens = tokens
+        self.positions: Array
+        self.slots: Array
 
-    def norm(
-        self, hidden: torch.Tensor, residual: Array | None, weight: Array, eps: np.float32
-    ) -> tuple[torch.Tensor, Array, torch.Tensor]:
-        """(norm of hidden + residual, their sum as an array, and the same as a tensor)."""
+    def begin(self, hidden: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> None:
+        self.positions, self.slots = positions.numpy(), slots.numpy()
+        self.residual.copy_(hidden)
+        self.entered = False
+
+    def end(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The last norm, into memory of its own: SGLang keeps what comes out."""
         out = torch.empty_like(hidden)
-        if residual is None:
-            rows = hidden.numpy()
-            vector.rms_norm(rows, weight, eps, out.numpy())
-            return out, rows, hidden
-        total = torch.empty_like(hidden)
-        rows = total.numpy()
-        vector.add_rms_norm(hidden.numpy(), residual, weight, eps, out.numpy(), rows)
-        return out, rows, total
+        stack = self.stack
+        vector.add_rms_norm(hidden.numpy(), self.residual_rows, stack.norm, stack.eps, out.numpy())
+        return out
 
     def run(
-        self, layer: _Layer, hidden: torch.Tensor, residual: Array | None
-    ) -> tuple[torch.Tensor, Array, torch.Tensor]:
-        """One layer: (its MLP's output, the residual stream, the stream that entered the layer)."""
-        stack, attention = self.stack, layer.attention
-        hidden, residual, entered = self.norm(hidden, residual, layer.input_norm, layer.eps)
-        keys, values = self.backend.buffers(attention.layer_id)
+        self, layer: _Layer, hidden: torch.Tensor, backend: CpuAttnBackend, captured: Any
+    ) -> torch.Tensor:
+        """One layer; the output of its MLP [T, N], not yet added to the residual stream."""
+        stack, normed, residual = self.stack, self.normed_rows, self.residual_rows
+        if self.entered:
+            vector.add_rms_norm(hidden.numpy(), residual, layer.input_norm, layer.eps, normed)
+        else:
+            vector.rms_norm(residual, layer.input_norm, layer.eps, normed)
+            self.entered = True
+        if captured is not None:
+            captured.capture(self.residual)
+        keys, values = backend.buffers(layer.attention.layer_id)
         vector.rope_and_store(
-            layer.qkv(hidden).numpy(), self.positions, stack.rotary, layer.query_norm,
+            layer.qkv(self.normed).numpy(), self.positions, stack.rotary, layer.query_norm,
             layer.key_norm, layer.eps, self.slots, self.query_rows, keys.numpy(), values.numpy(),
         )  # fmt: skip
-        self.backend.attend(self.query, keys, values, attention.scaling, self.attended_heads)
-        hidden, residual, _ = self.norm(
-            layer.out(self.attended), residual, layer.post_norm, layer.eps
-        )
-        gate_up = layer.gate_up(hidden).numpy()
-        size = gate_up.shape[1] // 2
-        active = torch.empty((len(gate_up), size))
-        vector.silu_and_mul(gate_up, active.numpy(), np.empty(size, np.int32))
-        return layer.down(active), residual, entered
+        scale = layer.attention.scaling
+        backend.attend(self.query, keys, values, scale, self.attended_heads)
+        projected = layer.out(self.attended).numpy()
+        vector.add_rms_norm(projected, residual, layer.post_norm, layer.eps, normed)
+        vector.silu_and_mul(layer.gate_up(self.normed).numpy(), self.active_rows, self.scratch)
+        return layer.down(self.product_rows)[: self.tokens]
 
 
 def _stack_of(model: Any) -> _Stack | None:
@@ -209,6 +227,7 @@ def _take_apart(model: Any) -> _Stack | None:
                 np.float32(layer.input_layernorm.variance_epsilon),
                 none if query_norm is None else _weights(query_norm),
                 none if key_norm is None else _weights(key_norm),
+                mlp.down_proj.weight.shape[1],
                 *products,  # type: ignore[arg-type]
             )
         )

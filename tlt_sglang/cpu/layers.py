@@ -48,15 +48,8 @@ def rms_norm(
     if residual is None:
         vector.rms_norm(rows, weight, eps, out_rows)
         return out
-    total = torch.empty_like(x)
-    vector.add_rms_norm(
-        rows,
-        residual.view(rows.shape).numpy(),
-        weight,
-        eps,
-        out_rows,
-        total.view(rows.shape).numpy(),
-    )
+    total = residual.clone()
+    vector.add_rms_norm(rows, total.view(rows.shape).numpy(), weight, eps, out_rows)
     return out, total
 
 

@@ -38,24 +38,20 @@ def rms_norm(x: Array, weight: Array, eps: Any, out: Array) -> None:
 
 
 @kernel(
-    "void(float32[:, ::1], float32[:, ::1], float32[::1], float32, float32[:, ::1],"
-    " float32[:, ::1])",
-    fastmath=True,
+    "void(float32[:, ::1], float32[:, ::1], float32[::1], float32, float32[:, ::1])", fastmath=True
 )
-def add_rms_norm(
-    x: Array, residual: Array, weight: Array, eps: Any, out: Array, residual_out: Array
-) -> None:
-    """residual_out = x + residual; out = its RMSNorm. All [T, N]; outputs do not alias inputs."""
+def add_rms_norm(x: Array, residual: Array, weight: Array, eps: Any, out: Array) -> None:
+    """residual += x, in place; out = its RMSNorm. All [T, N]; `out` may be `x`."""
     size = x.shape[1]
     for t in range(x.shape[0]):
         total = np.float32(0.0)
         for i in range(size):
             s = x[t, i] + residual[t, i]
-            residual_out[t, i] = s
+            residual[t, i] = s
             total += s * s
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
         for i in range(size):
-            out[t, i] = residual_out[t, i] * scale * weight[i]
+            out[t, i] = residual[t, i] * scale * weight[i]
 
 
 @kernel("void(float32[:, ::1], float32[:, ::1], int32[::1])", fastmath=True)
