@@ -33,7 +33,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,22 +44,10 @@ if __package__ in (None, ""):  # started as a file, not with -m
 
 from benchmarks import common, server
 from benchmarks.common import BenchmarkError, Run, Spread, UsageError, say
+from benchmarks.fleet import BUSY, DEFAULT, PLAIN, STOCK, TRANSFORMERS, Fleet
 from tlt_sglang.errors import ConfigError, TltError
 
-PLAIN = "off"
-STOCK = "torch_native"
-TRANSFORMERS = "transformers"
-DEFAULT = "default"
 BATCH = 8
-WARM_TOKENS = 8
-BUSY = 0.15
-"""Above this load by others, in cores, the figures are noisy and the user should know."""
-
-COMMON_FLAGS = ("--device", "cpu", "--max-total-tokens", "20000", "--max-running-requests", "8")
-STOCK_FLAGS = (
-    *("--attention-backend", "torch_native", "--dtype", "float32"),
-    *("--disable-cuda-graph", "--sleep-on-idle"),
-)
 
 
 @dataclass(frozen=True)
@@ -108,95 +96,11 @@ class Options:
         return any(RATIOS[name].part == part for name in self.only if name in RATIOS)
 
 
-# -- the processes ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Fleet:
-    """The processes that are alive, by name."""
-
-    options: Options
-    threads: int
-    logs: Path
-    alive: dict[str, server.Server | server.Transformers] = field(default_factory=dict)
-    idle: dict[str, float] = field(default_factory=dict)
-    commands: dict[str, str] = field(default_factory=dict)
-
-    def have(self, *names: str) -> None:
-        """Start those that are missing, stop all others, and see that everyone is idle."""
-        for name in set(self.alive) - set(names):
-            self.stop(name)
-        missing = [name for name in names if name not in self.alive]
-        for name in missing:
-            self.start(name)
-        for name in missing:
-            self.alive[name].wait_ready()
-            self._check_identity(name)
-        for name in missing:
-            self.alive[name].generate(self.options.prompts[:1], WARM_TOKENS)
-        for name in names:
-            self.idle[name] = share = round(self.alive[name].idle_share(), 3)
-            if share > BUSY:
-                say(f"{name} is not idle while not asked: {share:.2f} cores; figures suffer")
-
-    def start(self, name: str) -> server.Server | server.Transformers:
-        """Spawn the process, without waiting for it."""
-        say(f"{name}: starting")
-        path = self.options.path
-        started: server.Server | server.Transformers
-        if name == TRANSFORMERS:
-            started = server.Transformers(path, self.threads, self.logs)
-        else:
-            flags = ["--model", path, *_flags(name)]
-            started = server.Server(name, flags, self.threads, self.logs)
-        self.alive[name] = started
-        self.commands[name] = common.command(started.command[1:]).replace(path, self.options.model)
-        return started
-
-    def stop(self, name: str) -> None:
-        self.alive[name].stop()
-        del self.alive[name]
-
-    def close(self) -> None:
-        """Stop everything this benchmark has started; Ctrl-C does not break that off."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if self.alive:
-            say("stopping the servers")
-        for process in self.alive.values():
-            process.stop()
-        # One that was interrupted while it was being spawned is not on the list.
-        for orphan in psutil.Process().children():
-            server.stop([orphan, *orphan.children(recursive=True)])
-
-    def _check_identity(self, name: str) -> None:
-        """Raise BenchmarkError if the server does not run what its name says."""
-        process = self.alive[name]
-        if not isinstance(process, server.Server):
-            return
-        status = process.get("/tlt/status")
-        if name == STOCK:
-            info = process.get("/get_server_info") or {}
-            if status is not None or info.get("attention_backend") != STOCK:
-                raise BenchmarkError("The stock server is not stock SGLang with torch_native.")
-        elif status is None or status["strategy"] != name:
-            raise BenchmarkError(f"The server that should run {name} says: {status}.")
-
-
-def _flags(name: str) -> tuple[str, ...]:
-    if name == DEFAULT:
-        return ("--device", "cpu", "--adaptive-spec")
-    if name == STOCK:
-        return (*COMMON_FLAGS, *STOCK_FLAGS)
-    return (*COMMON_FLAGS, "--adaptive-spec", "--tlt-strategies", name)
-
-
 # -- the parts -------------------------------------------------------------------------------------
 
 
-def measure(fleet: Fleet, part: str, cases: Sequence[Sequence[str]]) -> list[Run]:
+def measure(fleet: Fleet, options: Options, part: str, cases: Sequence[Sequence[str]]) -> list[Run]:
     """All runs of one part: every case on every side, round by round, one after the other."""
-    options = fleet.options
     ratios = [RATIOS[name] for name in options.only if name in RATIOS]
     ratios = [ratio for ratio in ratios if ratio.part == part]
     sides = list(dict.fromkeys(side for ratio in ratios for side in (ratio.over, ratio.under)))
@@ -218,15 +122,15 @@ def measure(fleet: Fleet, part: str, cases: Sequence[Sequence[str]]) -> list[Run
     return runs
 
 
-def measure_startup(fleet: Fleet, warm: bool) -> list[Run]:
+def measure_startup(fleet: Fleet, options: Options, warm: bool) -> list[Run]:
     """Starts of the default server with nothing else alive; unless `warm`, one more, uncounted."""
     fleet.have()
     runs = []
-    for number in range(0 if warm else -1, fleet.options.starts):
+    for number in range(0 if warm else -1, options.starts):
         started = fleet.start(DEFAULT)
         assert isinstance(started, server.Server)
-        seconds = started.wait_first_token(fleet.options.prompts[0])
-        fleet.stop(DEFAULT)
+        seconds = started.wait_first_token(options.prompts[0])
+        fleet.stop([DEFAULT])
         say(f"startup: {seconds:.1f} s" + (" (not counted)" if number < 0 else ""))
         if number >= 0:
             runs.append(Run("startup", DEFAULT, number, 0, seconds, tokens=1, steps=1))
@@ -240,18 +144,17 @@ def batches(prompts: Sequence[str], size: int) -> list[list[str]]:
     return [list(itertools.islice(again, size)) for _ in range(count)]
 
 
-def run_all(fleet: Fleet, runs: list[Run]) -> None:
+def run_all(fleet: Fleet, options: Options, runs: list[Run]) -> None:
     """Add the runs of every part that is wanted to `runs`."""
-    options = fleet.options
     single = [[prompt] for prompt in options.prompts]
     together = batches(options.prompts, BATCH)
     if options.quick:
         single, together = single[:3], together[:1]
     for part, cases in (("b1", single), ("b8", together), ("verify", single)):
         if options.wants(part):
-            runs += measure(fleet, part, cases)
+            runs += measure(fleet, options, part, cases)
     if "startup_s" in options.only:
-        runs += measure_startup(fleet, warm=options.quick and options.wants("verify"))
+        runs += measure_startup(fleet, options, warm=options.quick and options.wants("verify"))
 
 
 # -- results ---------------------------------------------------------------------------------------
@@ -398,8 +301,9 @@ def _model(name: str) -> str:
     from tlt_sglang.models import resolve_model
 
     path = resolve_model(name)
-    read_config(path, "model")
-    return path
+    if read_config(path, "model") is None:
+        return path
+    return str(Path(path).expanduser().absolute())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -418,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _benchmark(options, logs)
     except KeyboardInterrupt:
+        shutil.rmtree(logs, ignore_errors=True)
         print("bench_engine: interrupted; everything it started is stopped.", file=sys.stderr)
         return 130
     except (BenchmarkError, TltError) as error:
@@ -431,11 +336,12 @@ def _benchmark(options: Options, logs: Path) -> None:
     busy = psutil.cpu_percent(interval=2.0) / 100 * (psutil.cpu_count() or 1)
     if busy > BUSY:
         say(f"others use {busy:.1f} cores of this machine; the figures will be noisy")
-    fleet = Fleet(options, server.default_threads(), logs)
+    threads = server.default_threads()
+    fleet = Fleet(options.model, options.path, options.prompts[0], threads, logs)
     say(f"{fleet.threads} threads each; logs in {logs}")
     runs: list[Run] = []
     try:
-        run_all(fleet, runs)
+        run_all(fleet, options, runs)
     finally:
         fleet.close()
         if runs:

@@ -6,6 +6,7 @@ one of them computes at a time; the others must be idle, which `Process.idle_sha
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -27,7 +28,7 @@ from benchmarks.common import REPOSITORY, BenchmarkError, say
 HOST = "127.0.0.1"
 START_TIMEOUT = 600.0
 ANSWER_TIMEOUT = 1800.0
-STOP_TIMEOUT = 20.0
+STOP_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Process:
 
     def __init__(self, name: str, words: Sequence[str], threads: int, logs: Path) -> None:
         self.name = name
-        self.command = ["python", *words]
+        self.words = list(words)
         self.log = logs / f"{name.replace(':', '')}-{time.time_ns()}.log"
         environment = {k: v for k, v in os.environ.items() if k != "TLT_CONFIG"}
         self.started = time.perf_counter()
@@ -63,6 +64,7 @@ class Process:
                 stderr=log,
                 start_new_session=True,
             )
+        self.root = psutil.Process(self._child.pid)
 
     def _stdout(self, log: IO[bytes]) -> IO[bytes] | int:
         return log
@@ -72,28 +74,24 @@ class Process:
         status = self._child.poll()
         if status is not None:
             lines = self.log.read_text(errors="replace").strip().splitlines() or ["(empty)"]
+            reasons = [line for line in lines if line.startswith("tlt-sglang:")] or lines
             raise BenchmarkError(
-                f"{self.name} ended with status {status}: {lines[-1]} (its log: {self.log})"
+                f"{self.name} ended with status {status}: {reasons[-1]} (its log: {self.log})"
             )
 
-    def tree(self) -> list[psutil.Process]:
-        """The process and all its descendants that are alive."""
-        try:
-            root = psutil.Process(self._child.pid)
-            return [root, *root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+    def close(self) -> None:
+        """Let go of a process that has been stopped."""
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._child.wait()
 
     def idle_share(self, seconds: float = 1.0) -> float:
         """CPU time that the process and its descendants take while not asked, in cores."""
-        before = _cpu_seconds(self.tree())
+        tree = {self.root, *_descendants(self.root)}
+        before = _cpu_seconds(tree)
         time.sleep(seconds)
-        return max(0.0, _cpu_seconds(self.tree()) - before) / seconds
-
-    def stop(self) -> None:
-        """End the process and everything it started; returns when they are gone."""
-        stop(self.tree())
-        self._child.wait()
+        return max(0.0, _cpu_seconds(tree) - before) / seconds
 
 
 class Server(Process):
@@ -303,17 +301,38 @@ def _cpu_seconds(processes: Iterable[psutil.Process]) -> float:
     return total
 
 
-def stop(tree: Sequence[psutil.Process]) -> None:
-    """Ask the first of `tree` to end, then end what is left of it; returns when all are gone."""
-    _signal(tree[:1], signal.SIGTERM)
-    _, left = psutil.wait_procs(tree, timeout=STOP_TIMEOUT)
+def stop(roots: Iterable[psutil.Process]) -> None:
+    """Ask these processes to end, then end what is left of them and of what they started.
+
+    Returns when all are gone, at the latest after twice the timeout.
+    """
+    asked: set[psutil.Process] = set()
+    ending: set[psutil.Process] = set()
+    for root in roots:
+        started = _descendants(root)
+        asked |= {root} if root.is_running() else started
+        ending |= {root, *started}
+    _signal(asked, signal.SIGTERM)
+    _, left = psutil.wait_procs(ending, timeout=STOP_TIMEOUT)
     _signal(left, signal.SIGKILL)
     psutil.wait_procs(left, timeout=STOP_TIMEOUT)
 
 
+def _descendants(root: psutil.Process) -> set[psutil.Process]:
+    """What `root` has started; also where it has died and left them, by the session it led."""
+    found: set[psutil.Process] = set()
+    if not root.is_running() and psutil.pid_exists(root.pid):
+        return found  # Somebody else has its number now, so nothing of its session is left.
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError):
+            if process.pid != root.pid and os.getsid(process.pid) == root.pid:
+                found.add(process)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found.update(root.children(recursive=True))
+    return found
+
+
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
