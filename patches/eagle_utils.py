@@ -2,7 +2,7 @@
 
 Upstream commits the argmax on CPU, whatever the temperature: its sampling kernels exist for GPUs
 only. These patches take the same branch as on a GPU, with our kernels, and honour min-p, which
-upstream's verification leaves out.
+upstream's verification leaves out. And they make penalties exact, which upstream relaxes.
 """
 
 from __future__ import annotations
@@ -42,6 +42,34 @@ def verify_coins(original: Any, *, sampling_info: Any, **arguments: Any) -> Any:
     return original(sampling_info=sampling_info, **arguments)
 
 
+@wraps_upstream(
+    f"{_MODULE}:eagle_sample",
+    why="upstream relaxes penalties under speculation, so that output differs from plain decoding",
+    remove_when="SGLang's verification penalises a draft for every token before it",
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "e1ce9e9404ec50f9"},
+)
+def eagle_sample(
+    original: Any, verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from tlt_sglang.cpu import penalties
+
+    info = batch.sampling_info
+    if not batch.forward_mode.is_idle() and info.acc_additive_penalties is not None:
+        shape = (len(batch.reqs), verify_input.draft_token_num)
+        penalties.apply(
+            logits_output.next_token_logits,
+            batch.reqs,
+            verify_input.draft_token.view(shape),
+            verify_input.retrieve_next_token.view(shape),
+            verify_input.retrieve_next_sibling.view(shape),
+        )
+        # This is a copy for one forward: nothing is left for upstream to apply.
+        info.acc_additive_penalties = info.acc_scaling_penalties = None
+    return original(verify_input, batch, logits_output, *args, **kwargs)
+
+
 def _leave(probs: Any, bounds: Any) -> Any:
     return probs
 
@@ -69,6 +97,7 @@ _ONCE = "all filters are applied at once, by the sampler"
 PATCHES = (
     verify_uses_greedy,
     verify_coins,
+    eagle_sample,
     _replaced("top_k_renorm_prob", _leave, _ONCE, "fb9e5b0d90e4a306"),
     _replaced("top_p_renorm_prob", _leave, _ONCE, "5ff03646323a4470"),
     _replaced(

@@ -31,7 +31,8 @@ def resolve_once(original: Any, args: Any) -> None:
 
 @wraps_upstream(
     f"{_MODULE}:ServerArgs.check_server_args",
-    why="arguments resolved before plugins loaded must not run without the strategy asked for",
+    why="arguments resolved before plugins loaded must not run without the strategy asked for, nor "
+    "anything if another plugin has undone a patch",
     remove_when="SGLang loads plugins before it resolves arguments, however it is started",
     process="main",
     digests={"0.5.23": "395ebf45c0400c1c"},
@@ -43,6 +44,7 @@ def check_server_args(original: Any, args: Any) -> None:
     from tlt_sglang.arguments import check_resolved
 
     assert engine.current is not None
+    engine.current.patcher.verify()
     check_resolved(engine.current.config, resolved_view(args), engine.current.device)
     original(args)
 

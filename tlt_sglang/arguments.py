@@ -20,6 +20,11 @@ from tlt_sglang.strategy.arms import Strategy
 
 DEFAULT_NGRAM = Strategy("ngram", num_draft_tokens=8)
 
+_TOO_EARLY = (
+    "SGLang's arguments were resolved before TLT was loaded (call sglang.srt.plugins.load_plugins "
+    "first, or give SGLang the strategy's speculative_* arguments yourself)"
+)
+
 
 class Arguments(Protocol):
     """The fields of SGLang's `ServerArgs` that are read here."""
@@ -60,13 +65,16 @@ def native_fields(config: Config, args: Arguments, device: Device) -> dict[str, 
 def check_resolved(config: Config, args: Arguments, device: Device) -> None:
     """Refuse arguments that were resolved before TLT was loaded and so miss its strategy."""
     strategy = config.strategy
-    wants_off = strategy is not None and strategy.drafter == "off"
-    if args.speculative_algorithm is None and not wants_off:
-        raise ConfigError(
-            "TLT_CONFIG is set, but SGLang's arguments were resolved without a strategy because "
-            "TLT was not loaded yet; call sglang.srt.plugins.load_plugins() first, or give "
-            "speculative_algorithm='NGRAM' (or 'EAGLE' with a drafter) yourself."
-        )
+    if strategy is None and args.speculative_algorithm is None:
+        raise ConfigError(f"TLT_CONFIG is set, but {_TOO_EARLY}.")
+    # SGLang turns EAGLE into an algorithm of its own for some drafters; that is not ours to judge.
+    if strategy is not None and args.speculative_algorithm in (None, "NGRAM", "EAGLE", "EAGLE3"):
+        for name, value in _wanted(strategy).items():
+            if getattr(args, name) != value:
+                raise ConfigError(
+                    f"TLT_CONFIG asks for {strategy}, but {_TOO_EARLY}: {name} is "
+                    f"{getattr(args, name)!r} in place of {value!r}."
+                )
     if device == "cpu" and args.tp_size > 1:
         _refuse_tensor_parallel(args.tp_size)
 
@@ -107,19 +115,7 @@ def strategy_fields(strategy: Strategy | None, args: Arguments) -> dict[str, Any
     """SGLang's speculative fields for `strategy`; refuses other values the user gave."""
     if strategy is None:
         return {}
-    wanted: dict[str, Any] = {"speculative_algorithm": None}
-    if strategy.drafter == "ngram":
-        wanted = {
-            "speculative_algorithm": "NGRAM",
-            "speculative_num_draft_tokens": strategy.num_draft_tokens,
-        }
-    elif strategy.drafter != "off":
-        wanted = {
-            "speculative_algorithm": strategy.drafter.upper(),
-            "speculative_num_steps": strategy.num_steps,
-            "speculative_eagle_topk": strategy.topk,
-            "speculative_num_draft_tokens": strategy.num_draft_tokens,
-        }
+    wanted = _wanted(strategy)
     for name, value in wanted.items():
         given = getattr(args, name)
         if given is not None and _as_sglang_reads(given) != str(value):
@@ -131,6 +127,21 @@ def strategy_fields(strategy: Strategy | None, args: Arguments) -> dict[str, Any
     if strategy.drafter in ("off", "ngram") and args.speculative_draft_model_path is not None:
         fields["speculative_draft_model_path"] = None
     return fields
+
+
+def _wanted(strategy: Strategy) -> dict[str, Any]:
+    """SGLang's fields that spell out `strategy`."""
+    if strategy.drafter == "off":
+        return {"speculative_algorithm": None}
+    tokens = {"speculative_num_draft_tokens": strategy.num_draft_tokens}
+    if strategy.drafter == "ngram":
+        return {"speculative_algorithm": "NGRAM"} | tokens
+    return {
+        "speculative_algorithm": strategy.drafter.upper(),
+        "speculative_num_steps": strategy.num_steps,
+        "speculative_eagle_topk": strategy.topk,
+        **tokens,
+    }
 
 
 def _as_sglang_reads(given: object) -> str:

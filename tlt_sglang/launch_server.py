@@ -83,13 +83,13 @@ def _parser() -> flags.Parser:
 
 def _serve(argv: list[str]) -> int:
     ours, rest = _parser().parse_known_args(argv)
-    if ours.model is None:
+    if not ours.model:
         raise ConfigError("Say which model to serve: --model FOLDER, a hub id, or smollm2-135m.")
     config = _config(ours)
     on_cpu = _use_cpu_engine_if_needed(rest)
     if on_cpu:
         rest = ["--device", "cpu", *rest]
-    rest = ["--model-path", _model(ours.model), *rest]
+    rest = ["--model-path", _model(ours.model, rest), *rest]
     given = flags.read(rest)
     _check_port(given.host, given.port)
     if config is None:
@@ -124,13 +124,17 @@ def _config(ours: argparse.Namespace) -> Config | None:
     return dataclasses.replace(config, strategies=names)
 
 
-def _model(name: str) -> str:
-    from tlt_sglang.drafters.checkpoint import read_config
+def _model(name: str, argv: Sequence[str]) -> str:
+    """The path or hub id to serve, prepared and looked at."""
+    from tlt_sglang.drafters.checkpoint import read_config, require_weights
     from tlt_sglang.models import resolve_model
 
     path = resolve_model(name)
-    read_config(path, "model")
-    return path
+    if read_config(path, "model") is None:
+        return path
+    if flag_value(argv, "--load-format") is None:
+        require_weights(path)
+    return str(Path(path).expanduser())
 
 
 def _use_cpu_engine_if_needed(argv: Sequence[str]) -> bool:

@@ -16,7 +16,10 @@ import os
 import signal
 from collections.abc import Callable
 from multiprocessing import forkserver
+from types import FrameType
 from typing import Any
+
+from tlt_sglang.errors import EnvironmentProblem
 
 _PRELOAD = [
     "tlt_sglang.prefork_signals",
@@ -38,9 +41,20 @@ def begin() -> None:
 
 
 def use() -> None:
-    """Have SGLang start its processes from the fork server, if `begin` was called."""
+    """Have SGLang start its processes from the fork server, if `begin` was called.
+
+    And have this process, whose children tell it of a crash by SIGQUIT, say so while SGLang starts;
+    SGLang's own handler kills it without a word.
+    """
     if _begun:
         multiprocessing.set_start_method("forkserver", force=True)
+        signal.signal(signal.SIGQUIT, _report_crash)
+
+
+def _report_crash(number: int, frame: FrameType | None) -> None:
+    raise EnvironmentProblem(
+        "SGLang did not start: an engine process failed, its message stands above."
+    )
 
 
 class Target:

@@ -1,18 +1,18 @@
-"""Engine tests: the shared servers, their order, and that nothing of theirs is left at the end."""
+"""Engine tests: what they share, their order, and that nothing of theirs is left at the end."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from fitting import fit_drafters
+from identity import Reference
+from prompts import prompts
+from servers import MODEL, Server, Servers, can_bind, model_folder
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from servers import Server, Servers, can_bind  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,29 +36,56 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[i] = item
 
 
-def shared_memory() -> set[Path]:
-    """Our segments in shared memory."""
-    return set(Path("/dev/shm").glob("*tlt*"))
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the engine tests measured: ties, accept lengths, seconds."""
+    lines = []
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            properties = getattr(report, "user_properties", None)
+            if properties and report.when == "call" and "tests/engine" in report.nodeid:
+                told = ", ".join(f"{name} {value}" for name, value in properties)
+                lines.append(f"{report.nodeid.rpartition('/')[2]}: {told}")
+    if lines:
+        terminalreporter.section("engine")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """The pool. At the end nothing is left: no process, no port, no shared memory."""
     segments = shared_memory()
-    started: list[Server] = []
-
-    class Recording(Servers):
-        def get(self, *args: object, **kwargs: object) -> Server:
-            server = super().get(*args, **kwargs)  # type: ignore[arg-type]
-            if server not in started:
-                started.append(server)
-            return server
-
-    pool = Recording(tmp_path_factory.mktemp("servers"))
+    children = set(psutil.Process().children(recursive=True))
+    pool = Servers(tmp_path_factory.mktemp("servers"))
     try:
         yield pool
     finally:
         pool.close()
-    assert [child.cmdline() for child in psutil.Process().children(recursive=True)] == []
-    assert [server.port for server in started if not can_bind(server.port)] == []
+    left = set(psutil.Process().children(recursive=True)) - children
+    assert [child.cmdline() for child in left] == []
+    assert [server.port for server in pool.started if not can_bind(server.port)] == []
     assert shared_memory() <= segments
+
+
+@pytest.fixture(scope="session")
+def reference(servers: Servers) -> Reference:
+    """What the default model says without speculation to each of the twenty prompts."""
+    return Reference(servers, prompts())
+
+
+@pytest.fixture(scope="session")
+def drafters(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of an EAGLE and an EAGLE-3 drafter that know the reference by heart."""
+    folder = tmp_path_factory.mktemp("drafters")
+    return fit_drafters(folder, model_folder(MODEL), reference.texts())
+
+
+@pytest.fixture
+def server(servers: Servers, drafters: dict[str, str], strategy: str) -> Server:
+    """The default model under the test's `strategy`; see `identity.each`."""
+    return servers.get(strategy, drafter=drafters.get(strategy.partition(":")[0]))
+
+
+def shared_memory() -> set[Path]:
+    """Our segments in shared memory."""
+    return set(Path("/dev/shm").glob("*tlt*"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +26,7 @@ def fit_drafters(
     folder: Path, target: Path, texts: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> dict[str, str]:
     """Drafters of both kinds for `target`, fitted to pairs of prompt and output."""
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     eagle, eagle3, following = _features(model, texts)
     head, norm = model.lm_head.weight.detach(), model.model.norm.weight.detach()
     made = {}
@@ -49,7 +50,7 @@ def fit_drafters(
 
 
 def _features(
-    model: torch.nn.Module, texts: Sequence[tuple[Sequence[int], Sequence[int]]]
+    model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(inputs of EAGLE [P, 2N], of EAGLE-3 [P, 3N], wanted features [P, N]) at output positions."""
     layers = model.config.num_hidden_layers
@@ -74,7 +75,8 @@ def _ridge(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
     x, y = inputs.double(), outputs.double()
     gram = x.T @ x
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram, x.T @ y).T.float()
+    solved: torch.Tensor = torch.linalg.solve(gram, x.T @ y)
+    return solved.T.float()
 
 
 def _draft_vocabulary(
@@ -82,7 +84,7 @@ def _draft_vocabulary(
 ) -> dict[str, torch.Tensor]:
     """EAGLE-3's head over the tokens of the outputs, and the maps between the vocabularies."""
     chosen = torch.tensor(sorted({token for _, output in texts for token in output}))
-    size = 1024
+    size = min(1024, len(head))
     assert len(chosen) <= size, len(chosen)
     rest = torch.ones(len(head), dtype=torch.bool).index_fill(0, chosen, False).nonzero().flatten()
     chosen = torch.cat([chosen, rest[: size - len(chosen)]]).sort().values

@@ -29,8 +29,16 @@ MODEL = "smollm2-135m"
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
 KEPT = 2
-LIMITS = ("--max-total-tokens", "24576")
-"""A KV pool that the tests fit in, of 1.1 GB for the default model; flags given later win."""
+LIMITS = ("--max-total-tokens", "12288")
+"""A KV pool that the tests fit in, of 0.6 GB for the default model; flags given later win."""
+
+
+ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    # Threads that wait for each other go to sleep soon. By default they spin, and where another
+    # program holds one of the cores a step then takes ten times as long.
+    "GOMP_SPINCOUNT": "2000",
+}
 
 
 class ServerFailed(AssertionError):
@@ -76,7 +84,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(spec.environment),
+                env=os.environ | ENVIRONMENT | dict(spec.environment),
             )
         try:
             self._wait_until_ready(started + START_SECONDS)
@@ -164,6 +172,23 @@ class Server:
         with ThreadPoolExecutor(at_once) as threads:
             return list(threads.map(lambda prompt: self.generate(prompt, **kwargs), prompts))
 
+    # -- what it holds ---------------------------------------------------------------------------
+
+    def load(self) -> dict[str, Any]:
+        """SGLang's own account of its requests and its KV pool."""
+        load: dict[str, Any] = self.get("/v1/loads")["loads"][0]
+        return load
+
+    def wait_until_idle(self, seconds: float = 30.0) -> None:
+        """Return once no request is there and no KV slot is held but by the radix cache.
+
+        SGLang checks by itself, whenever it is idle, that free and cached slots make up the whole
+        pool, and dies if they do not. Raises ServerFailed where that does not come about in time.
+        """
+        held = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")
+        if not wait_for(lambda: not any(self.load()[name] for name in held), seconds):
+            raise ServerFailed(f"{self.spec} is not idle: {self.load()}\n{self.tail()}")
+
     # -- the end ---------------------------------------------------------------------------------
 
     @property
@@ -176,9 +201,9 @@ class Server:
         found = []
         for process in psutil.process_iter():
             try:
-                if os.getsid(process.pid) == self.process.pid:
-                    if process.status() != psutil.STATUS_ZOMBIE:
-                        found.append(process.pid)
+                ours = os.getsid(process.pid) == self.process.pid
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
             except (ProcessLookupError, psutil.NoSuchProcess):
                 continue
         return found
@@ -216,7 +241,7 @@ class Servers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.running: dict[Spec, Server] = {}  # the one used last is last
-        self.starts: list[tuple[Spec, float]] = []
+        self.started: list[Server] = []
         self._drafters: dict[tuple[str, str], str] = {}
 
     def get(
@@ -227,7 +252,7 @@ class Servers:
         drafter: str | None = None,
         environment: dict[str, str] | None = None,
     ) -> Server:
-        """The server that runs `strategy`; an EAGLE strategy gets a random drafter if none is given.
+        """The server that runs `strategy`; EAGLE gets a random drafter where none is given.
 
         Raises ServerFailed if it does not start.
         """
@@ -242,8 +267,8 @@ class Servers:
         if server is None:
             while len(self.running) >= KEPT:
                 self.drop(next(iter(self.running.values())))
-            server = Server(spec, self.folder / f"server-{len(self.starts)}.log")
-            self.starts.append((spec, server.start_seconds))
+            server = Server(spec, self.folder / f"server-{len(self.started)}.log")
+            self.started.append(server)
         self.running[spec] = server
         return server
 

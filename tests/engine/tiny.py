@@ -19,7 +19,7 @@ SHAPE = {
     "intermediate_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 7,  # the fewest of which EAGLE-3's three layers are distinct
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
@@ -69,7 +69,7 @@ def make_drafter(folder: Path, target: Path, kind: str, seed: int = 1, **config:
     rng = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=rng) * shape[-1] ** -0.5
+        return torch.randn(*shape, generator=rng) * float(shape[-1]) ** -0.5
 
     layer = "midlayer" if kind == "eagle3" else "layers.0"
     width = 2 * hidden if kind == "eagle3" else hidden

@@ -14,6 +14,7 @@ from typing import Any
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.strategy.arms import Drafter
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -50,6 +51,15 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
     """`config` with the fields of its language model in front, where it holds several models."""
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, dict) else config
+
+
+def require_weights(path: str) -> None:
+    """Raise ConfigError for a local checkpoint without any weights, an unfinished download say."""
+    folder = Path(path).expanduser()
+    if not any(file.suffix in _WEIGHTS for file in folder.iterdir()):
+        raise ConfigError(
+            f"The model folder {path!r} holds no weights ({', '.join(_WEIGHTS)}); download them."
+        )
 
 
 def float32_bytes(path: str, config: dict[str, Any]) -> int:

@@ -26,8 +26,8 @@ inline = functools.partial(numba.njit, nogil=True, error_model="numpy")
 def kernel(*signatures: str, fastmath: bool = False) -> Callable[[F], F]:
     """Decorator: compile for exactly these signatures, now, through the on-disk cache.
 
-    `fastmath` lets sums be reordered into vector lanes. Where no directory is writable the kernel is
-    compiled in memory, at every start.
+    `fastmath` lets sums be reordered into vector lanes. Where no directory is writable the kernel
+    is compiled in memory, at every start.
     """
 
     def compile_(function: F) -> F:

@@ -1,0 +1,38 @@
+"""sglang.srt.layers.sampler, in the scheduler process: min-p for requests with a seed on CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+
+@wraps_upstream(
+    "sglang.srt.layers.sampler:top_k_top_p_min_p_sampling_from_probs_torch",
+    why="a request with min-p and a seed ends the server: upstream asserts that it cannot be",
+    remove_when="SGLang samples with min-p and a seed",
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "2c3b8dd6784af51c"},
+)
+def sample(
+    original: Any,
+    probs: Any,
+    top_ks: Any,
+    top_ps: Any,
+    min_ps: Any,
+    need_min_p_sampling: bool,
+    sampling_seed: Any,
+    positions: Any,
+    **options: Any,
+) -> Any:
+    if need_min_p_sampling and sampling_seed is not None:
+        # The most probable token survives top-k and top-p, so the bound is the one of upstream.
+        bound = probs.amax(-1, keepdim=True) * min_ps.view(-1, 1)
+        probs = probs.masked_fill(probs < bound, 0.0)
+        need_min_p_sampling = False
+    rest = (top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions)
+    return original(probs, *rest, **options)
+
+
+PATCHES = (sample,)

@@ -1,0 +1,81 @@
+"""Greedy output is the same, token by token, as without speculation.
+
+The drafters know the reference by heart, so that accepted drafts of every depth are among what is
+compared; n-grams learn from the prompts and from what was said before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from identity import LENGTH, Reference, each, rescore
+from servers import Server
+
+STRATEGIES = ("eagle:3x4x8", "eagle:3x1x4", "eagle3:3x1x4", "eagle3:3x4x8", "ngram:8")
+SEQUENTIAL = ("eagle:3x4x8", "ngram:8")
+LEAST = {"eagle": 2.0, "eagle3": 1.5, "ngram": 1.3}
+"""The least accept length with which a test of identity means something."""
+
+Record = Callable[[str, object], None]
+
+
+def check(
+    reference: Reference, strategy: str, answers: list[dict[str, Any]], record: Record
+) -> None:
+    """Compare, and see that drafts were accepted, some of them to the full depth."""
+    ties = reference.compare_all(answers)
+    told = [answer["meta_info"] for answer in answers]
+    assert {info["completion_tokens"] for info in told} == {LENGTH}
+    rounds = sum(info["spec_verify_ct"] for info in told)
+    accepted = sum(info["spec_num_correct_drafts"] for info in told)
+    record("ties", len(ties))
+    for tie in ties:
+        record("tie", tie)
+    record("accept length", round(1 + accepted / rounds, 2))
+    assert 1 + accepted / rounds > LEAST[strategy.partition(":")[0]]
+    deepest = 4 if strategy.startswith("eagle") else 7
+    assert max(len(info["spec_correct_drafts_histogram"]) for info in told) >= deepest
+
+
+@pytest.mark.server("off")
+def test_reference_can_be_told_apart(reference: Reference, record_property: Record) -> None:
+    """Most tokens of the reference are no ties, and rescoring by prefill sees the same gaps."""
+    gaps = [gap for row in reference.gaps for gap in row]
+    assert len(gaps) == LENGTH * len(reference.prompts)
+    record_property("seconds", round(reference.seconds))
+    record_property("gaps below 1e-3", sum(gap < 1e-3 for gap in gaps))
+    assert sum(gap < 1e-3 for gap in gaps) < len(gaps) / 100
+    wanted = {"return_logprob": True, "top_logprobs_num": 2}
+    for i, at in ((0, 5), (7, 40), (18, 100)):
+        ids = [*reference.prompts[i], *reference.outputs[i][:at]]
+        best = reference.off().generate(ids, 1, options=wanted)["meta_info"]
+        tokens = [token for _, token, _ in best["output_top_logprobs"][0]]
+        gap = rescore(reference.off(), ids, (tokens[0], tokens[1]))
+        assert gap == pytest.approx(reference.gaps[i][at], abs=1e-3)
+
+
+@each(SEQUENTIAL)
+def test_one_after_the_other(
+    server: Server, reference: Reference, strategy: str, record_property: Record
+) -> None:
+    server.post("/flush_cache")
+    started = time.monotonic()
+    answers = [server.generate(prompt, LENGTH) for prompt in reference.prompts]
+    record_property("seconds", round(time.monotonic() - started))
+    check(reference, strategy, answers, record_property)
+    server.wait_until_idle()
+
+
+@each(STRATEGIES)
+def test_eight_at_once(
+    server: Server, reference: Reference, strategy: str, record_property: Record
+) -> None:
+    server.post("/flush_cache")
+    started = time.monotonic()
+    answers = server.generate_all(reference.prompts, at_once=8, max_new_tokens=LENGTH)
+    record_property("seconds", round(time.monotonic() - started))
+    check(reference, strategy, answers, record_property)
+    server.wait_until_idle()

@@ -1,0 +1,286 @@
+"""Sampling under speculation: the target's distribution, whatever is drafted, however filtered.
+
+Tiny random targets and small vocabularies, so that thousands of samples test every cell of the
+joint distribution of the first three tokens. The drafters are fitted to the target, so that many
+drafts are accepted. Seeds are given with each request, so that the p-values are always the same;
+what n-grams draft depends on earlier output and its timing, so theirs are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distribution import Joint, Sampling, joint, p_value
+from fitting import fit_drafters
+from servers import Server, Servers, model_folder
+from tiny import make_target
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+VOCAB = 24
+LENGTH = 3
+SAMPLES = 4000
+AT_ONCE = 500
+PROMPT = (5, 9, 14, 3, 20, 7)
+REPEATING = (5, 9, 14, 3) * 8
+FLAGS = ("--skip-tokenizer-init", "--max-running-requests", "64")
+SEEDED = (*FLAGS, "--enable-deterministic-inference")
+STRATEGIES = ("eagle:3x1x4", "eagle:3x4x8", "eagle3:3x4x8", "ngram:8")
+UNLIKELY = {"ngram:8": 1e-4}
+"""The least p-value that passes, 0.01 elsewhere: this one is not the same in every run."""
+
+PLAIN = Sampling()
+FILTERED = Sampling(temperature=1.2, top_k=9, top_p=0.8, min_p=0.05)
+WAYS = {
+    "plain": PLAIN,
+    "cold": Sampling(temperature=0.6),
+    "top-p": Sampling(top_p=0.7),
+    "top-k": Sampling(top_k=4),
+    "min-p": Sampling(min_p=0.2),
+    "all": FILTERED,
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny target, what transformers makes of it, and its drafters."""
+
+    path: str
+    model: torch.nn.Module
+    drafters: dict[str, str]
+
+    def joint(self, prompt: Sequence[int], sampling: Sampling) -> Joint:
+        return joint(self.model, prompt, LENGTH, sampling)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    folder = tmp_path_factory.mktemp("tiny")
+    path = make_target(folder / "target", "llama", VOCAB)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".layers." in name and parameter.dim() == 2:
+                parameter.mul_(8)  # so that a token depends on all before it
+    model.save_pretrained(path)
+    torch.manual_seed(0)
+    prompts = torch.randint(3, VOCAB, (256, 4))
+    sampled = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0,
+        max_new_tokens=24, min_new_tokens=24,
+    )  # fmt: skip
+    texts = [(row[:4].tolist(), row[4:].tolist()) for row in sampled]
+    return Tiny(str(path), model, fit_drafters(folder, path, texts))
+
+
+def start(servers: Servers, tiny: Tiny, strategy: str) -> Server:
+    drafter = tiny.drafters.get(strategy.partition(":")[0])
+    return servers.get(strategy, *SEEDED, model=tiny.path, drafter=drafter)
+
+
+def draw(
+    server: Server,
+    prompt: Sequence[int],
+    parameters: Sequence[dict[str, Any]],
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """One answer for each of `parameters`, in order; `AT_ONCE` of them in a batch."""
+    answers = []
+    for first in range(0, len(parameters), AT_ONCE):
+        part = parameters[first : first + AT_ONCE]
+        body = {"input_ids": [list(prompt)] * len(part), "sampling_params": part}
+        answers += server.post("/generate", body | options)
+    return answers
+
+
+def seeded(sampling: Sampling, seeds: range, length: int = LENGTH) -> list[dict[str, Any]]:
+    common = {"max_new_tokens": length, "ignore_eos": True} | sampling.parameters()
+    return [common | {"sampling_seed": seed} for seed in seeds]
+
+
+def tokens(answers: list[dict[str, Any]]) -> list[list[int]]:
+    return [answer["output_ids"] for answer in answers]
+
+
+def on(name: str, *values: object) -> Any:
+    """A case of a test that uses the server called `name`."""
+    return pytest.param(name, *values, marks=pytest.mark.server(f"tiny {name}"))
+
+
+# ---- the distribution ----------------------------------------------------------------------------
+
+CASES = [("plain", strategy) for strategy in STRATEGIES]
+CASES += [("all", strategy) for strategy in STRATEGIES]
+CASES += [(way, "eagle:3x4x8") for way in ("cold", "top-p", "top-k", "min-p")]
+
+
+@pytest.mark.parametrize(("strategy", "way"), [on(strategy, way) for way, strategy in CASES])
+def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, way: str) -> None:
+    server, sampling = start(servers, tiny, strategy), WAYS[way]
+    prompt = REPEATING if strategy.startswith("ngram") else PROMPT
+    answers = draw(server, prompt, seeded(sampling, range(SAMPLES)))
+    accepted = sum(answer["meta_info"]["spec_num_correct_drafts"] for answer in answers)
+    p = p_value(tiny.joint(prompt, sampling), tokens(answers))
+    print(f"{strategy} {way}: p = {p:.3g}, {accepted / SAMPLES:.2f} drafts accepted a sample")
+    assert accepted > SAMPLES / 10, "next to nothing was accepted, so next to nothing was tested"
+    assert p > UNLIKELY.get(strategy, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "other"),
+    [
+        on("eagle:3x4x8", Sampling(temperature=1.25)),
+        on("eagle:3x4x8", Sampling(temperature=0.8)),
+        on("eagle:3x4x8", Sampling(top_p=0.95)),
+        on("eagle:3x4x8", Sampling(top_k=12)),
+        on("eagle:3x4x8", Sampling(min_p=0.02)),
+    ],
+)
+def test_the_check_can_fail(servers: Servers, tiny: Tiny, strategy: str, other: Sampling) -> None:
+    """Plain samples are told from those of a distribution close by."""
+    answers = draw(start(servers, tiny, strategy), PROMPT, seeded(PLAIN, range(SAMPLES)))
+    assert p_value(tiny.joint(PROMPT, other), tokens(answers)) < 1e-6
+
+
+def test_the_check_is_exact() -> None:
+    """Its p-value on counts that agree, and on a sequence that cannot be."""
+    expected = {(a, b): 0.25 for a in (0, 1) for b in (0, 1)}
+    samples = [[a, b] for a in (0, 1) for b in (0, 1)] * 100
+    assert p_value(expected, samples) == 1.0
+    assert p_value(expected, [*samples, [0, 2]]) == 0.0
+    # 60 to 40 has the statistic 4 with one degree of freedom.
+    assert p_value({(0,): 0.5, (1,): 0.5}, [[0]] * 60 + [[1]] * 40) == pytest.approx(
+        0.0455, abs=1e-4
+    )
+
+
+# ---- seeds and mixed batches ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [on(name) for name in STRATEGIES if name != "ngram:8"])
+def test_a_seed_brings_back_its_output(servers: Servers, tiny: Tiny, strategy: str) -> None:
+    """Whatever else is in the batch. (What n-grams draft depends on what was served before.)"""
+    server = start(servers, tiny, strategy)
+    parameters = seeded(PLAIN, range(64), length=24)
+    together = tokens(draw(server, PROMPT, parameters))
+    assert len(set(map(tuple, together))) > 60
+    assert tokens(draw(server, PROMPT, parameters[::-1]))[::-1] == together
+    alone = [draw(server, PROMPT, [one])[0]["output_ids"] for one in parameters[:4]]
+    assert alone == together[:4]
+
+
+@pytest.mark.parametrize("strategy", [on(name) for name in STRATEGIES])
+def test_greedy_and_sampled_requests_in_one_batch(
+    servers: Servers, tiny: Tiny, strategy: str
+) -> None:
+    server = start(servers, tiny, strategy)
+    sampled = seeded(PLAIN, range(SAMPLES // 2))
+    greedy = {"temperature": 0.0, "max_new_tokens": LENGTH, "ignore_eos": True}
+    mixed = [parameters for one in sampled for parameters in (one, greedy)]
+    answers = tokens(draw(server, PROMPT, mixed))
+    prompt = torch.tensor([PROMPT])
+    expected = tiny.model.generate(  # type: ignore[operator]
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=LENGTH,
+        min_new_tokens=LENGTH, eos_token_id=None,
+    )[0, len(PROMPT) :].tolist()  # fmt: skip
+    assert answers[1::2] == [expected] * len(sampled)
+    p = p_value(tiny.joint(PROMPT, PLAIN), answers[::2])
+    print(f"{strategy} beside greedy requests: p = {p:.3g}")
+    assert p > UNLIKELY.get(strategy, 0.01)
+
+
+# ---- logprobs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [on(name) for name in STRATEGIES])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logprobs_are_the_targets(
+    servers: Servers, tiny: Tiny, strategy: str, temperature: float
+) -> None:
+    """Under speculation, by rescoring on the same server, and by transformers: all the same."""
+    server = start(servers, tiny, strategy)
+    prompt = REPEATING
+    parameters = seeded(Sampling(temperature=temperature), range(8), length=32)
+    for answer in draw(server, prompt, parameters, return_logprob=True):
+        output, meta = answer["output_ids"], answer["meta_info"]
+        told = torch.tensor([value for value, _, _ in meta["output_token_logprobs"]])
+        assert [token for _, token, _ in meta["output_token_logprobs"]] == output
+        assert len(output) == 32
+        rescored = rescore(server, prompt, output)
+        with torch.inference_mode():
+            logits = tiny.model(torch.tensor([[*prompt, *output]])).logits[0]
+        truth = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(
+            1, torch.tensor(output)[:, None]
+        )
+        torch.testing.assert_close(told, rescored, atol=1e-3, rtol=0)
+        torch.testing.assert_close(told, truth[:, 0], atol=1e-3, rtol=0)
+
+
+def rescore(server: Server, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities [T] of `output` after `prompt`, from a prefill of both."""
+    answer = server.post(
+        "/generate",
+        {
+            "input_ids": [*prompt, *output],
+            "sampling_params": {"temperature": 0.0, "max_new_tokens": 1},
+            "return_logprob": True,
+            "logprob_start_len": len(prompt) - 1,
+        },
+    )
+    rows = answer["meta_info"]["input_token_logprobs"][-len(output) :]
+    # SGLang reports the last token of the vocabulary as 0 here, its value is right all the same.
+    assert [token for _, token, _ in rows] == [t if t < VOCAB - 1 else 0 for t in output]
+    return torch.tensor([value for value, _, _ in rows])
+
+
+# ---- other architectures -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [("qwen2", "eagle:3x4x8"), ("qwen3", "eagle3:3x4x8")]
+)
+def test_qwen_decodes_greedily_as_transformers_does(
+    servers: Servers, kind: str, strategy: str, tmp_path: Path
+) -> None:
+    path = make_target(tmp_path / kind, kind, 64, seed=3)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    server = servers.get(strategy, *FLAGS, model=str(path))
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 64, (1, n), generator=generator) for n in (1, 5, 17, 70)]
+    expected = [
+        model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=40,
+            min_new_tokens=40, eos_token_id=None,
+        )[0, prompt.shape[1] :].tolist()
+        for prompt in prompts
+    ]  # fmt: skip
+    answers = server.generate_all([prompt[0].tolist() for prompt in prompts], max_new_tokens=40)
+    assert tokens(answers) == expected
+    assert server.status()["strategy"] == strategy
+    servers.drop(server)
+
+
+# ---- the default model ---------------------------------------------------------------------------
+
+
+@pytest.mark.server("ngram:8")
+def test_the_default_models_distribution(servers: Servers) -> None:
+    """With its whole vocabulary, without seeds, and text that n-grams draft well."""
+    server = servers.get("ngram:8")
+    folder = model_folder(server.spec.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = tokenizer("one two three four, one two three four, one two")["input_ids"]
+    sampling = Sampling(temperature=1.5, top_k=5)
+    number = 400
+    parameters = {"max_new_tokens": LENGTH, "ignore_eos": True} | sampling.parameters()
+    answers = draw(server, prompt, [parameters] * number)
+    accepted = sum(answer["meta_info"]["spec_num_correct_drafts"] for answer in answers)
+    p = p_value(joint(model, prompt, LENGTH, sampling), tokens(answers))
+    print(f"default model: p = {p:.3g}, {accepted / number:.2f} drafts accepted a sample")
+    assert accepted > number / 10
+    assert p > 1e-4
