@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from identity import Reference
@@ -31,6 +32,10 @@ def share_through_files() -> Iterator[None]:
     torch.multiprocessing.set_sharing_strategy("file_system")
     yield
     torch.multiprocessing.set_sharing_strategy(before)
+    for child in psutil.Process().children():
+        if child.name() == "torch_shm_manager":  # torch starts it for this way of sharing
+            child.kill()
+            child.wait()
 
 
 @pytest.fixture
