@@ -187,7 +187,7 @@ def test_a_logit_bias(client: Any, server: Server) -> None:
 
 # ---- errors --------------------------------------------------------------------------------------
 
-BAD = {
+BAD: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": -1},
     "temperature text": {"extra_body": {"temperature": "hot"}},
     "top_p": {"top_p": 2},

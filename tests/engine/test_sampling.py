@@ -148,7 +148,7 @@ def test_the_check_can_fail(servers: Servers, tiny: Tiny, strategy: str, other: 
 
 def test_the_check_is_exact() -> None:
     """Its p-value on counts that agree, and on a sequence that cannot be."""
-    expected = {(a, b): 0.25 for a in (0, 1) for b in (0, 1)}
+    expected: Joint = {(a, b): 0.25 for a in (0, 1) for b in (0, 1)}
     samples = [[a, b] for a in (0, 1) for b in (0, 1)] * 100
     assert p_value(expected, samples) == 1.0
     assert p_value(expected, [*samples, [0, 2]]) == 0.0

@@ -28,10 +28,11 @@ TOKENS = 48
 @pytest.fixture(scope="module", autouse=True)
 def share_through_files() -> Iterator[None]:
     """Tensors go to an unrelated process: by files, as file descriptors cannot be passed."""
-    before = torch.multiprocessing.get_sharing_strategy()
-    torch.multiprocessing.set_sharing_strategy("file_system")
+    sharing: Any = torch.multiprocessing
+    before = sharing.get_sharing_strategy()
+    sharing.set_sharing_strategy("file_system")
     yield
-    torch.multiprocessing.set_sharing_strategy(before)
+    sharing.set_sharing_strategy(before)
     for child in psutil.Process().children():
         if child.name() == "torch_shm_manager":  # torch starts it for this way of sharing
             child.kill()

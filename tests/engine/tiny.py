@@ -69,7 +69,8 @@ def make_drafter(folder: Path, target: Path, kind: str, seed: int = 1, **config:
     rng = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=rng) * float(shape[-1]) ** -0.5
+        drawn: torch.Tensor = torch.randn(*shape, generator=rng) * float(shape[-1]) ** -0.5
+        return drawn
 
     layer = "midlayer" if kind == "eagle3" else "layers.0"
     width = 2 * hidden if kind == "eagle3" else hidden
