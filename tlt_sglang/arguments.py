@@ -32,10 +32,15 @@ class Arguments(Protocol):
     model_path: str
     device: str | None
     dtype: str
+    quantization: str | None
+    kv_cache_dtype: str
     tp_size: int
+    dp_size: int
+    pp_size: int
     page_size: int | None
     max_total_tokens: int | None
     max_running_requests: int | None
+    mem_fraction_static: float | None
     attention_backend: str | None
     speculative_algorithm: str | None
     speculative_draft_model_path: str | None
@@ -75,8 +80,8 @@ def check_resolved(config: Config, args: Arguments, device: Device) -> None:
                     f"TLT_CONFIG asks for {strategy}, but {_TOO_EARLY}: {name} is "
                     f"{getattr(args, name)!r} in place of {value!r}."
                 )
-    if device == "cpu" and args.tp_size > 1:
-        _refuse_tensor_parallel(args.tp_size)
+    if device == "cpu":
+        _refuse_ranks(args)
 
 
 def choose(config: Config, args: Arguments) -> Strategy | None:
@@ -152,16 +157,8 @@ def _as_sglang_reads(given: object) -> str:
 
 def _cpu_fields(args: Arguments) -> dict[str, Any]:
     """What SGLang's CPU engine needs set, and limits that suit it."""
-    if args.tp_size > 1:
-        _refuse_tensor_parallel(args.tp_size)
-    if args.page_size not in (None, 1):
-        raise ConfigError(f"--page-size {args.page_size} is not served on CPU; use 1.")
-    if args.dtype not in ("auto", "float32", "float"):
-        raise ConfigError(f"--dtype {args.dtype} is not served on CPU; use float32.")
-    if args.attention_backend not in (None, "torch_native", "intel_amx"):
-        raise ConfigError(
-            f"--attention-backend {args.attention_backend} does not run on CPU; leave it out."
-        )
+    _refuse_ranks(args)
+    _refuse_formats(args)
     fields: dict[str, Any] = {
         "device": "cpu",
         "dtype": "float32",
@@ -169,14 +166,21 @@ def _cpu_fields(args: Arguments) -> dict[str, Any]:
         "disable_cuda_graph": True,
         "sleep_on_idle": True,
     }
+    if args.max_running_requests is not None and args.max_running_requests < 1:
+        raise ConfigError(
+            f"--max-running-requests {args.max_running_requests} serves nobody; give at least 1."
+        )
     if args.max_running_requests is None:
         fields["max_running_requests"] = 16
     model = checkpoint.read_config(args.model_path, "model")
     if model is not None:
         model = checkpoint.text_part(model)
-        _refuse_sliding_window(model)
+        _refuse_model(model)
         if model.keys() >= memory.SHAPE:
             fields["max_total_tokens"] = _pool_tokens(model, args)
+            if args.mem_fraction_static is None:
+                # The pool's size is settled; SGLang takes what other programs use for ours.
+                fields["mem_fraction_static"] = 0.95
     return fields
 
 
@@ -188,17 +192,44 @@ def _pool_tokens(model: dict[str, Any], args: Arguments) -> int:
     return memory.pool_tokens(model, available - weights, args.max_total_tokens)
 
 
-def _refuse_sliding_window(model: dict[str, Any]) -> None:
+def _refuse_model(model: dict[str, Any]) -> None:
     layers = model.get("layer_types")
+    problem = None
     if isinstance(layers, list) and any("sliding" in str(layer) for layer in layers):
+        problem = "Models with sliding-window attention"
+    elif model.get("quantization_config"):
+        problem = "Quantised models"
+    if problem:
+        raise ConfigError(f"{problem} are not served on CPU; use another model, or a GPU.")
+
+
+def _refuse_formats(args: Arguments) -> None:
+    """Refuse what our CPU kernels, which are for float32 and single tokens, do not compute."""
+    if args.page_size not in (None, 1):
+        raise ConfigError(f"--page-size {args.page_size} is not served on CPU; use 1.")
+    if args.dtype not in ("auto", "float32", "float"):
+        raise ConfigError(f"--dtype {args.dtype} is not served on CPU; use float32.")
+    if args.kv_cache_dtype != "auto":
         raise ConfigError(
-            "Models with sliding-window attention are not served on CPU; use another model, or a "
-            "GPU."
+            f"--kv-cache-dtype {args.kv_cache_dtype} is not served on CPU; leave it out."
+        )
+    if args.quantization is not None:
+        raise ConfigError(f"--quantization {args.quantization} is not served on CPU; leave it out.")
+    if args.attention_backend not in (None, "torch_native", "intel_amx"):
+        raise ConfigError(
+            f"--attention-backend {args.attention_backend} does not run on CPU; leave it out."
         )
 
 
-def _refuse_tensor_parallel(size: int) -> None:
-    raise ConfigError(
-        f"--tp-size {size} is not served on CPU: SGLang's CPU collectives need its compiled "
-        "sgl_kernel; start with --tp-size 1."
-    )
+def _refuse_ranks(args: Arguments) -> None:
+    if args.tp_size > 1:
+        raise ConfigError(
+            f"--tp-size {args.tp_size} is not served on CPU: SGLang's CPU collectives need its "
+            "compiled sgl_kernel; start with --tp-size 1."
+        )
+    for name, size in (("--dp-size", args.dp_size), ("--pp-size", args.pp_size)):
+        if size > 1:
+            raise ConfigError(
+                f"{name} {size} is not served on CPU; start with {name} 1, and one server for each "
+                "replica."
+            )

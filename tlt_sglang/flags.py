@@ -8,6 +8,7 @@ which the same checks run again on its own arguments. Runs in the launcher.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -38,10 +39,15 @@ class Flags:
     port: str = "30000"
     device: str | None = None
     dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
     tp_size: int = 1
+    dp_size: int = 1
+    pp_size: int = 1
     page_size: int | None = None
     max_total_tokens: int | None = None
     max_running_requests: int | None = None
+    mem_fraction_static: float | None = None
     attention_backend: str | None = None
     speculative_algorithm: str | None = None
     speculative_draft_model_path: str | None = None
@@ -54,6 +60,8 @@ class Flags:
 _ALSO = {
     "model_path": ["--model"],
     "tp_size": ["--tensor-parallel-size", "--tp"],
+    "dp_size": ["--data-parallel-size", "--dp"],
+    "pp_size": ["--pipeline-parallel-size", "--pp"],
     "speculative_draft_model_path": ["--speculative-draft-model"],
 }
 
@@ -70,13 +78,15 @@ def read(argv: Sequence[str]) -> Flags:
             parser.add_argument(*names, dest=name)
     given, _ = parser.parse_known_args(list(argv))
     for name, value in vars(given).items():
-        if isinstance(value, str) and "int" in str(Flags.__annotations__[name]):
-            value = _number(value)
+        kind = str(Flags.__annotations__[name])
+        if isinstance(value, str) and "str" not in kind:
+            value = _number(value, "float" in kind)
         if value is not None:
             setattr(flags, name, value)
     return flags
 
 
-def _number(text: str) -> int | None:
-    digits = text.removeprefix("-")
-    return int(text) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else None
+def _number(text: str, fraction: bool) -> int | float | None:
+    if fraction and re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,18}", text):
+        return float(text)
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None

@@ -146,6 +146,10 @@ def _use_cpu_engine_if_needed(argv: Sequence[str]) -> bool:
     device = flag_value(argv, "--device")
     if device is None:
         device = "cuda" if has_accelerator() else "cpu"
+    if device == "cuda" and not has_accelerator():
+        raise EnvironmentProblem(
+            "There is no GPU driver here, so --device cuda cannot run; leave it out to run on CPU."
+        )
     if device != "cpu":
         return False
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
@@ -246,7 +250,8 @@ def _launch_forked(args: Any) -> None:
 
 def _first_sentence(error: Exception) -> str:
     """What to tell of an error of SGLang's; `TLT_DEBUG=1` shows the whole of it."""
-    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    text = " ".join(" ".join(lines).split()) if lines[0].rstrip().endswith(":") else lines[0]
     if "scheduler died" in text:
         text = "the engine process stopped while starting; its message stands above"
     return f"SGLang did not start: {text.rstrip('.')} (TLT_DEBUG=1 shows the traceback)."

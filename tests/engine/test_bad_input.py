@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
-import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
+from launching import refused
 from tiny import make_drafter, make_target
 
-SECONDS = 30.0
-"""What is wrong in the flags is said before a model is loaded."""
-
-
-def launch(*flags: str, environment: dict[str, str] | None = None) -> tuple[int, str, float]:
-    """(status, everything it printed, seconds) of the launcher; nothing of it may be left."""
-    started = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, "-m", "tlt_sglang.launch_server", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | (environment or {}),
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=240)
-        finally:
-            left = [p for p in psutil.process_iter() if _session(p.pid) == process.pid]
-            left = [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
-            for one in left:
-                one.kill()
-    assert left == [], f"left running: {left}"
-    return process.returncode, output, time.monotonic() - started
-
-
-def _session(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return None
-
-
-def refused(*flags: str, says: str, environment: dict[str, str] | None = None) -> float:
-    """Assert that the launcher refuses `flags` with one sentence that holds `says`."""
-    status, output, seconds = launch(*flags, environment=environment)
-    sentences = [line for line in output.splitlines() if line.startswith("tlt-sglang:")]
-    assert status not in (0, None) and status > 0, output
-    assert len(sentences) == 1, output
-    assert says in sentences[0], sentences[0]
-    assert "Traceback" not in output, output
-    return seconds
+AT_ONCE = 5.0
+"""Seconds, on a busy machine, for what is refused before SGLang is imported."""
+SOON = 60.0
+"""Likewise, for what SGLang itself refuses before it loads a model."""
 
 
 @pytest.fixture(scope="module")
@@ -66,88 +30,205 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_drafter(folder / "eagle3", folder / "target", "eagle3")
     make_drafter(folder / "narrow", folder / "target", "eagle", hidden_size=32)
     make_drafter(folder / "foreign", folder / "other", "eagle")
+    variant(folder / "sliding", folder, layer_types=["full_attention", "sliding_attention"])
+    variant(folder / "quantised", folder, quantization_config={"quant_method": "fp8"})
+    variant(folder / "headless", folder, num_attention_heads=0)
+    with variant(folder / "huge", folder).open("r+b") as weights:
+        weights.truncate(2**41)  # 2 TiB that take no room on the disk
+    variant(folder / "empty", folder).unlink()
+    variant(folder / "corrupt", folder).write_bytes(b"no weights")
+    (folder / "no-config").mkdir()
     (folder / "bad.toml").write_text("strategies = [")
     (folder / "unknown.toml").write_text("colour = 'red'")
     return folder
 
 
+def variant(path: Path, folder: Path, **fields: Any) -> Path:
+    """A model's folder with other fields in config.json; its weights' file."""
+    path.mkdir()
+    config = json.loads((folder / "target" / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | fields))
+    weights = path / "model.safetensors"
+    weights.write_bytes((folder / "target" / "model.safetensors").read_bytes())
+    return weights
+
+
 CASES = {
-    "unknown strategy": (["--tlt-strategies", "eagle:fast"], "Unknown strategy"),
-    "impossible tree": (["--tlt-strategies", "eagle:1x2x9"], "not possible"),
+    "unknown strategy": (["--tlt-strategies", "eagle:fast"], "Unknown strategy 'eagle:fast'"),
+    "impossible tree": (["--tlt-strategies", "eagle:1x2x9"], "such a tree has only 2 nodes"),
     "no drafter": (["--tlt-strategies", "eagle:3x1x4"], "needs a drafter"),
     "drafter is not there": (["--speculative-draft-model-path", "/no/such"], "does not exist"),
     "a target as a drafter": (["--speculative-draft-model-path", "{}/other"], "not a drafter"),
-    "hidden size": (["--speculative-draft-model-path", "{}/narrow"], "hidden size"),
-    "vocabulary": (["--speculative-draft-model-path", "{}/foreign"], "vocabulary"),
+    "hidden size": (["--speculative-draft-model-path", "{}/narrow"], "hidden size is 32"),
+    "vocabulary": (["--speculative-draft-model-path", "{}/foreign"], "vocabulary is 96"),
     "the other kind of drafter": (
         ["--speculative-draft-model-path", "{}/eagle3", "--tlt-strategies", "eagle:3x1x4"],
-        "eagle3",
+        "which is eagle3",
     ),
     "contradiction": (
         ["--tlt-strategies", "ngram:8", "--speculative-num-draft-tokens", "4"],
-        "contradicts",
+        "contradicts the strategy ngram:8",
     ),
-    "upstream's adaptive": (["--speculative-adaptive"], "contradicts"),
-    "no memory": (["--max-total-tokens", "100000000000"], "GiB"),
-    "page size": (["--page-size", "16"], "--page-size 16"),
-    "tensor parallelism": (["--tp-size", "2"], "--tp-size 2"),
-    "dtype": (["--dtype", "bfloat16"], "bfloat16"),
-    "attention backend": (["--attention-backend", "fa3"], "fa3"),
+    "contradicting algorithm": (
+        ["--tlt-strategies", "off", "--speculative-algorithm", "NGRAM"],
+        "contradicts the strategy off",
+    ),
+    "upstream's adaptive": (["--speculative-adaptive"], "contradicts --adaptive-spec"),
+    "no memory": (["--max-total-tokens", "100000000000"], "GiB of memory are free"),
+    "no tokens": (["--max-total-tokens", "0"], "leaves no room"),
+    "no requests": (["--max-running-requests", "0"], "serves nobody"),
+    "page size": (["--page-size", "16"], "--page-size 16 is not served on CPU"),
+    "tensor parallelism": (["--tp", "2"], "--tp-size 2 is not served on CPU"),
+    "data parallelism": (["--dp", "2"], "--dp-size 2 is not served on CPU"),
+    "pipeline parallelism": (["--pp", "2"], "--pp-size 2 is not served on CPU"),
+    "dtype": (["--dtype", "bfloat16"], "--dtype bfloat16 is not served on CPU"),
+    "KV cache's dtype": (["--kv-cache-dtype", "fp8_e4m3"], "--kv-cache-dtype fp8_e4m3 is not"),
+    "quantization": (["--quantization", "fp8"], "--quantization fp8 is not served"),
+    "attention backend": (["--attention-backend", "fa3"], "--attention-backend fa3 does not run"),
     "no config file": (["--tlt-config", "/no/such.toml"], "cannot be read"),
     "broken config file": (["--tlt-config", "{}/bad.toml"], "not valid TOML"),
-    "unknown setting": (["--tlt-config", "{}/unknown.toml"], "colour"),
-    "no port": (["--port", "99999"], "port"),
+    "unknown setting": (["--tlt-config", "{}/unknown.toml"], "unknown setting 'colour'"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_flags(folder: Path, case: str) -> None:
     flags, says = CASES[case]
-    flags = [flag.format(folder) for flag in flags]
-    seconds = refused(
-        "--model", f"{folder}/target", "--adaptive-spec", "--device", "cpu", *flags, says=says
-    )
-    assert seconds < SECONDS
+    model = ["--model", f"{folder}/target", "--adaptive-spec", "--device", "cpu"]
+    assert refused(*model, *(flag.format(folder) for flag in flags), says=says) < AT_ONCE
 
 
-@pytest.mark.parametrize(("model", "says"), [("/no/such/model", "does not exist"), ("", "--model")])
-def test_model(model: str, says: str) -> None:
-    refused("--model", model, "--adaptive-spec", says=says)
+MODELS = {
+    "": "Say which model to serve",
+    "/no/such/model": "does not exist",
+    "{}/no-config": "has no readable config.json",
+    "{}/target/config.json": "has no readable config.json",
+    "{}/empty": "holds no weights",
+    "{}/sliding": "sliding-window attention are not served on CPU",
+    "{}/quantised": "Quantised models are not served on CPU",
+    "{}/headless": "gives num_attention_heads 0",
+    "{}/huge": "The model's weights need 2048.0 GiB",
+}
 
 
-def test_port_in_use(folder: Path) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_models(folder: Path, model: str) -> None:
+    flags = ["--model", model.format(folder), "--adaptive-spec", "--device", "cpu"]
+    assert refused(*flags, says=MODELS[model]) < AT_ONCE
+
+
+ENVIRONMENTS = {
+    "/no/such.toml": "The TLT configuration /no/such.toml cannot be read",
+    "{}/bad.toml": "is not valid TOML",
+    "{{": "TLT_CONFIG holds no valid JSON",
+    '{{"colour": "red"}}': "unknown setting 'colour'",
+    '{{"strategies": ["medusa"]}}': "Unknown strategy 'medusa'",
+    '{{"strategies": ["eagle:3x1x4"]}}': "needs a drafter",
+}
+
+
+@pytest.mark.parametrize("value", ENVIRONMENTS)
+def test_the_environment(folder: Path, value: str) -> None:
+    environment = {"TLT_CONFIG": value.format(folder)}
+    flags = ["--model", f"{folder}/target", "--device", "cpu"]
+    assert refused(*flags, says=ENVIRONMENTS[value], environment=environment) < AT_ONCE
+
+
+@pytest.mark.parametrize("port", ["99999", "http"])
+def test_a_port_that_is_none(folder: Path, port: str) -> None:
+    flags = ["--model", f"{folder}/target", "--adaptive-spec", "--port", port]
+    assert refused(*flags, says=f"--port {port} is not a port", status=2) < AT_ONCE
+
+
+def test_a_port_in_use(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        refused("--model", f"{folder}/target", "--adaptive-spec", "--port", port, says=port)
+        flags = ["--model", f"{folder}/target", "--adaptive-spec", "--port", port]
+        assert refused(*flags, says=f"Port {port} on 127.0.0.1 cannot be used") < AT_ONCE
 
 
-def test_wrong_version(folder: Path, tmp_path: Path) -> None:
-    """Another SGLang's metadata found first: the version is refused by name."""
+def test_a_machine_without_a_gpu(folder: Path) -> None:
+    if any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        pytest.skip("there is a GPU")
+    flags = ["--model", f"{folder}/target", "--adaptive-spec", "--device", "cuda"]
+    assert refused(*flags, says="There is no GPU driver here") < AT_ONCE
+
+
+# ---- another SGLang ------------------------------------------------------------------------------
+
+
+def test_another_version(folder: Path, tmp_path: Path) -> None:
+    """Its metadata is found first, as in an environment that has it installed."""
     info = tmp_path / "sglang-0.5.22.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.22\n")
-    environment = {"PYTHONPATH": str(tmp_path)}
-    refused(
-        "--model", f"{folder}/target", "--adaptive-spec", says="0.5.22", environment=environment
-    )
+    says = "SGLang 0.5.22 is installed, but the patches are made for 0.5.23; install sglang=="
+    flags = ["--model", f"{folder}/target", "--adaptive-spec"]
+    assert refused(*flags, says=says, environment={"PYTHONPATH": str(tmp_path)}) < AT_ONCE
 
 
-def test_changed_upstream(folder: Path, tmp_path: Path) -> None:
-    """A patched function that reads otherwise: named, and nothing is started."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import tlt_sglang.upstream as upstream\n"
-        "read = upstream.SourceTree.read\n"
-        "def changed(self, module):\n"
-        "    text = read(self, module)\n"
-        "    if module.endswith('eagle_utils'):\n"
-        "        text = text.replace('return is_all_greedy or', 'return not is_all_greedy or')\n"
-        "    return text\n"
-        "upstream.SourceTree.read = changed\n"
-    )
-    refused(
-        "--model", f"{folder}/target", "--adaptive-spec", says="_verify_uses_greedy",
-        environment={"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+def test_a_changed_function(folder: Path, tmp_path: Path) -> None:
+    """SGLang as it is installed but for one file, in which a patched function reads otherwise."""
+    changed = copy_but(tmp_path, "srt/speculative/eagle_utils.py")
+    text = changed.read_text()
+    assert "return is_all_greedy or is_cpu" in text
+    changed.write_text(text.replace("return is_all_greedy or is_cpu", "return is_cpu"))
+    says = "eagle_utils:_verify_uses_greedy in SGLang 0.5.23 has changed (digest "
+    flags = ["--model", f"{folder}/target", "--adaptive-spec"]
+    assert refused(*flags, says=says, environment={"PYTHONPATH": str(tmp_path)}) < AT_ONCE
+
+
+def test_a_function_that_is_gone(folder: Path, tmp_path: Path) -> None:
+    changed = copy_but(tmp_path, "srt/layers/layernorm.py")
+    text = changed.read_text()
+    changed.write_text(text.replace("def forward_native(", "def forward_plain("))
+    says = "layernorm:RMSNorm.forward_native in SGLang 0.5.23 is gone"
+    flags = ["--model", f"{folder}/target", "--adaptive-spec"]
+    assert refused(*flags, says=says, environment={"PYTHONPATH": str(tmp_path)}) < AT_ONCE
+
+
+def copy_but(folder: Path, name: str) -> Path:
+    """SGLang's package in `folder`, of links but for a copy of the file `name`: its path."""
+    spec = find_spec("sglang")
+    assert spec is not None and spec.submodule_search_locations is not None
+    installed, here = Path(spec.submodule_search_locations[0]), folder / "sglang"
+    for part in Path(name).parts:
+        here.mkdir()
+        for entry in installed.iterdir():
+            if entry.name != part:
+                (here / entry.name).symlink_to(entry)
+        installed, here = installed / part, here / part
+    here.write_bytes(installed.read_bytes())
+    return here
+
+
+# ---- what only SGLang sees -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--no-such-flag", "1"], "Bad flags: unrecognized arguments: --no-such-flag 1; see"),
+        (["--page-size", "many"], "Bad flags: argument --page-size: invalid int value: 'many'"),
+    ],
+)
+def test_flags_that_sglang_does_not_know(folder: Path, flags: list[str], says: str) -> None:
+    """A sentence in the place of two hundred lines of usage."""
+    model = ["--model", f"{folder}/target", "--adaptive-spec"]
+    assert refused(*model, *flags, says=says, status=2) < SOON
+
+
+def test_what_sglang_refuses(folder: Path) -> None:
+    flags = ["--model", f"{folder}/target", "--adaptive-spec", "--skip-tokenizer-init"]
+    says = "SGLang did not start: Warning: User-specified context_length (99999) is greater"
+    assert refused(*flags, "--context-length", "99999", says=says) < SOON
+
+
+def test_an_engine_process_that_fails(folder: Path) -> None:
+    """Nobody foresaw it: SGLang's traceback, one sentence, and nothing is left all the same."""
+    flags = ["--model", f"{folder}/corrupt", "--adaptive-spec", "--skip-tokenizer-init"]
+    says = "SGLang did not start: an engine process failed, its message stands above."
+    refused(*flags, says=says, traceback=True)
 
 
 UNSERVED = """
@@ -189,6 +270,7 @@ def test_models_that_the_backend_does_not_serve() -> None:
         capture_output=True,
         text=True,
         timeout=240,
+        check=False,
     )
     words = ["sliding", "MLA", "page", "bfloat16", "encoder"]
     assert done.stdout.splitlines() == [f"{word} True" for word in words], done.stderr

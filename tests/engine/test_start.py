@@ -5,62 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from servers import free_port, wait_for
+from launching import refused, run, run_file
+from servers import Servers, free_port
 from tiny import make_drafter, make_target
 
+from tlt_sglang import __version__
+from tlt_sglang.environment import SGLANG
 from tlt_sglang.patches import all_patches
 
 VOCAB = 64
 PROMPT = [5, 9, 14, 3] * 4
 ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1"}
-
-
-def run(
-    program: str, folder: Path, environment: dict[str, str], seconds: float = 240
-) -> subprocess.CompletedProcess[str]:
-    """A program of its own, as a file, which what it spawns can read; its session ends with it."""
-    file = folder / "program.py"
-    file.write_text(program)
-    left_out = ("TLT_CONFIG", "SGLANG_PLUGINS")
-    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
-    with subprocess.Popen(
-        [sys.executable, str(file)],
-        env=inherited | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=seconds)
-        finally:
-            wait_for(lambda: not session(process.pid), 10)
-            left = session(process.pid)
-            for one in left:
-                one.kill()
-    assert left == [], err[-4000:]
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def session(leader: int) -> list[psutil.Process]:
-    """Processes that still run in the session of `leader`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +33,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 WALK = """
 import json
+import os
 import sys
 from types import FunctionType, ModuleType
 
@@ -109,56 +71,56 @@ stand_in = {
     for value in vars(module).values()
     for function in functions(value)
 }
-seen, foreign = 0, []
-for name, module in list(sys.modules.items()):
-    if name.split(".")[0] != "sglang" or not isinstance(module, ModuleType):
-        continue
-    named = [(key, value) for key, value in list(vars(module).items())]
-    for key, value in list(named):
-        if isinstance(value, type) and value.__module__.split(".")[0] == "sglang":
-            named += [(f"{key}.{member}", inner) for member, inner in list(vars(value).items())]
-        if isinstance(value, dict):
-            named += [(f"{key}[{entry!r}]", inner) for entry, inner in list(value.items())]
-    for key, value in named:
-        for function in functions(value):
-            seen += 1
-            if function in stand_in:
-                continue
-            if "tlt_sglang" in (function.__module__ or "") + function.__code__.co_filename:
-                foreign.append(f"{name}:{key}")
-print(json.dumps({
-    "seen": seen,
-    "foreign": foreign,
-    "ours": sorted(name for name in sys.modules if name.split(".")[0] == "tlt_sglang"),
-    "finders": [type(finder).__module__ for finder in sys.meta_path],
-}))
+
+
+def walk():
+    seen, foreign = 0, []
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] != "sglang" or not isinstance(module, ModuleType):
+            continue
+        named = list(vars(module).items())
+        for key, value in list(named):
+            if isinstance(value, type) and value.__module__.split(".")[0] == "sglang":
+                named += [(f"{key}.{member}", inner) for member, inner in vars(value).items()]
+            if isinstance(value, dict):
+                named += [(f"{key}[{entry!r}]", inner) for entry, inner in list(value.items())]
+        for key, value in named:
+            for function in functions(value):
+                seen += 1
+                home = (function.__module__ or "") + function.__code__.co_filename
+                if "tlt_sglang" in home and function not in stand_in:
+                    foreign.append(f"{name}:{key}")
+    print(json.dumps({
+        "seen": seen,
+        "foreign": foreign,
+        "ours": sorted(name for name in sys.modules if name.split(".")[0] == "tlt_sglang"),
+        "finders": [type(finder).__module__ for finder in sys.meta_path],
+    }))
+
+
+walk()
+os.environ["TLT_CONFIG"] = "{}"
+sys.modules["tlt_sglang.plugin"].load()
+walk()
 """
 
 
-def walk(folder: Path, **environment: str) -> dict[str, Any]:
-    done = run(WALK, folder, ON_CPU | environment)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def test_without_a_config_nothing_of_sglang_is_ours(tmp_path: Path) -> None:
-    result = walk(tmp_path)
-    assert result["seen"] > 10_000
-    assert result["foreign"] == []
+    """Then, with a config, the same walk finds us: it can see what it looks for."""
+    done = run_file(WALK, tmp_path, environment=ON_CPU)
+    assert done.status == 0, done.err
+    off, on = (json.loads(line) for line in done.out.splitlines()[-2:])
+    assert off["seen"] > 10_000
+    assert off["foreign"] == []
     # The plugin itself, and what it needs to see that TLT is off; no patches.
-    assert "tlt_sglang.plugin" in result["ours"]
+    assert "tlt_sglang.plugin" in off["ours"]
     for module in ("patching", "patcher", "upstream", "patches", "engine"):
-        assert f"tlt_sglang.{module}" not in result["ours"]
-    assert not any("tlt_sglang" in module for module in result["finders"])
+        assert f"tlt_sglang.{module}" not in off["ours"]
+    assert not any("tlt_sglang" in module for module in off["finders"])
 
-
-def test_with_a_config_the_same_walk_finds_us(tmp_path: Path) -> None:
-    """So the walk can see what it looks for."""
-    result = walk(tmp_path, TLT_CONFIG="{}")
-    assert len(result["foreign"]) > 10
-    assert "sglang.srt.managers.scheduler:Scheduler.__init__" in result["foreign"]
-    assert "tlt_sglang.patches" in result["ours"]
+    assert len(on["foreign"]) > 10
+    assert "sglang.srt.managers.scheduler:Scheduler.__init__" in on["foreign"]
+    assert "tlt_sglang.patches" in on["ours"]
 
 
 def test_the_files_of_sglang_are_the_wheels() -> None:
@@ -205,11 +167,7 @@ import time
 import requests
 
 
-def serve(arguments, ready):
-    if ready:
-        from sglang.srt.plugins import load_plugins
-
-        load_plugins()
+def serve(arguments):
     from sglang.srt.entrypoints.http_server import launch_server
     from sglang.srt.server_args import ServerArgs
 
@@ -219,9 +177,7 @@ def serve(arguments, ready):
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[1])
     url = f"http://127.0.0.1:{arguments['port']}"
-    server = multiprocessing.get_context("spawn").Process(
-        target=serve, args=(arguments, sys.argv[3] == "plugins")
-    )
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(arguments,))
     server.start()
     try:
         while server.is_alive():
@@ -259,10 +215,6 @@ def assert_in_force(state: dict[str, Any], *unused: str) -> None:
     assert [target for target in found if found[target] not in expected[target]] == []
 
 
-def with_arguments(program: str, *arguments: str) -> str:
-    return f"import sys\nsys.argv[1:] = {list(arguments)!r}\n{program}"
-
-
 @pytest.fixture(scope="module")
 def expected(target: str) -> list[int]:
     """What transformers generates greedily."""
@@ -282,49 +234,163 @@ def expected(target: str) -> list[int]:
 def test_sglangs_engine(tmp_path: Path, target: str, expected: list[int]) -> None:
     (tmp_path / "tlt.toml").write_text('strategies = ["eagle:2x2x5"]\n')
     drafter = make_drafter(tmp_path / "drafter", Path(target), "eagle")
-    program = with_arguments(ENGINE, target, json.dumps(PROMPT), str(drafter))
-    done = run(program, tmp_path, ON_CPU | {"TLT_CONFIG": str(tmp_path / "tlt.toml")})
-    assert done.returncode == 0, done.stderr[-4000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    environment = ON_CPU | {"TLT_CONFIG": str(tmp_path / "tlt.toml")}
+    arguments = (target, json.dumps(PROMPT), str(drafter))
+    done = run_file(ENGINE, tmp_path, *arguments, environment=environment)
+    assert done.status == 0, done.err[-4000:]
+    result = json.loads(done.out.splitlines()[-1])
     assert result["ids"] == expected
     assert result["state"]["strategy"] == "eagle:2x2x5"
     assert_in_force(result["state"], "qwen2", "ngram_worker")
 
 
-@pytest.mark.parametrize("first", ["plugins", "server"])
 def test_sglangs_server_in_a_spawned_process(
-    tmp_path: Path, target: str, expected: list[int], first: str
+    tmp_path: Path, target: str, expected: list[int]
 ) -> None:
-    """With the plugins loaded first, or with arguments that SGLang resolves before."""
+    """It resolves its arguments before it loads plugins, so they spell out the strategy."""
     (tmp_path / "tlt.toml").write_text('strategies = ["ngram:6"]\n')
-    arguments: dict[str, Any] = {
-        "model_path": target, "port": free_port(), "skip_tokenizer_init": True,
-        "max_total_tokens": 4096, "device": "cpu", "mem_fraction_static": 0.9,
-        "log_level": "warning",
-    }  # fmt: skip
-    if first == "server":
-        arguments |= {
-            "speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 6,
-            "dtype": "float32", "attention_backend": "torch_native", "disable_cuda_graph": True,
-        }  # fmt: skip
-    program = with_arguments(SPAWNED, json.dumps(arguments), json.dumps(PROMPT), first)
-    done = run(program, tmp_path, ON_CPU | {"TLT_CONFIG": str(tmp_path / "tlt.toml")})
-    assert done.returncode == 0, done.stderr[-4000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    arguments = server_arguments(target) | {
+        "speculative_algorithm": "NGRAM",
+        "speculative_num_draft_tokens": 6,
+        "max_total_tokens": 4096,
+        "mem_fraction_static": 0.9,
+        "dtype": "float32",
+        "disable_cuda_graph": True,
+    }
+    environment = ON_CPU | {"TLT_CONFIG": str(tmp_path / "tlt.toml")}
+    words = (json.dumps(arguments), json.dumps(PROMPT))
+    done = run_file(SPAWNED, tmp_path, *words, environment=environment)
+    assert done.status == 0, done.err[-4000:]
+    result = json.loads(done.out.splitlines()[-1])
     assert result["ids"] == expected
     status = result["status"]
     assert status["strategy"] == "ngram:6"
-    unused = ("qwen2", "eagle_worker_v2", "draft_utils")
-    assert_in_force(status["schedulers"][0], *unused)
+    assert_in_force(status["schedulers"][0], "qwen2", "eagle_worker_v2", "draft_utils")
     assert {row["state"] for row in status["patches"]} <= {"in force", "waiting for import"}
 
 
 def test_arguments_that_miss_the_strategy_stop_the_start(tmp_path: Path, target: str) -> None:
     """SGLang resolved them before it loaded its plugins: nothing is silently stock."""
-    arguments = {"model_path": target, "port": free_port(), "skip_tokenizer_init": True}
-    program = with_arguments(SPAWNED, json.dumps(arguments), json.dumps(PROMPT), "server")
-    done = run(program, tmp_path, ON_CPU | {"TLT_CONFIG": '{"strategies": ["ngram:6"]}'})
-    assert done.returncode != 0
-    assert "TLT_CONFIG asks for ngram:6, but SGLang's arguments were resolved before TLT was " in (
-        done.stderr
-    )
+    environment = ON_CPU | {"TLT_CONFIG": '{"strategies": ["ngram:6"]}'}
+    words = (json.dumps(server_arguments(target)), json.dumps(PROMPT))
+    done = run_file(SPAWNED, tmp_path, *words, environment=environment)
+    assert done.status != 0
+    says = "TLT_CONFIG asks for ngram:6, but SGLang's arguments were resolved before TLT was loaded"
+    assert says in done.err
+
+
+def server_arguments(target: str) -> dict[str, Any]:
+    return {
+        "model_path": target,
+        "port": free_port(),
+        "skip_tokenizer_init": True,
+        "device": "cpu",
+        "log_level": "warning",
+    }
+
+
+# ---- another plugin in the way -------------------------------------------------------------------
+
+UNDOER = """
+import multiprocessing
+
+TARGET = "sglang.srt.speculative.ngram_worker.NGRAMWorker.on_verify_complete_cpu"
+
+
+def around(original, *args, **kwargs):
+    return original(*args, **kwargs)
+
+
+def hook():
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(TARGET, around, HookType.AROUND)
+
+
+def hook_in_children():
+    if multiprocessing.current_process().name != "MainProcess":
+        hook()
+"""
+LOST = "The patch of sglang.srt.speculative.ngram_worker:NGRAMWorker.on_verify_complete_cpu is not "
+TAKEN = "NGRAMWorker.on_verify_complete_cpu is already patched by someone else (the SGLang plugin "
+
+
+@pytest.mark.parametrize(
+    ("order", "function", "says"),
+    [
+        ("before", "hook", TAKEN + "undoer): disable one of the two."),
+        ("after", "hook", LOST + "in force any more: find what replaced it, and disable that"),
+        ("after", "hook_in_children", LOST + "in force any more: find what replaced it"),
+    ],
+)
+def test_a_patch_that_another_plugin_undoes(
+    tmp_path: Path, target: str, order: str, function: str, says: str
+) -> None:
+    """Whether it is loaded before or after us, in every process or in the scheduler alone."""
+    plugin = tmp_path / "plugin"
+    info = plugin / "undoer-1.0.dist-info"
+    info.mkdir(parents=True)
+    (plugin / "undoer.py").write_text(UNDOER)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: undoer\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\nundoer = undoer:{function}\n")
+    path = plugin
+    if order == "after":
+        path = tmp_path / "customized"
+        path.mkdir()
+        (path / "sitecustomize.py").write_text(f"import sys\nsys.path.append({str(plugin)!r})\n")
+    flags = ["--model", target, "--adaptive-spec", "--skip-tokenizer-init"]
+    flags += ["--max-total-tokens", "4096", "--port", str(free_port())]
+    refused(*flags, says=says, environment={"PYTHONPATH": str(path)})
+
+
+# ---- what it tells of itself ---------------------------------------------------------------------
+
+
+@pytest.mark.server("ngram:8")
+def test_status(servers: Servers) -> None:
+    server = servers.get("ngram:8")
+    server.generate("one two three one two three one two", max_new_tokens=16)
+    status = server.status()
+    assert set(status) == {
+        "versions", "device", "strategy", "drafter", "accept_length", "patches", "schedulers",
+    }  # fmt: skip
+    assert status["versions"]["tlt_sglang"] == __version__
+    assert status["versions"]["sglang"] == SGLANG
+    assert set(status["versions"]) == {"tlt_sglang", "sglang", "torch", "transformers"}
+    assert status["device"] == "cpu"
+    assert (status["strategy"], status["drafter"]) == ("ngram:8", "ngram")
+    assert status["accept_length"] > 1
+    assert {row["state"] for row in status["patches"]} <= {"in force", "waiting for import"}
+    (scheduler,) = status["schedulers"]
+    assert scheduler["pid"] in server.processes()
+    assert scheduler["rounds"] > 0
+    assert scheduler["accept_length"] == status["accept_length"]
+    assert_in_force(scheduler, "qwen2", "eagle_worker_v2", "draft_utils")
+
+
+def test_check() -> None:
+    sound = run([sys.executable, "-m", "tlt_sglang.cli", "check"])
+    assert sound.status == 0, sound.out
+    assert sound.err == ""
+    assert sound.out.splitlines()[-1] == "Sound: an engine can start here."
+    assert "MISSING" not in sound.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "says"),
+    [
+        ([], {"SGLANG_PLUGINS": "other"}, "SGLANG_PLUGINS leaves TLT out; add tlt to it"),
+        ([], {"PYTHONPATH": "OTHER"}, "SGLang 0.5.22 is installed, but the patches are made for"),
+    ],
+)
+def test_check_of_what_is_not_sound(
+    tmp_path: Path, flags: list[str], environment: dict[str, str], says: str
+) -> None:
+    info = tmp_path / "sglang-0.5.22.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.22\n")
+    path = {name: str(tmp_path) for name in environment if name == "PYTHONPATH"}
+    done = run([sys.executable, "-m", "tlt_sglang.cli", "check", *flags], environment | path)
+    assert done.status == 1
+    assert f"MISSING  {says}" in done.out
+    assert done.out.splitlines()[-1].startswith("Not sound: ")

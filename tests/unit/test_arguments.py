@@ -212,6 +212,7 @@ def test_defaults_on_cpu(tmp_path: Path) -> None:
         "sleep_on_idle": True,
         "max_running_requests": 16,
         "max_total_tokens": memory.MOST_TOKENS,
+        "mem_fraction_static": 0.95,
     }
 
 
@@ -223,9 +224,11 @@ def test_on_a_gpu_only_the_strategy_is_set(tmp_path: Path) -> None:
 
 def test_the_users_limits_are_kept(tmp_path: Path) -> None:
     args = Flags(save(tmp_path), max_total_tokens=500, max_running_requests=3)
+    args.mem_fraction_static = 0.5
     fields = native_fields(Config(), args, "cpu")
     assert fields["max_total_tokens"] == 500
     assert "max_running_requests" not in fields
+    assert "mem_fraction_static" not in fields
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "float"])
@@ -242,6 +245,25 @@ def test_what_the_cpu_takes(tmp_path: Path, dtype: str, backend: str | None) -> 
             {"tp_size": 2},
             "--tp-size 2 is not served on CPU: SGLang's CPU collectives need its compiled "
             "sgl_kernel; start with --tp-size 1.",
+        ),
+        (
+            {"dp_size": 2},
+            "--dp-size 2 is not served on CPU; start with --dp-size 1, and one server for each "
+            "replica.",
+        ),
+        (
+            {"pp_size": 3},
+            "--pp-size 3 is not served on CPU; start with --pp-size 1, and one server for each "
+            "replica.",
+        ),
+        (
+            {"kv_cache_dtype": "fp8_e4m3"},
+            "--kv-cache-dtype fp8_e4m3 is not served on CPU; leave it out.",
+        ),
+        ({"quantization": "fp8"}, "--quantization fp8 is not served on CPU; leave it out."),
+        (
+            {"max_running_requests": 0},
+            "--max-running-requests 0 serves nobody; give at least 1.",
         ),
         ({"page_size": 16}, "--page-size 16 is not served on CPU; use 1."),
         ({"dtype": "bfloat16"}, "--dtype bfloat16 is not served on CPU; use float32."),
@@ -271,6 +293,14 @@ def test_a_sliding_window_is_refused_on_cpu(tmp_path: Path) -> None:
     )
     path = save(tmp_path, layer_types=["full_attention"] * 4)
     assert native_fields(Config(), Flags(path), "cpu")
+
+
+def test_a_quantised_model_is_refused_on_cpu(tmp_path: Path) -> None:
+    path = save(tmp_path, quantization_config={"quant_method": "fp8"})
+    assert message(native_fields, Config(), Flags(path), "cpu") == (
+        "Quantised models are not served on CPU; use another model, or a GPU."
+    )
+    assert native_fields(Config(), Flags(path), "cuda")
 
 
 @pytest.mark.parametrize("odd", [1, "sliding", None, {}])
@@ -322,35 +352,32 @@ def test_the_language_model_of_several_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "field",
+    ("name", "value"),
     [
-        {"num_hidden_layers": "four"},
-        {"num_hidden_layers": None},
-        {"num_hidden_layers": [4]},
-        {"num_attention_heads": 0},
-        {"num_attention_heads": "4"},
-        {"hidden_size": None},
-        {"head_dim": "wide"},
+        ("num_hidden_layers", "four"),
+        ("num_hidden_layers", None),
+        ("num_hidden_layers", [4]),
+        ("num_hidden_layers", 0),
+        ("num_hidden_layers", -1),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", "4"),
+        ("num_key_value_heads", 0),
+        ("hidden_size", None),
+        ("hidden_size", 64.0),
+        ("head_dim", "wide"),
     ],
 )
-def test_odd_numbers_in_the_models_config(tmp_path: Path, field: dict[str, Any]) -> None:
-    text = message(native_fields, Config(), Flags(save(tmp_path, **field)), "cpu")
-    assert text.startswith("config.json of the model gives no usable number and size of layers")
+def test_odd_numbers_in_the_models_config(tmp_path: Path, name: str, value: Any) -> None:
+    args = Flags(save(tmp_path, **{name: value}))
+    assert message(native_fields, Config(), args, "cpu") == (
+        f"config.json of the model gives {name} {value!r}; it has to be a number from 1 on."
+    )
 
 
-@pytest.mark.parametrize(
-    ("field", "numbers"),
-    [
-        ({"num_hidden_layers": 0}, "0 layers and 2 key-value heads of size 16"),
-        ({"num_hidden_layers": -1}, "-1 layers and 2 key-value heads of size 16"),
-        ({"hidden_size": 2}, "4 layers and 2 key-value heads of size 0"),
-    ],
-)
-def test_impossible_numbers_in_the_models_config(
-    tmp_path: Path, field: dict[str, Any], numbers: str
-) -> None:
-    assert message(native_fields, Config(), Flags(save(tmp_path, **field)), "cpu") == (
-        f"config.json of the model gives {numbers}; each has to be at least 1."
+def test_more_heads_than_there_is_room_for(tmp_path: Path) -> None:
+    args = Flags(save(tmp_path, hidden_size=2))
+    assert message(native_fields, Config(), args, "cpu") == (
+        "config.json of the model gives head_dim 0; it has to be a number from 1 on."
     )
 
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -248,6 +247,10 @@ def test_tlt_serve_is_the_same(start: Start, model: str) -> None:
             "Say which model to serve: --model FOLDER, a hub id, or smollm2-135m.",
         ),
         (
+            ["--model", "MODEL", "--device", "cuda"],
+            "There is no GPU driver here, so --device cuda cannot run; leave it out to run on CPU.",
+        ),
+        (
             ["--model", "MODEL", "--adaptive-spec", "--tp=2"],
             "--tp-size 2 is not served on CPU: SGLang's CPU collectives need its compiled "
             "sgl_kernel; start with --tp-size 1.",
@@ -377,6 +380,7 @@ def test_the_flags_as_sglang_spells_them() -> None:
         "--max-total-tokens", "100", "--speculative-draft-model", "d", "--speculative-adaptive",
         "--attention-backend", "triton", "--speculative-algorithm", "EAGLE", "--unknown", "1",
         "--speculative-num-steps", "3", "--host", "::1", "--port", "80",
+        "--mem-fraction-static", "0.5",
     ]  # fmt: skip
     assert flags.read(words) == Flags(
         model_path="m",
@@ -389,6 +393,7 @@ def test_the_flags_as_sglang_spells_them() -> None:
         attention_backend="triton",
         speculative_algorithm="EAGLE",
         speculative_num_steps=3,
+        mem_fraction_static=0.5,
         host="::1",
         port="80",
     )
@@ -432,11 +437,11 @@ def test_an_engine_process_ends_with_its_sentence(capsys: pytest.CaptureFixture[
 
 
 def test_an_error_of_sglangs_is_cut_to_a_sentence() -> None:
-    def told(error: Any) -> str:
-        return launch_server._first_sentence(error)
+    told = launch_server._first_sentence
 
     hint = " (TLT_DEBUG=1 shows the traceback)."
     assert told(ValueError("Bad.\nLong story")) == f"SGLang did not start: Bad{hint}"
+    assert told(ValueError("One of:\n a,\n b.")) == f"SGLang did not start: One of: a, b{hint}"
     assert told(ValueError()) == f"SGLang did not start: ValueError{hint}"
     assert told(RuntimeError("Rank 0 scheduler died during initialization (exit code: -9)")) == (
         "SGLang did not start: the engine process stopped while starting; its message stands above"

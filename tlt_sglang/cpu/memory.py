@@ -20,21 +20,21 @@ def bytes_per_token(model: dict[str, Any]) -> int:
 
     Raises ConfigError for numbers that cannot be.
     """
-    try:
-        layers = int(model["num_hidden_layers"])
-        heads = int(model.get("num_key_value_heads") or model["num_attention_heads"])
-        size = int(model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"])
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigError(
-            "config.json of the model gives no usable number and size of layers and attention "
-            f"heads ({error!r}); mend it."
-        ) from error
-    if min(layers, heads, size) < 1:
-        raise ConfigError(
-            f"config.json of the model gives {layers} layers and {heads} key-value heads of size "
-            f"{size}; each has to be at least 1."
-        )
+    layers, queries = _count(model, "num_hidden_layers"), _count(model, "num_attention_heads")
+    heads = _count(model, "num_key_value_heads", queries)
+    size = _count(model, "head_dim", _count(model, "hidden_size") // queries)
     return layers * 2 * heads * size * 4
+
+
+def _count(model: dict[str, Any], name: str, otherwise: int | None = None) -> int:
+    value = model.get(name)
+    if value is None and otherwise is not None:
+        value = otherwise
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(
+            f"config.json of the model gives {name} {value!r}; it has to be a number from 1 on."
+        )
+    return value
 
 
 def check_weights(size: int, available: int) -> None:
