@@ -17,7 +17,7 @@ import importlib.machinery
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any
@@ -103,7 +103,7 @@ class Patcher:
         problems = [f.problem for f in found if f.problem] + list(overlaps(self._mine))
         self._expected = {f.patch.target: f.definition for f in found if f.definition}
         loaded = [p for p in self._mine if sys.modules.get(p.module) is not None]
-        problems = problems or self._taken(loaded)
+        problems = problems or list(_hooked(self._mine)) or self._taken(loaded)
         if problems:
             versions = " or ".join(dict.fromkeys(v for p in self._mine for v in p.digests))
             raise PatchError(
@@ -220,11 +220,7 @@ class Patcher:
     def _taken(self, patches: list[Patch]) -> list[str]:
         """Which targets someone else has patched, a sentence for each."""
         owners = [_owner(p, self._expected[p.target]) for p in patches]
-        return [
-            f"{patch.target} is already patched by someone else ({owner}): disable one of the two."
-            for patch, owner in zip(patches, owners, strict=True)
-            if owner
-        ]
+        return [_claim(p, owner) for p, owner in zip(patches, owners, strict=True) if owner]
 
 
 def _resolve(module: ModuleType, patch: Patch) -> tuple[Any, str, Any]:
@@ -300,13 +296,25 @@ def _bindings(value: Any, module: ModuleType) -> list[tuple[ModuleType, str]]:
 # ---- double ownership ----------------------------------------------------------------------------
 
 
+def _hooked(patches: Iterable[Patch]) -> Iterator[str]:
+    """Targets that another SGLang plugin has asked SGLang to change, a sentence for each.
+
+    One that asks after us changes what we have put there, which `verify` sees.
+    """
+    registry = getattr(sys.modules.get(_HOOKS), "HookRegistry", None)
+    for patch in patches:
+        hooks = getattr(registry, "_hooks", {}).get(patch.target.replace(":", "."))
+        if hooks:
+            name = getattr(hooks[0][-1], "plugin_name", "of an unknown name")
+            yield _claim(patch, f"the SGLang plugin {name}")
+
+
+def _claim(patch: Patch, owner: str) -> str:
+    return f"{patch.target} is already patched by someone else ({owner}): disable one of the two."
+
+
 def _owner(patch: Patch, definition: Definition) -> str:
     """Who has patched the target before us, in words; empty when it is what the source says."""
-    registry = getattr(sys.modules.get(_HOOKS), "HookRegistry", None)
-    hooks = getattr(registry, "_hooks", {}).get(patch.target.replace(":", "."))
-    if hooks:
-        source = hooks[0][-1]
-        return f"the SGLang plugin {getattr(source, 'plugin_name', 'of an unknown name')}"
     module = sys.modules[patch.module]
     _, _, raw = _resolve(module, patch)
     if raw is _MISSING:

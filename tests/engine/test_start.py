@@ -294,7 +294,7 @@ def server_arguments(target: str) -> dict[str, Any]:
 UNDOER = """
 import multiprocessing
 
-TARGET = "sglang.srt.speculative.ngram_worker.NGRAMWorker.on_verify_complete_cpu"
+TARGET = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
 
 
 def around(original, *args, **kwargs):
@@ -311,8 +311,8 @@ def hook_in_children():
     if multiprocessing.current_process().name != "MainProcess":
         hook()
 """
-LOST = "The patch of sglang.srt.speculative.ngram_worker:NGRAMWorker.on_verify_complete_cpu is not "
-TAKEN = "NGRAMWorker.on_verify_complete_cpu is already patched by someone else (the SGLang plugin "
+LOST = "The patch of sglang.srt.managers.scheduler:Scheduler.get_internal_state is not "
+TAKEN = "Scheduler.get_internal_state is already patched by someone else (the SGLang plugin "
 
 
 @pytest.mark.parametrize(
