@@ -6,10 +6,11 @@ from typing import Any
 
 from tlt_sglang.patching import wraps_upstream
 
+_CLASS = "sglang.srt.model_executor.model_runner_components.weight_updater:WeightUpdater"
+
 
 @wraps_upstream(
-    "sglang.srt.model_executor.model_runner_components.weight_updater:"
-    "WeightUpdater.begin_weight_update",
+    f"{_CLASS}.begin_weight_update",
     why="packed copies of weights about to change must not be used until they are packed again",
     remove_when="SGLang packs float32 weights for CPUs without AMX",
     process="scheduler",
@@ -24,4 +25,18 @@ def begin_weight_update(original: Any, updater: Any) -> None:
     original(updater)
 
 
-PATCHES = (begin_weight_update,)
+@wraps_upstream(
+    f"{_CLASS}.update_weights_from_disk",
+    why="upstream loads the target's checkpoint into an EAGLE drafter, too, which ends the server",
+    remove_when="SGLang's update from disk has a selector, or leaves separate drafters alone",
+    process="scheduler",
+    digests={"0.5.23": "a0807b7fdec21b38"},
+)
+def update_weights_from_disk(original: Any, updater: Any, *args: Any, **kwargs: Any) -> Any:
+    # The drafter of an MTP model is part of the target's checkpoint; an EAGLE one never is.
+    if "Eagle" in type(updater.get_model()).__name__:
+        return True, "The drafter keeps its weights."
+    return original(updater, *args, **kwargs)
+
+
+PATCHES = (begin_weight_update, update_weights_from_disk)
