@@ -25,6 +25,7 @@ MODULES = (
     "logits_processor",
     "model_runner",
     "ngram_worker",
+    "parallel_state",
     "qwen2",
     "registry",
     "rotary_embedding_base",

@@ -17,8 +17,10 @@ from tlt_sglang.patching import wraps_upstream
 )
 def set_envs_and_config(original: Any, server_args: Any) -> None:
     from tlt_sglang import prefork
+    from tlt_sglang.cpu import ranks
 
     original(server_args)
+    ranks.share_cores(server_args.tp_size)
     prefork.use()
 
 

@@ -18,9 +18,12 @@ _MODULE = "sglang.srt.managers.scheduler"
 )
 def init(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     from tlt_sglang import engine
+    from tlt_sglang.cpu import ranks
     from tlt_sglang.errors import TltError, end_process
 
     assert engine.current is not None
+    if engine.current.device == "cpu":
+        ranks.begin(args[0] if args else kwargs["server_args"])
     try:
         original(scheduler, *args, **kwargs)
         engine.current.attach(scheduler)

@@ -35,7 +35,7 @@ def begin_weight_update(original: Any, updater: Any) -> None:
 def update_weights_from_disk(original: Any, updater: Any, *args: Any, **kwargs: Any) -> Any:
     # The drafter of an MTP model is part of the target's checkpoint; an EAGLE one never is.
     if "Eagle" in type(updater.get_model()).__name__:
-        return True, "The drafter keeps its weights."
+        return True, "Succeeded to update model weights; the drafter keeps its own."
     return original(updater, *args, **kwargs)
 
 

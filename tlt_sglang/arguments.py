@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import psutil
 
 from tlt_sglang.config import Config, Device
-from tlt_sglang.cpu import memory
+from tlt_sglang.cpu import memory, ranks
 from tlt_sglang.drafters import checkpoint
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.strategy.arms import Strategy
@@ -24,6 +24,11 @@ _TOO_EARLY = (
     "SGLang's arguments were resolved before TLT was loaded (call sglang.srt.plugins.load_plugins "
     "first, or give SGLang the strategy's speculative_* arguments yourself)"
 )
+
+SGLANG_NGRAM_CAPACITY = 10_000_000
+"""Nodes of SGLang's n-gram corpus by default, all of them allocated at start: seconds on a CPU."""
+NGRAM_CAPACITY = 1_000_000
+"""And on CPU, where a server decodes a tenth of the tokens."""
 
 
 class Arguments(Protocol):
@@ -47,6 +52,7 @@ class Arguments(Protocol):
     speculative_num_steps: int | None
     speculative_eagle_topk: int | None
     speculative_num_draft_tokens: int | None
+    speculative_ngram_capacity: int
     speculative_adaptive: bool
 
 
@@ -172,10 +178,13 @@ def _cpu_fields(args: Arguments) -> dict[str, Any]:
         )
     if args.max_running_requests is None:
         fields["max_running_requests"] = 16
+    if args.speculative_ngram_capacity == SGLANG_NGRAM_CAPACITY:
+        fields["speculative_ngram_capacity"] = NGRAM_CAPACITY
     model = checkpoint.read_config(args.model_path, "model")
     if model is not None:
         model = checkpoint.text_part(model)
         _refuse_model(model)
+        _refuse_split(model, args.tp_size)
         if model.keys() >= memory.SHAPE:
             fields["max_total_tokens"] = _pool_tokens(model, args)
             if args.mem_fraction_static is None:
@@ -222,14 +231,27 @@ def _refuse_formats(args: Arguments) -> None:
 
 
 def _refuse_ranks(args: Arguments) -> None:
-    if args.tp_size > 1:
+    """Refuse more ranks than there are cores, and kinds of parallelism that CPUs do not serve."""
+    cores = ranks.cores()
+    if args.tp_size > len(cores):
         raise ConfigError(
-            f"--tp-size {args.tp_size} is not served on CPU: SGLang's CPU collectives need its "
-            "compiled sgl_kernel; start with --tp-size 1."
+            f"--tp-size {args.tp_size} needs a core for each rank and there are {len(cores)}; "
+            "lower it."
         )
     for name, size in (("--dp-size", args.dp_size), ("--pp-size", args.pp_size)):
         if size > 1:
             raise ConfigError(
                 f"{name} {size} is not served on CPU; start with {name} 1, and one server for each "
                 "replica."
+            )
+
+
+def _refuse_split(model: dict[str, Any], tp_size: int) -> None:
+    """Refuse a model whose parts do not split evenly over the ranks."""
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        count = model.get(name)
+        if isinstance(count, int) and count % tp_size:
+            raise ConfigError(
+                f"--tp-size {tp_size} does not divide the model's {name}, {count}; choose one that "
+                "does."
             )

@@ -2,6 +2,8 @@
 
 tlt check                  is this environment sound? what is missing, in words
 tlt prepare smollm2-135m   make the default model ready and print its folder
+tlt data ...               make prompts to train a drafter on
+tlt train ...              train a drafter on the target's own answers
 tlt serve ...              the same as python -m tlt_sglang.launch_server ...
 """
 
@@ -23,10 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tlt_sglang.launch_server import main as serve
 
         return serve(argv[1:])
+    if argv[:1] in (["train"], ["data"]):
+        from tlt_sglang.sidecar.commands import main as learn
+
+        return learn(argv)
     parser = argparse.ArgumentParser(prog="tlt", description="TLT-SGLang.")
     parser.add_argument("--version", action="version", version=f"tlt-sglang {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="start the server (see tlt serve --help)")
+    commands.add_parser("data", help="make prompts to train on (see tlt data --help)")
+    commands.add_parser("train", help="train a drafter (see tlt train --help)")
     check = commands.add_parser("check", help="is this environment sound? what is missing?")
     check.add_argument("--device", choices=["cpu", "cuda"], help="default: what this machine has")
     prepare = commands.add_parser("prepare", help="make a model ready and print its folder")

@@ -54,6 +54,7 @@ class Flags:
     speculative_num_steps: int | None = None
     speculative_eagle_topk: int | None = None
     speculative_num_draft_tokens: int | None = None
+    speculative_ngram_capacity: int = 10_000_000
     speculative_adaptive: bool = False
 
 

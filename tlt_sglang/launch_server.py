@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import os
 import re
 import socket
@@ -196,11 +197,15 @@ def _check_port(host: str, port: str) -> None:
 
 def _run_sglang(argv: list[str], forked: bool) -> int:
     """SGLang's own launch, in this process; ends every process that it started."""
+    # What an import makes stays; looking for garbage in it, again and again, is a tenth of a start.
+    gc.disable()
     from sglang.launch_server import run_server
+    from sglang.srt.entrypoints import http_server  # noqa: F401 (run_server would, later)
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
 
+    gc.enable()
     try:
         load_plugins()
         _check_flags(argv)

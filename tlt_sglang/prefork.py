@@ -27,6 +27,7 @@ _PRELOAD = [
     "sglang.srt.managers.detokenizer_manager",
     "tlt_sglang.cpu.decoder",
     "tlt_sglang.cpu.sampling",
+    "tlt_sglang.prefork_ready",
 ]
 
 _begun = False

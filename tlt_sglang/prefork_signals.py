@@ -1,11 +1,13 @@
-"""Imported by the fork server alone, for its effect: SIGQUIT goes on to the main process.
+"""Imported by the fork server alone and first of all, for its effects.
 
-SGLang's engine processes report a crash by SIGQUIT to their parent. Forked, their parent is the
-fork server, whose own parent is the process that has to know.
+SIGQUIT goes on to the main process: SGLang's engine processes report a crash by SIGQUIT to their
+parent. Forked, their parent is the fork server, whose own parent is the process that has to know.
+And no garbage is looked for while the rest is imported, see `prefork_ready`.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from types import FrameType
@@ -19,3 +21,4 @@ def _forward(number: int, frame: FrameType | None) -> None:
 
 
 signal.signal(signal.SIGQUIT, _forward)
+gc.disable()

@@ -113,8 +113,8 @@ class Server:
         return self.log_path.read_text(errors="replace")
 
     def tail(self, lines: int = 40) -> str:
-        """The end of its log."""
-        return "\n".join(self.log().splitlines()[-lines:])
+        """The end of its log, without the ends of very long lines."""
+        return "\n".join(line[:500] for line in self.log().splitlines()[-lines:])
 
     # -- requests --------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ CASES = {
     "no tokens": (["--max-total-tokens", "0"], "leaves no room"),
     "no requests": (["--max-running-requests", "0"], "serves nobody"),
     "page size": (["--page-size", "16"], "--page-size 16 is not served on CPU"),
-    "tensor parallelism": (["--tp", "2"], "--tp-size 2 is not served on CPU"),
+    "tensor parallelism": (["--tp", "4096"], "--tp-size 4096 needs a core for each rank"),
     "data parallelism": (["--dp", "2"], "--dp-size 2 is not served on CPU"),
     "pipeline parallelism": (["--pp", "2"], "--pp-size 2 is not served on CPU"),
     "dtype": (["--dtype", "bfloat16"], "--dtype bfloat16 is not served on CPU"),

@@ -1,26 +1,26 @@
-"""Weight updates through SGLang's sessions: the target's change the output, the drafter's do not.
+"""Weight updates: the target's change the output and not the drafter, the drafter's the opposite.
 
 They also show that weights packed for the CPU are packed anew: an output after an update is the one
 that transformers computes with the same weights, and restoring them restores output and accept
-length exactly.
+length exactly. Through SGLang's sessions, and from disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from identity import Reference
-from safetensors.torch import load_file
+from identity import Reference, each
+from safetensors.torch import load_file, save_file
 from servers import MODEL, Server, Servers, model_folder
+from tiny import make_target
 from transformers import AutoModelForCausalLM
 
-pytestmark = pytest.mark.server("eagle:3x1x4")
-
-STRATEGY = "eagle:3x1x4"
 CHANGED = ("model.layers.3.mlp.down_proj.weight", "model.layers.20.self_attn.q_proj.weight")
 TOKENS = 48
 
@@ -37,11 +37,6 @@ def share_through_files() -> Iterator[None]:
         if child.name() == "torch_shm_manager":  # torch starts it for this way of sharing
             child.kill()
             child.wait()
-
-
-@pytest.fixture
-def server(servers: Servers, drafters: dict[str, str]) -> Server:
-    return servers.get(STRATEGY, drafter=drafters["eagle"])
 
 
 def update(server: Server, selector: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -63,19 +58,30 @@ def update(server: Server, selector: str, tensors: dict[str, torch.Tensor]) -> N
         assert answer["success"], (path, answer)
 
 
-def ask(server: Server, reference: Reference) -> tuple[list[list[int]], float]:
-    """Greedy outputs of a few prompts, and their accept length."""
+def checksums(server: Server, selector: str) -> dict[str, str]:
+    """SGLang's checksum of every tensor of the target or of the drafter."""
+    answer = server.post("/weights_checker", {"action": "checksum", "selector": selector})
+    found: dict[str, str] = answer["ranks"][0]["checksums"]
+    assert found
+    return found
+
+
+def ask(server: Server, prompts: Sequence[list[int]]) -> tuple[list[list[int]], float]:
+    """Greedy outputs, made from an empty cache, and their accept length."""
     server.post("/flush_cache")
-    answers = [server.generate(prompt, TOKENS) for prompt in reference.prompts[:4]]
+    answers = [server.generate(prompt, TOKENS) for prompt in prompts]
     rounds = sum(answer["meta_info"]["spec_verify_ct"] for answer in answers)
     return [answer["output_ids"] for answer in answers], len(answers) * TOKENS / rounds
 
 
-def transformers_outputs(reference: Reference, weights: dict[str, torch.Tensor]) -> list[list[int]]:
-    model = AutoModelForCausalLM.from_pretrained(model_folder(MODEL), dtype=torch.float32)
-    model.load_state_dict(weights, strict=False)
+def transformers_outputs(
+    folder: Path, prompts: Sequence[list[int]], weights: dict[str, torch.Tensor]
+) -> list[list[int]]:
+    """What transformers says with some weights of the checkpoint replaced."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert not model.load_state_dict(weights, strict=False).unexpected_keys
     outputs = []
-    for prompt in reference.prompts[:4]:
+    for prompt in prompts:
         ids = torch.tensor([prompt])
         with torch.inference_mode():
             out = model.generate(
@@ -86,50 +92,117 @@ def transformers_outputs(reference: Reference, weights: dict[str, torch.Tensor])
     return outputs
 
 
-def test_a_drafter_update_changes_only_the_accept_length(
-    server: Server, reference: Reference, drafters: dict[str, str]
-) -> None:
-    outputs, length = ask(server, reference)
-    assert length > 1.3
-    original = load_file(f"{drafters['eagle']}/model.safetensors")["fc.weight"]
-    update(server, "draft", {"fc.weight": torch.randn_like(original) * original.std()})
-    worse, shorter = ask(server, reference)
-    assert worse == outputs
-    assert shorter < length - 0.2
-    update(server, "draft", {"fc.weight": original})
-    assert ask(server, reference) == (outputs, length)
-
-
-def test_a_target_update_changes_the_output_and_not_the_drafter(
-    server: Server, reference: Reference
-) -> None:
-    outputs, length = ask(server, reference)
-    stored: dict[str, Any] = load_file(model_folder(MODEL) / "model.safetensors")
-    original = {name: stored[name] for name in CHANGED}
+def changed(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with noise, the same at each call."""
     generator = torch.Generator().manual_seed(0)
-    changed = {
+    return {
         name: tensor * (1 + 0.3 * torch.randn(tensor.shape, generator=generator))
         for name, tensor in original.items()
     }
-    update(server, "target", changed)
-    updated, _ = ask(server, reference)
+
+
+def stored(*names: str) -> dict[str, torch.Tensor]:
+    """Tensors of the default model's checkpoint."""
+    weights: dict[str, torch.Tensor] = load_file(model_folder(MODEL) / "model.safetensors")
+    return {name: weights[name] for name in names}
+
+
+@each(["eagle:3x1x4"])
+def test_a_drafter_update_changes_only_the_accept_length(
+    server: Server, reference: Reference, drafters: dict[str, str]
+) -> None:
+    prompts = reference.prompts[:4]
+    outputs, length = ask(server, prompts)
+    target = checksums(server, "target")
+    assert length > 1.3
+    original = load_file(f"{drafters['eagle']}/model.safetensors")["fc.weight"]
+    update(server, "draft", {"fc.weight": torch.randn_like(original) * original.std()})
+    worse, shorter = ask(server, prompts)
+    assert worse == outputs
+    assert shorter < length - 0.2
+    assert checksums(server, "target") == target
+    update(server, "draft", {"fc.weight": original})
+    assert ask(server, prompts) == (outputs, length)
+    assert checksums(server, "target") == target
+
+
+@each(["eagle:3x1x4"])
+def test_a_target_update_changes_the_output_and_not_the_drafter(
+    server: Server, reference: Reference
+) -> None:
+    prompts = reference.prompts[:4]
+    outputs, length = ask(server, prompts)
+    target, drafter = checksums(server, "target"), checksums(server, "draft")
+    original = stored(*CHANGED)
+    update(server, "target", changed(original))
+    updated, _ = ask(server, prompts)
     assert updated != outputs
-    assert updated == transformers_outputs(reference, changed)
-    # Had the drafter been touched, its accept length would not come back to the digit.
+    assert updated == transformers_outputs(model_folder(MODEL), prompts, changed(original))
+    assert checksums(server, "draft") == drafter
+    assert checksums(server, "target") != target
     update(server, "target", original)
-    assert ask(server, reference) == (outputs, length)
+    assert ask(server, prompts) == (outputs, length)
+    assert checksums(server, "target") == target
 
 
+@each(["eagle:3x1x4"])
 def test_a_tied_head_is_packed_anew(server: Server, reference: Reference) -> None:
     """The default model's head is its embedding; an update of it reaches both."""
-    outputs, _ = ask(server, reference)
+    prompts = reference.prompts[:4]
+    outputs, _ = ask(server, prompts)
     name = "model.embed_tokens.weight"
-    original = load_file(model_folder(MODEL) / "model.safetensors")[name]
+    original = stored(name)[name]
     turned = original.clone()
     turned[: len(turned) // 2] *= 0.9
     update(server, "target", {name: turned})
-    updated, _ = ask(server, reference)
+    updated, _ = ask(server, prompts)
     assert updated != outputs
-    assert updated == transformers_outputs(reference, {name: turned, "lm_head.weight": turned})
+    both = {name: turned, "lm_head.weight": turned}
+    assert updated == transformers_outputs(model_folder(MODEL), prompts, both)
     update(server, "target", {name: original})
-    assert ask(server, reference)[0] == outputs
+    assert ask(server, prompts)[0] == outputs
+
+
+@each(["eagle3:3x1x4", "ngram:8"])
+def test_update_from_disk(server: Server, reference: Reference, tmp_path: Path) -> None:
+    """A new checkpoint of the target replaces the target's weights, and leaves a drafter alone."""
+    prompts = reference.prompts[:2]
+    outputs, length = ask(server, prompts)
+    learned = "eagle" in str(server.spec.strategy)
+    drafter = checksums(server, "draft") if learned else {}
+    folder = tmp_path / "new"
+    shutil.copytree(model_folder(MODEL), folder)
+    new = changed(stored(*CHANGED))
+    weights = load_file(folder / "model.safetensors") | new
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert server.post("/update_weights_from_disk", {"model_path": str(folder)})["success"]
+    updated, _ = ask(server, prompts)
+    assert updated != outputs
+    assert updated == transformers_outputs(model_folder(MODEL), prompts, new)
+    old = {"model_path": str(model_folder(MODEL))}
+    assert server.post("/update_weights_from_disk", old)["success"]
+    again, accepted = ask(server, prompts)
+    assert again == outputs
+    if learned:  # n-grams have learned in the meantime
+        assert accepted == length
+        assert checksums(server, "draft") == drafter
+
+
+def test_a_head_of_its_own_and_norms(servers: Servers, tmp_path: Path) -> None:
+    """A Qwen3, whose head is not tied, and which has norms on queries and keys."""
+    folder = make_target(tmp_path / "qwen3", "qwen3", 512)
+    server = servers.get("ngram:8", "--skip-tokenizer-init", model=str(folder))
+    prompts = [[5, 9, 14, 3, 20, 7] * 3, list(range(40, 80))]
+    outputs, _ = ask(server, prompts)
+    weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    names = ("lm_head.weight", "model.layers.1.self_attn.q_norm.weight",
+             "model.layers.2.input_layernorm.weight", "model.norm.weight")  # fmt: skip
+    for name in names:
+        original = {name: weights[name]}
+        update(server, "target", changed(original))
+        updated, _ = ask(server, prompts)
+        assert updated != outputs, name
+        assert updated == transformers_outputs(folder, prompts, changed(original)), name
+        update(server, "target", original)
+        assert ask(server, prompts)[0] == outputs, name
+    servers.drop(server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from tlt_sglang.arguments import check_resolved, choose, native_fields, strategy_fields
 from tlt_sglang.config import Config
-from tlt_sglang.cpu import memory
+from tlt_sglang.cpu import memory, ranks
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.flags import Flags
 from tlt_sglang.strategy.arms import Strategy, parse
@@ -211,6 +212,7 @@ def test_defaults_on_cpu(tmp_path: Path) -> None:
         "disable_cuda_graph": True,
         "sleep_on_idle": True,
         "max_running_requests": 16,
+        "speculative_ngram_capacity": 1_000_000,
         "max_total_tokens": memory.MOST_TOKENS,
         "mem_fraction_static": 0.95,
     }
@@ -224,10 +226,12 @@ def test_on_a_gpu_only_the_strategy_is_set(tmp_path: Path) -> None:
 
 def test_the_users_limits_are_kept(tmp_path: Path) -> None:
     args = Flags(save(tmp_path), max_total_tokens=500, max_running_requests=3)
+    args.speculative_ngram_capacity = 5_000
     args.mem_fraction_static = 0.5
     fields = native_fields(Config(), args, "cpu")
     assert fields["max_total_tokens"] == 500
     assert "max_running_requests" not in fields
+    assert "speculative_ngram_capacity" not in fields
     assert "mem_fraction_static" not in fields
 
 
@@ -242,9 +246,8 @@ def test_what_the_cpu_takes(tmp_path: Path, dtype: str, backend: str | None) -> 
     ("given", "sentence"),
     [
         (
-            {"tp_size": 2},
-            "--tp-size 2 is not served on CPU: SGLang's CPU collectives need its compiled "
-            "sgl_kernel; start with --tp-size 1.",
+            {"tp_size": 3},
+            "--tp-size 3 needs a core for each rank and there are 2; lower it.",
         ),
         (
             {"dp_size": 2},
@@ -281,9 +284,36 @@ def test_what_the_cpu_takes(tmp_path: Path, dtype: str, backend: str | None) -> 
         ),
     ],
 )
-def test_what_the_cpu_refuses(tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
+def test_what_the_cpu_refuses(
+    tmp_path: Path, given: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "cores", lambda: [0, 1])
     args = Flags(save(tmp_path), **given)
     assert message(native_fields, Config(("off",)), args, "cpu") == sentence
+
+
+def test_ranks_that_do_not_divide_the_model_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "cores", lambda: list(range(8)))
+    args = Flags(save(tmp_path, num_attention_heads=9, num_key_value_heads=3), tp_size=2)
+    assert message(native_fields, Config(("off",)), args, "cpu") == (
+        "--tp-size 2 does not divide the model's num_attention_heads, 9; choose one that does."
+    )
+    args = Flags(save(tmp_path, intermediate_size=12), tp_size=2)
+    assert native_fields(Config(("off",)), args, "cpu")
+
+
+def test_cores_are_shared_among_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "cores", lambda: [2, 3, 5, 7, 11])
+    monkeypatch.setenv(ranks.BIND, "")
+    monkeypatch.delenv(ranks.BIND)
+    ranks.share_cores(1)
+    assert ranks.BIND not in os.environ
+    ranks.share_cores(2)
+    assert os.environ[ranks.BIND] == "2,3|5,7"
+    ranks.share_cores(5)
+    assert os.environ[ranks.BIND] == "2,3|5,7", "the user's own is kept"
 
 
 def test_a_sliding_window_is_refused_on_cpu(tmp_path: Path) -> None:
@@ -435,6 +465,6 @@ def test_an_algorithm_that_sglang_made_of_eagle_is_left_alone() -> None:
 
 
 def test_resolved_for_several_ranks_on_cpu() -> None:
-    args = Flags(HUB, speculative_algorithm="NGRAM", tp_size=4)
-    assert "--tp-size 4 is not served on CPU" in message(check_resolved, Config(), args, "cpu")
+    args = Flags(HUB, speculative_algorithm="NGRAM", tp_size=5000)
+    assert "--tp-size 5000 needs a core" in message(check_resolved, Config(), args, "cpu")
     check_resolved(Config(), args, "cuda")

@@ -209,7 +209,15 @@ def test_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "sgl_kernel", raising=False)
     monkeypatch.delitem(sys.modules, "sgl_kernel.speculative", raising=False)
     module = importlib.import_module("sgl_kernel")
-    assert all(getattr(module, name) for name in module.__all__)
+    for name in module.__all__:
+        assert name == "speculative" or callable(getattr(kernels, name))
+    lens = torch.tensor([2, 1], dtype=torch.int32)
+    given = (torch.arange(6).view(2, 3), lens)
+    ids = [torch.zeros(2, dtype=torch.int32) for _ in range(2)]
+    for kernel, out in zip((module, kernels), ids, strict=True):
+        kernel.fill_bonus_tokens_cpu(*given, out, 3)
+    assert torch.equal(*ids)
+    assert ids[0].any()
     assert not hasattr(module, "rmsnorm")
     with pytest.raises(ImportError, match="needs the compiled sgl_kernel"):
         exec("from sgl_kernel import rmsnorm")

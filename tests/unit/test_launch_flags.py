@@ -251,9 +251,9 @@ def test_tlt_serve_is_the_same(start: Start, model: str) -> None:
             "There is no GPU driver here, so --device cuda cannot run; leave it out to run on CPU.",
         ),
         (
-            ["--model", "MODEL", "--adaptive-spec", "--tp=2"],
-            "--tp-size 2 is not served on CPU: SGLang's CPU collectives need its compiled "
-            "sgl_kernel; start with --tp-size 1.",
+            ["--model", "MODEL", "--adaptive-spec", "--pp-size=2"],
+            "--pp-size 2 is not served on CPU; start with --pp-size 1, and one server for each "
+            "replica.",
         ),
         (
             ["--model", "MODEL", "--adaptive-spec", "--speculative-draft-model", "/no/such"],
@@ -350,7 +350,7 @@ def test_it_takes_no_heavy_import() -> None:
     program = """
 import sys
 from tlt_sglang import launch_server
-status = launch_server.main(["--model", "org/model", "--adaptive-spec", "--tp", "2"])
+status = launch_server.main(["--model", "org/model", "--adaptive-spec", "--pp-size", "2"])
 heavy = {"torch", "transformers", "sglang", "numpy"} & set(sys.modules)
 sys.exit(f"{heavy}" if heavy else status)
 """
@@ -363,7 +363,7 @@ sys.exit(f"{heavy}" if heavy else status)
         check=False,
     )
     assert result.returncode == 1, result.stderr
-    assert result.stderr.startswith("tlt-sglang: --tp-size 2 is not served on CPU")
+    assert result.stderr.startswith("tlt-sglang: --pp-size 2 is not served on CPU")
 
 
 # ---- SGLang's flags, read without SGLang ---------------------------------------------------------

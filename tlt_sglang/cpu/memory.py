@@ -8,8 +8,8 @@ from tlt_sglang.errors import ConfigError
 
 SHARE = 0.25
 """Share of the available memory that the KV pool takes unless told otherwise."""
-MOST_TOKENS = 32_768
-"""And no more tokens than this: SGLang touches the whole pool at start, seconds per 100,000."""
+MOST_TOKENS = 16_384
+"""And no more tokens than this: SGLang touches the whole pool at start, a second per 10,000."""
 
 SHAPE = {"num_hidden_layers", "num_attention_heads", "hidden_size"}
 """What `config.json` has to hold; where it names them otherwise, SGLang sizes the pool."""

@@ -11,7 +11,7 @@ from tlt_sglang.cpu.kernels.cache_locs import (
     assign_req_to_token_pool_cpu,
     fill_accept_out_cache_loc_cpu,
 )
-from tlt_sglang.cpu.kernels.hashing import murmur_hash32_cpu, register_murmur_hash
+from tlt_sglang.cpu.kernels.hashing import murmur_hash32_cpu
 from tlt_sglang.cpu.kernels.kv_move import copy_all_layer_kv_cache_cpu
 from tlt_sglang.cpu.kernels.token_ids import fill_bonus_tokens_cpu, rotate_input_ids_cpu
 from tlt_sglang.cpu.kernels.tree import (
@@ -40,7 +40,6 @@ __all__ = [
     "min_p_renorm_prob",
     "murmur_hash32_cpu",
     "reconstruct_indices_from_tree_mask",
-    "register_murmur_hash",
     "rotate_input_ids_cpu",
     "top_k_renorm_prob",
     "top_p_renorm_prob",

@@ -1,8 +1,5 @@
 """MurmurHash3 over (seed, position, column), the source of seeded uniform samples."""
 
-import functools
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -59,26 +56,3 @@ def murmur_hash32_cpu(
     out = torch.empty((seed.shape[0], col_indices.shape[0]), dtype=torch.uint32)
     _hash(_blocks(seed), _blocks(positions), _blocks(col_indices), out.numpy())
     return out
-
-
-def register_murmur_hash() -> None:
-    """Make ``torch.ops.sgl_kernel.murmur_hash32_cpu``, which SGLang calls on CPU; idempotent."""
-    if hasattr(torch.ops.sgl_kernel, "murmur_hash32_cpu"):
-        return
-    _library().define(
-        "murmur_hash32_cpu(Tensor seed, Tensor positions, Tensor col_indices) -> Tensor"
-    )
-    _library().impl("murmur_hash32_cpu", murmur_hash32_cpu, "CPU")
-    _library().impl("murmur_hash32_cpu", _shape_of_hash, "Meta")
-
-
-def _shape_of_hash(
-    seed: torch.Tensor, positions: torch.Tensor, col_indices: torch.Tensor
-) -> torch.Tensor:
-    return seed.new_empty((seed.shape[0], col_indices.shape[0]), dtype=torch.uint32)
-
-
-@functools.cache
-def _library() -> Any:
-    """Kept: the operator goes when its library does."""
-    return torch.library.Library("sgl_kernel", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -10,19 +10,17 @@ import sys
 from typing import NoReturn
 
 from sgl_kernel import speculative
-from tlt_sglang.cpu.kernels import (
-    assign_draft_cache_locs_contiguous_cpu,
-    assign_extend_cache_locs_cpu,
-    assign_req_to_token_pool_cpu,
-    build_tree_kernel_efficient_cpu,
-    copy_all_layer_kv_cache_cpu,
-    fill_accept_out_cache_loc_cpu,
-    fill_bonus_tokens_cpu,
-    register_murmur_hash,
-    rotate_input_ids_cpu,
-    verify_tree_greedy_cpu,
-)
+from tlt_sglang.cpu.later import kernel, register_murmur_hash
 
+assign_draft_cache_locs_contiguous_cpu = kernel("assign_draft_cache_locs_contiguous_cpu")
+assign_extend_cache_locs_cpu = kernel("assign_extend_cache_locs_cpu")
+assign_req_to_token_pool_cpu = kernel("assign_req_to_token_pool_cpu")
+build_tree_kernel_efficient_cpu = kernel("build_tree_kernel_efficient_cpu")
+copy_all_layer_kv_cache_cpu = kernel("copy_all_layer_kv_cache_cpu")
+fill_accept_out_cache_loc_cpu = kernel("fill_accept_out_cache_loc_cpu")
+fill_bonus_tokens_cpu = kernel("fill_bonus_tokens_cpu")
+rotate_input_ids_cpu = kernel("rotate_input_ids_cpu")
+verify_tree_greedy_cpu = kernel("verify_tree_greedy_cpu")
 register_murmur_hash()
 
 

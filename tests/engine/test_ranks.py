@@ -1,0 +1,35 @@
+"""Two tensor-parallel ranks on CPU, over gloo: the output is that of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from servers import Servers
+from tiny import make_target
+from transformers import AutoModelForCausalLM
+
+FLAGS = ("--skip-tokenizer-init", "--tp-size", "2")
+LENGTH = 40
+
+
+@pytest.mark.parametrize("strategy", ["eagle3:3x4x8", "ngram:8"])
+def test_two_ranks(servers: Servers, strategy: str, tmp_path: Path) -> None:
+    path = make_target(tmp_path / "target", "llama", 64, seed=5)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    server = servers.get(strategy, *FLAGS, model=str(path))
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 64, (1, n), generator=generator) for n in (1, 5, 17, 70)]
+    expected = [
+        model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+            max_new_tokens=LENGTH, min_new_tokens=LENGTH, eos_token_id=None,
+        )[0, prompt.shape[1] :].tolist()
+        for prompt in prompts
+    ]  # fmt: skip
+    answers = server.generate_all([prompt[0].tolist() for prompt in prompts], max_new_tokens=LENGTH)
+    assert [answer["output_ids"] for answer in answers] == expected
+    assert len(server.status()["schedulers"]) == 1  # SGLang asks the first rank
+    assert server.status()["strategy"] == strategy
+    servers.drop(server)

@@ -1,0 +1,48 @@
+"""Kernels by name, loaded when they are first called.
+
+Every process of SGLang imports `sgl_kernel`, and with it our stand-in; only the scheduler calls
+what is in it. Loading the kernels takes more than a second, which the others are spared.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def kernel(name: str) -> Callable[..., Any]:
+    """The function `name` of `tlt_sglang.cpu.kernels`."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        from tlt_sglang.cpu import kernels
+
+        return getattr(kernels, name)(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def register_murmur_hash() -> None:
+    """Make ``torch.ops.sgl_kernel.murmur_hash32_cpu``, which SGLang calls on CPU; idempotent."""
+    if hasattr(torch.ops.sgl_kernel, "murmur_hash32_cpu"):
+        return
+    _library().define(
+        "murmur_hash32_cpu(Tensor seed, Tensor positions, Tensor col_indices) -> Tensor"
+    )
+    _library().impl("murmur_hash32_cpu", kernel("murmur_hash32_cpu"), "CPU")
+    _library().impl("murmur_hash32_cpu", _shape_of_hash, "Meta")
+
+
+def _shape_of_hash(
+    seed: torch.Tensor, positions: torch.Tensor, col_indices: torch.Tensor
+) -> torch.Tensor:
+    return seed.new_empty((seed.shape[0], col_indices.shape[0]), dtype=torch.uint32)
+
+
+@functools.cache
+def _library() -> Any:
+    """Kept: the operator goes when its library does."""
+    return torch.library.Library("sgl_kernel", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -1,0 +1,12 @@
+"""Imported by the fork server alone and last of all, for its effects.
+
+What has been imported stays, and stays shared: no collection looks at it again, neither here nor in
+the processes that are forked.
+"""
+
+from __future__ import annotations
+
+import gc
+
+gc.freeze()
+gc.enable()

@@ -1,0 +1,1 @@
+"""Everything that trains drafters. Never imports SGLang; the engine never imports this."""

@@ -1,0 +1,119 @@
+"""Accept length without an engine: how far a drafter would have got along the target's own text.
+
+Exact for chains. A drafted token is accepted if it is the one that the target chose, at temperature
+zero and above: SGLang accepts a lone draft d with probability p(d) and samples from the rest
+otherwise, which is the same as sampling from p and looking whether d came out. So the target's
+responses, greedy or sampled, are all that is needed.
+
+Trees are simulated along the text: a node is drafted if its cumulative probability is among the
+best `tokens` - 1 of those that the levels above it have brought up. Nodes off the text are not expanded
+further, so a tree's figure is an upper bound, a few percent high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tlt_sglang.sidecar.batches import Batch, Document
+from tlt_sglang.sidecar.models import Drafter
+from tlt_sglang.sidecar.simulate import Frozen, simulate
+
+
+@dataclass
+class AcceptLength:
+    """Tokens a verify step commits, over many of them."""
+
+    rounds: int = 0
+    committed: int = 0
+    depth_hits: list[int] = field(default_factory=list)
+    """Rounds in which the draft at each depth was accepted."""
+
+    @property
+    def mean(self) -> float:
+        """Committed tokens a round, the target's own one among them; 1.0 without rounds."""
+        return self.committed / self.rounds if self.rounds else 1.0
+
+    def add(self, accepted: int) -> None:
+        """A round in which so many drafts were accepted."""
+        self.rounds += 1
+        self.committed += 1 + accepted
+        while len(self.depth_hits) < accepted:
+            self.depth_hits.append(0)
+        for depth in range(accepted):
+            self.depth_hits[depth] += 1
+
+
+@torch.inference_mode()
+def accept_length(
+    drafter: Drafter,
+    frozen: Frozen,
+    documents: Iterable[Document],
+    steps: int,
+    topk: int = 1,
+    tokens: int | None = None,
+) -> AcceptLength:
+    """Of a chain of `steps` drafts, or of a tree with `topk` branches and `tokens` nodes."""
+    drafter.eval()
+    found = AcceptLength()
+    for document in documents:
+        batch = Batch.of([document]).to(frozen.head.device)
+        reached = _reached(drafter, frozen, batch, steps, topk, tokens or steps + 1)
+        _walk(found, reached.tolist(), document.prompt_length, len(document), steps)
+    return found
+
+
+def _reached(
+    drafter: Drafter, frozen: Frozen, batch: Batch, steps: int, topk: int, tokens: int
+) -> Tensor:
+    """[T]: drafts accepted, one after the other, from each index."""
+    alive = torch.ones(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
+    reached = torch.zeros(len(batch.ids), dtype=torch.int64, device=batch.ids.device)
+    path = torch.zeros(len(batch.ids), device=batch.ids.device)
+    rivals: list[Tensor] = []
+    for step in simulate(drafter, frozen, batch, steps):
+        scores = step.logits.float().log_softmax(-1)
+        best = scores.topk(topk, dim=-1)
+        hit = best.indices == step.labels.unsqueeze(-1)
+        alive = alive & hit.any(-1)
+        if topk > 1:
+            rivals.append(path.unsqueeze(-1) + best.values)
+            rank = hit.float().argmax(-1, keepdim=True)
+            path = rivals[-1].gather(-1, rank).squeeze(-1)
+            ahead = (torch.cat(rivals, dim=-1) > path.unsqueeze(-1)).sum(-1)
+            alive = alive & (ahead < tokens - 1)
+        reached += alive
+    return reached
+
+
+def _walk(
+    found: AcceptLength, reached: Sequence[int], prompt: int, length: int, steps: int
+) -> None:
+    """Rounds as an engine makes them: each begins where the one before ended.
+
+    The prefill commits the first token of the response, at `prompt`; a round that begins with the
+    last committed token at c drafts from index c - 1. Rounds that the text ends are left out, but
+    for one that accepts all there is.
+    """
+    last = prompt
+    while last + 1 < length:
+        accepted = reached[last - 1]
+        if last + 1 + accepted >= length and accepted < steps:
+            return
+        found.add(accepted)
+        last += 1 + accepted
+
+
+def by_kind(
+    documents: Sequence[Document], kinds: Sequence[str], most: int
+) -> dict[str, list[Document]]:
+    """At most `most` documents of each kind."""
+    groups: dict[str, list[Document]] = {}
+    for i, kind in enumerate(kinds):
+        group = groups.setdefault(kind, [])
+        if len(group) < most:
+            group.append(documents[i])
+    return groups

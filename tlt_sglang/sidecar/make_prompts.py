@@ -1,0 +1,65 @@
+"""`tlt data`: write prompts for `tlt train`, made by the target itself and by reasoning-gym."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tlt_sglang.errors import EnvironmentProblem
+from tlt_sglang.models import resolve_model
+from tlt_sglang.sidecar import generate, prompts
+from tlt_sglang.sidecar.corpus import Prompt
+from tlt_sglang.sidecar.progress import Bar, say
+from tlt_sglang.sidecar.target import Target
+
+INSTRUCTION_TOKENS = 160
+"""Longest user message that is taken."""
+
+
+def make_prompts(
+    model: str, out: Path, instructions: int, reasoning: int, seed: int, at_once: int
+) -> None:
+    """Write `out`, in a random order. Raises EnvironmentProblem where that cannot be done."""
+    lines = [
+        {"messages": [{"role": "user", "content": question}], "kind": "reasoning"}
+        for question in prompts.reasoning(reasoning, prompts.TRAINING_SEEDS + seed)
+    ] if reasoning else []  # fmt: skip
+    if instructions:
+        lines += [
+            {"messages": [{"role": "user", "content": text}], "kind": "instruction"}
+            for text in _instructions(model, instructions, at_once)
+        ]
+    random.Random(seed).shuffle(lines)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    except OSError as error:
+        raise EnvironmentProblem(f"Cannot write {out} ({error.strerror}).") from error
+    say(f"{len(lines)} prompts in {out}")
+
+
+def _instructions(model: str, count: int, at_once: int) -> list[str]:
+    """Different messages that the target makes up at temperature 1."""
+    path = resolve_model(model)
+    target = Target(path, torch.device("cpu"))
+    start = Prompt(tuple(target.encode(prompts.user_turn(target.tokenizer))), "instruction")
+    found: dict[str, None] = {}
+
+    def requests() -> Iterator[generate.Request]:
+        for _ in range(3 * count):
+            if len(found) >= count:
+                return
+            yield generate.Request(start, 1.0, INSTRUCTION_TOKENS)
+
+    with generate.serve(path, at_once, say) as server, Bar("instructions", count) as bar:
+        for response in server.answers(requests()):
+            ended = len(response.output) < INSTRUCTION_TOKENS
+            text = target.tokenizer.decode(response.output, skip_special_tokens=True)
+            if ended and (message := prompts.clean_instruction(text)) and message not in found:
+                found[message] = None
+                bar.advance(1)
+    return list(found)[:count]

@@ -1,0 +1,71 @@
+"""Prompts to train a drafter on, made and not downloaded: `tlt data`.
+
+Instructions come from the target itself: given nothing but the beginning of a user's turn, a chat
+model writes what users write (Magpie, arXiv 2406.08464). Problems come from reasoning-gym, which
+makes them from a seed. Both are written as the JSON lines that `tlt train --data` reads.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from tlt_sglang.errors import EnvironmentProblem
+
+TRAINING_SEEDS = 1_000_000
+"""Seeds of reasoning-gym from here on are for training; those below are for evaluation."""
+LONGEST = 1600
+"""Characters of the longest problem that is taken."""
+
+
+def user_turn(tokenizer: Any) -> str:
+    """The chat template up to where a user's first message begins."""
+    mark = "\x00"
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+    return str(chat.partition(mark)[0])
+
+
+def clean_instruction(text: str) -> str | None:
+    """A user's message as the target made it up, or None where it is none."""
+    text = text.strip()
+    printable = all(c.isprintable() or c in "\n\t" for c in text)
+    return text if 12 <= len(text) <= LONGEST and "<|" not in text and printable else None
+
+
+def reasoning(count: int, seed: int) -> Iterator[str]:
+    """`count` problems over all of reasoning-gym's tasks in turn, from `seed` on.
+
+    Raises EnvironmentProblem where the package is missing.
+    """
+    for _, question in reasoning_tasks(count, seed):
+        yield question
+
+
+def reasoning_tasks(count: int, seed: int) -> Iterator[tuple[str, str]]:
+    """(task, question): `count` problems over all tasks in turn."""
+    try:
+        from reasoning_gym.factory import DATASETS, create_dataset
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "The package reasoning-gym is missing; pip install 'tlt-sglang[train]'."
+        ) from error
+    names = [name for name in sorted(DATASETS) if name not in _NOT_QUICK]
+    random.Random(seed).shuffle(names)
+    each = -(-count // len(names)) * 2
+    tasks = {name: iter(create_dataset(name, seed=seed, size=each)) for name in names}
+    made = 0
+    while tasks:
+        for name in list(tasks):
+            question = next((q["question"] for q in tasks[name]), None)
+            if question is None:
+                del tasks[name]
+            elif len(question) <= LONGEST:
+                yield name, question
+                made += 1
+            if made == count:
+                return
+
+
+_NOT_QUICK = frozenset({"composite"})
+"""Needs other tasks to be made of."""

@@ -1,0 +1,117 @@
+"""The drafter run on its own output over packed documents: for training, and for its evaluation.
+
+Teacher-forced: every step is given the token that the document has there, so one pass simulates a
+draft of `steps` tokens from every index at once (training-time test, EAGLE-3, arXiv 2503.01840).
+
+At index i the drafter has the target's features of token i and the embedding of token i + 1, and
+its step s predicts token i + 2 + s. That is how SGLang feeds it: tokens shifted left by one, features
+and positions not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tlt_sglang.sidecar.batches import Batch
+from tlt_sglang.sidecar.losses import (
+    CLASSIFICATION_WEIGHT,
+    feature_regression,
+    soft_cross_entropy,
+    step_weights,
+)
+from tlt_sglang.sidecar.models import Drafter, Sequence
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a drafter shares with its target, and does not train."""
+
+    embedding: Tensor  # [V, N]
+    head: Tensor  # [D, N], rows of the target's head for the draft vocabulary
+    draft_ids: Tensor  # [D] int64, ascending: the target's id of each draft token
+    draft_index: Tensor  # [V] int64: the place in the draft vocabulary, -1 where there is none
+
+    @staticmethod
+    def of(embedding: Tensor, head: Tensor, draft_ids: Tensor) -> Frozen:
+        """From the target's whole embedding and head [V, N]."""
+        index = torch.full((len(head),), -1, dtype=torch.int64, device=head.device)
+        index[draft_ids] = torch.arange(len(draft_ids), device=head.device)
+        rows = head if len(draft_ids) == len(head) else head[draft_ids].contiguous()
+        return Frozen(embedding, rows, draft_ids, index)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Frozen:
+        """The same elsewhere."""
+        return Frozen(
+            self.embedding.to(device, dtype),
+            self.head.to(device, dtype),
+            self.draft_ids.to(device),
+            self.draft_index.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One simulated step, at every index."""
+
+    hidden: Tensor  # [T, N]: what the head takes
+    logits: Tensor  # [T, D]
+    labels: Tensor  # [T] int64: draft index of the token that comes there, -1 if it has none
+    counts: Tensor  # [T] bool: it predicts a token of a response
+    source: Tensor  # [T] int64: the index whose last hidden state the target predicts from
+
+
+def simulate(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Iterator[Step]:
+    """Steps 0 to `steps` - 1."""
+    sequence = Sequence.of(batch.lengths, batch.positions)
+    hidden = batch.features
+    for number in range(steps):
+        token, _ = batch.ahead(1 + number)
+        embeds = nn.functional.embedding(batch.ids[token], frozen.embedding)
+        out, hidden = drafter(embeds, hidden, sequence)
+        following, _ = batch.ahead(2 + number)
+        labels = frozen.draft_index[batch.ids[following]]
+        logits = nn.functional.linear(out, frozen.head)
+        yield Step(out, logits, labels, batch.counts(number), token)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch, and what it is made of."""
+
+    total: Tensor
+    hits: list[Tensor]
+    """Of each step: predictions whose most likely token is the one that comes."""
+    tokens: int
+    """Predictions that count, of the first step."""
+
+
+def loss_of(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Loss:
+    """EAGLE-3: cross-entropy of every step; EAGLE: of one step, plus regression of features.
+
+    A prediction counts where the token that comes is in the draft vocabulary: elsewhere the drafter
+    can only be wrong, and should not learn to make up for it.
+    """
+    target = _target(frozen, batch)
+    total = torch.zeros((), device=target.device)
+    hits = []
+    weights = step_weights(steps)
+    for step, share in zip(simulate(drafter, frozen, batch, steps), weights, strict=True):
+        weight = (step.counts & (step.labels >= 0)).float()
+        one = soft_cross_entropy(step.logits, target[step.source], weight)
+        if drafter.config.algorithm == "eagle":
+            regression = feature_regression(step.hidden, batch.last[step.source], weight)
+            one = regression + CLASSIFICATION_WEIGHT * one
+        total = total + share * one / sum(weights)
+        found = (step.logits.detach().argmax(-1) == step.labels) & step.counts
+        hits.append(found.sum())
+    return Loss(total, hits, int(batch.counts(0).sum()))
+
+
+def _target(frozen: Frozen, batch: Batch) -> Tensor:
+    """The target's distribution after each token, over the draft vocabulary: [T, D]."""
+    with torch.no_grad():
+        return nn.functional.linear(batch.last, frozen.head).float().softmax(-1)
