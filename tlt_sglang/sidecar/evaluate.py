@@ -6,8 +6,8 @@ otherwise, which is the same as sampling from p and looking whether d came out. 
 responses, greedy or sampled, are all that is needed.
 
 Trees are simulated along the text: a node is drafted if its cumulative probability is among the
-best `tokens` - 1 of those that the levels above it have brought up. Nodes off the text are not expanded
-further, so a tree's figure is an upper bound, a few percent high.
+best `tokens` - 1 of those that the levels above it have brought up. Nodes off the text are not
+expanded further, so a tree's figure is an upper bound, a few percent high.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Teacher-forced: every step is given the token that the document has there, so on
 draft of `steps` tokens from every index at once (training-time test, EAGLE-3, arXiv 2503.01840).
 
 At index i the drafter has the target's features of token i and the embedding of token i + 1, and
-its step s predicts token i + 2 + s. That is how SGLang feeds it: tokens shifted left by one, features
-and positions not.
+its step s predicts token i + 2 + s. That is how SGLang feeds it: tokens shifted left by one,
+features and positions not.
 """
 
 from __future__ import annotations
