@@ -40,6 +40,35 @@ PROMPTS = (
 )
 """Ordinary instructions, for where no file is given."""
 
+INSTRUCTIONS = (
+    *PROMPTS,
+    "What is the difference between weather and climate?",
+    "Give me three tips for sleeping better, and say why they help.",
+    "Write a four-line poem about an old oak tree.",
+    "How does a refrigerator keep food cold?",
+    "Summarise the story of Romeo and Juliet in five sentences.",
+    "Suggest a vegetarian dinner for four people, with a shopping list.",
+    "Explain what a budget is to a twelve-year-old.",
+    "What should I pack for a three-day hike in the mountains?",
+    "Write a thank-you note to a neighbour who watered my plants.",
+    "Why do leaves change colour in autumn?",
+    "Translate 'Where is the railway station?' into Spanish and French.",
+    "Describe the water cycle step by step.",
+    "Write a dialogue between a customer and a shopkeeper about a broken kettle.",
+    "What are the advantages and disadvantages of working from home?",
+    "Explain how vaccines protect people from diseases.",
+    "Write a short product description for a wooden chess set.",
+    "How can a beginner learn to play the guitar?",
+    "List the planets of the solar system with one fact about each.",
+    "What did people use to write with before the pencil was invented?",
+    "Rewrite this sentence politely: 'Send me the report now.'",
+    "Explain the rules of football in a few sentences.",
+    "Write a recipe for pancakes.",
+    "What is a computer virus, and how can I protect my computer from one?",
+    "Tell me about the history of the bicycle.",
+)
+"""More of them, for what depends on the prompt."""
+
 Case = TypeVar("Case")
 
 

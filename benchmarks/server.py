@@ -26,6 +26,8 @@ import psutil
 from benchmarks.common import REPOSITORY, BenchmarkError, say
 
 HOST = "127.0.0.1"
+Prompt = str | list[int]
+"""Text, or token ids."""
 START_TIMEOUT = 600.0
 ANSWER_TIMEOUT = 1800.0
 STOP_TIMEOUT = 10.0
@@ -129,7 +131,7 @@ class Server(Process):
             else:
                 return first - self.started
 
-    def generate(self, prompts: Sequence[str], tokens: int) -> Sample:
+    def generate(self, prompts: Sequence[Prompt], tokens: int) -> Sample:
         """Greedy generation of exactly `tokens` tokens for each prompt, all at once.
 
         The stream is asked for two pieces a request, the first token and all others: the time
@@ -159,6 +161,21 @@ class Server(Process):
             output_ids=[last[index][1]["output_ids"] for index in sorted(last)],
         )
 
+    def answer(self, prompt: Prompt, tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+        """SGLang's answer to one prompt, of at most `tokens` tokens: it may end before."""
+        body = _question(prompt) | {
+            "sampling_params": {
+                "temperature": temperature,
+                "max_new_tokens": tokens,
+                "sampling_seed": seed,
+            }
+        }
+        status, text = self._ask("POST", "/generate", ANSWER_TIMEOUT, body)
+        if status != 200:
+            raise BenchmarkError(f"{self.name} answered {status}: {text[:200]}")
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
     def flush(self) -> None:
         """Forget prefixes and n-grams, so that a prompt that comes again is a new one."""
         status, body = self._ask("POST", "/flush_cache?timeout=30")
@@ -181,19 +198,21 @@ class Server(Process):
         except (OSError, http.client.HTTPException):
             return False
 
-    def _ask(self, method: str, path: str, timeout: float = 60) -> tuple[int, str]:
+    def _ask(
+        self, method: str, path: str, timeout: float = 60, body: dict[str, Any] | None = None
+    ) -> tuple[int, str]:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
+        content = None if body is None else json.dumps(body)
         try:
-            connection.request(method, path)
+            connection.request(method, path, content, {"Content-Type": "application/json"})
             response = connection.getresponse()
             return response.status, response.read().decode(errors="replace")
         finally:
             connection.close()
 
-    def _stream(self, prompts: Sequence[str], tokens: int) -> Iterable[tuple[float, Any]]:
+    def _stream(self, prompts: Sequence[Prompt], tokens: int) -> Iterable[tuple[float, Any]]:
         """(time of arrival, piece), as they arrive."""
-        body = {
-            "text": list(prompts),
+        body = _questions(prompts) | {
             "stream": True,
             "sampling_params": {
                 "temperature": 0,
@@ -219,6 +238,16 @@ class Server(Process):
                     yield at, piece
         finally:
             connection.close()
+
+
+def _question(prompt: Prompt) -> dict[str, Any]:
+    """The part of a request that holds one prompt."""
+    return {"text": prompt} if isinstance(prompt, str) else {"input_ids": prompt}
+
+
+def _questions(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """The part of a request that holds several, all of one kind."""
+    return {next(iter(_question(prompts[0]))): list(prompts)}
 
 
 class Transformers(Process):

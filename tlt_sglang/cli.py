@@ -67,9 +67,12 @@ def _check(device: Device | None) -> int:
 
 
 def _prepare(name: str) -> int:
+    from tlt_sglang.drafters.shipped import default_drafter
     from tlt_sglang.models import prepare
 
-    print(prepare(name))
+    folder = prepare(name)
+    default_drafter(name)
+    print(folder)
     return 0
 
 

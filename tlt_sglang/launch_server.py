@@ -24,6 +24,12 @@ from tlt_sglang import flags, prefork
 from tlt_sglang.config import Config, Device
 from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, TltError
 
+_SPECULATION = (
+    "--speculative-draft-model-path",
+    "--speculative-draft-model",
+    "--speculative-algorithm",
+)
+"""Flags of SGLang that say what is to draft."""
 STAND_IN = Path(__file__).parent / "cpu" / "stand_in"
 
 
@@ -90,7 +96,8 @@ def _serve(argv: list[str]) -> int:
     on_cpu = _use_cpu_engine_if_needed(rest)
     if on_cpu:
         rest = ["--device", "cpu", *rest]
-    rest = ["--model-path", _model(ours.model, rest), *rest]
+    model = _model(ours.model, rest)
+    rest = ["--model-path", model, *_drafter(config, model, rest), *rest]
     given = flags.read(rest)
     _check_port(given.host, given.port)
     if config is None:
@@ -136,6 +143,18 @@ def _model(name: str, argv: Sequence[str]) -> str:
     if flag_value(argv, "--load-format") is None:
         require_weights(path)
     return str(Path(path).expanduser())
+
+
+def _drafter(config: Config | None, model: str, argv: Sequence[str]) -> list[str]:
+    """The flag that names the drafter shipped for `model`, unless the user says what drafts."""
+    if config is None or flag_value(argv, *_SPECULATION) is not None:
+        return []
+    if config.strategy is not None and config.strategy.drafter in ("off", "ngram"):
+        return []
+    from tlt_sglang.drafters.shipped import default_drafter
+
+    folder = default_drafter(model)
+    return [] if folder is None else [_SPECULATION[0], str(folder)]
 
 
 def _use_cpu_engine_if_needed(argv: Sequence[str]) -> bool:
@@ -228,6 +247,8 @@ def _run_sglang(argv: list[str], forked: bool) -> int:
         raise EnvironmentProblem(_first_sentence(error)) from error
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
+        # A ZeroMQ context that is collected on the way out would wait for peers that are gone.
+        gc.disable()
     return 0
 
 

@@ -90,7 +90,7 @@ def prepare(alias: str) -> Path:
     if not _complete(folder):
         started = time.monotonic()
         print(f"Preparing {alias} in {folder} (once, under a minute)", file=sys.stderr)
-        _build(folder, lambda target: _convert(gguf_file, digest, target))
+        build(folder, lambda target: _convert(gguf_file, digest, target), FILES)
         print(f"Prepared {alias} in {time.monotonic() - started:.0f} s", file=sys.stderr)
     return folder
 
@@ -110,8 +110,8 @@ def unpermute(weight: Array, heads: int) -> Array:
     return weight.reshape(heads, rows // heads // 2, 2, hidden).swapaxes(1, 2).reshape(rows, hidden)
 
 
-def _complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in FILES)
+def _complete(folder: Path, files: Iterable[str] = FILES) -> bool:
+    return all((folder / name).is_file() for name in files)
 
 
 def _locate(model: PackagedModel) -> tuple[Path, str]:
@@ -146,10 +146,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _build(folder: Path, fill: Callable[[Path], None]) -> None:
+def build(folder: Path, fill: Callable[[Path], None], files: Iterable[str]) -> None:
     """Let ``fill`` write a temporary sibling, then rename it to ``folder``; or leave nothing.
 
-    Two processes may do this at once: the first rename stands, the other's work is dropped.
+    Two processes may do this at once: the first rename stands, the other's work is dropped. A
+    folder that lacks one of ``files`` is replaced.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,7 @@ def _build(folder: Path, fill: Callable[[Path], None]) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
         try:
             fill(temporary)
-            _publish(temporary, folder)
+            _publish(temporary, folder, files)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
@@ -167,16 +168,16 @@ def _build(folder: Path, fill: Callable[[Path], None]) -> None:
         ) from error
 
 
-def _publish(temporary: Path, folder: Path) -> None:
+def _publish(temporary: Path, folder: Path, files: Iterable[str]) -> None:
     temporary.chmod(0o755)
     for file in temporary.iterdir():
         file.chmod(0o644)
-    if folder.exists() and not _complete(folder):
+    if folder.exists() and not _complete(folder, files):
         shutil.rmtree(folder)
     try:
         temporary.rename(folder)
     except OSError:
-        if not _complete(folder):
+        if not _complete(folder, files):
             raise
 
 

@@ -168,7 +168,7 @@ def test_the_folder_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
         assert target.parent == folder.parent
         assert not folder.exists()
 
-    models._build(folder, slow)
+    models.build(folder, slow, models.FILES)
     assert sorted(p.name for p in folder.iterdir()) == sorted(models.FILES)
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -179,10 +179,10 @@ def test_the_first_of_two_racing_conversions_stands(tmp_path: Path) -> None:
 
     def overtaken(target: Path) -> None:
         fill(target)
-        models._build(folder, fill)
+        models.build(folder, fill, models.FILES)
         (folder / "first").touch()
 
-    models._build(folder, overtaken)
+    models.build(folder, overtaken, models.FILES)
     assert (folder / "first").is_file()
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -192,7 +192,7 @@ def test_a_folder_with_files_missing_is_made_anew(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / models.FILES[0]).touch()
-    models._build(folder, fill)
+    models.build(folder, fill, models.FILES)
     assert models._complete(folder)
 
 
@@ -203,7 +203,7 @@ def test_only_old_leftovers_are_removed(tmp_path: Path) -> None:
         left.mkdir()
     long_ago = time.time() - 2 * models.STALE_SECONDS
     os.utime(old, (long_ago, long_ago))
-    models._build(tmp_path / "model", fill)
+    models.build(tmp_path / "model", fill, models.FILES)
     assert not old.exists()
     assert young.exists()
 
@@ -212,7 +212,7 @@ def test_only_old_leftovers_are_removed(tmp_path: Path) -> None:
 def test_an_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentProblem, match="set TLT_CACHE"):
-        models._build(tmp_path / "file" / "model", fill)
+        models.build(tmp_path / "file" / "model", fill, models.FILES)
 
 
 @unit

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -30,6 +31,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # It says so at each save and load of a single process, in a thread of its own.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
         self._saving: tuple[Path, Future[Any]] | None = None
 
     def save(self, step: int, state: dict[str, Any]) -> None:

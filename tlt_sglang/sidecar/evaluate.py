@@ -100,8 +100,9 @@ def _walk(
     """
     last = prompt
     while last + 1 < length:
-        accepted = reached[last - 1]
-        if last + 1 + accepted >= length and accepted < steps:
+        left = length - 1 - last
+        accepted = min(reached[last - 1], left)
+        if accepted == left < steps:
             return
         found.add(accepted)
         last += 1 + accepted

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ def make_prompts(
     model: str, out: Path, instructions: int, reasoning: int, seed: int, at_once: int
 ) -> None:
     """Write `out`, in a random order. Raises EnvironmentProblem where that cannot be done."""
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": question}], "kind": "reasoning"}
         for question in prompts.reasoning(reasoning, prompts.TRAINING_SEEDS + seed)
     ] if reasoning else []  # fmt: skip
@@ -34,6 +35,10 @@ def make_prompts(
             for text in _instructions(model, instructions, at_once)
         ]
     random.Random(seed).shuffle(lines)
+    # One in four without the chat template, as many an RL prompt is.
+    lines[::4] = [
+        {"prompt": line["messages"][0]["content"], "kind": line["kind"]} for line in lines[::4]
+    ]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

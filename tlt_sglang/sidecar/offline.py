@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -169,15 +171,39 @@ def _train(trainer: Trainer, checkpoints: Checkpoints, watch: _Watch) -> None:
     if checkpoints.load(watch.state, watch.restore):
         say(f"going on from step {trainer.progress.step}")
     saved = time.monotonic()
-    with Bar("training", 1000) as bar:
+    with Bar("training", 1000) as bar, _Interrupt() as interrupt:
         for report in trainer.run():
             watch.see(report)
             bar.at(int(1000 * report.done), watch.line(report))
             if time.monotonic() - saved > SAVE_SECONDS:
                 checkpoints.save(trainer.progress.step, watch.state())
                 saved = time.monotonic()
-    checkpoints.save(trainer.progress.step, watch.state())
-    checkpoints.finish()
+            if interrupt.asked:
+                break
+    if trainer.progress.step:
+        checkpoints.save(trainer.progress.step, watch.state())
+        checkpoints.finish()
+    if interrupt.asked:
+        raise KeyboardInterrupt
+
+
+class _Interrupt:
+    """Ctrl-C during training ends it between two steps; a second one at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _Interrupt:
+        self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class _Watch:

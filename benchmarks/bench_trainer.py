@@ -1,0 +1,243 @@
+"""What packing and asynchronous checkpoints are worth in training a drafter.
+
+    python benchmarks/bench_trainer.py [--quick] [--json PATH]
+
+packing_speedup         Training tokens per second (forward, backward, optimizer) of packed batches
+                        over those of padded ones, on the same documents: lengths from a seeded
+                        lognormal, as responses have them, and eight documents to a padded batch.
+                        The median over pairs of passes, A B A B; padding is not counted.
+checkpoint_stall_ratio  Time that training waits for one of our checkpoints (trainable weights,
+                        optimizer state and cursor, written in the background) over that of a plain
+                        save of everything (target, drafter and optimizer state, by torch.save),
+                        each the median of several, with training steps in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a file, not with -m
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import common
+from benchmarks.common import BenchmarkError, Spread, UsageError, say
+from tlt_sglang.errors import TltError
+from tlt_sglang.models import resolve_model
+from tlt_sglang.sidecar.batches import Document
+from tlt_sglang.sidecar.checkpoints import Checkpoints
+from tlt_sglang.sidecar.models import DraftConfig, Drafter
+from tlt_sglang.sidecar.simulate import Frozen
+from tlt_sglang.sidecar.target import Target
+from tlt_sglang.sidecar.trainer import Settings, Trainer
+
+MODEL = "smollm2-135m"
+PADDED = 8
+"""Documents to a padded batch."""
+DRAFT_VOCAB = 8192
+SPREAD = 1.0
+"""Sigma of the lognormal; responses of reasoning models have as much or more."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    json: Path
+    quick: bool
+
+    @property
+    def documents(self) -> int:
+        return 64 if self.quick else 160
+
+    @property
+    def passes(self) -> int:
+        return 2 if self.quick else 3
+
+    @property
+    def saves(self) -> int:
+        return 4 if self.quick else 8
+
+
+def lengths_of(count: int) -> list[int]:
+    """Long-tailed: a median of 110 tokens, the longest 2,000."""
+    torch.manual_seed(0)
+    drawn = (4.7 + SPREAD * torch.randn(count)).exp()
+    found: list[int] = drawn.clamp(16, 2000).int().tolist()
+    return found
+
+
+def documents_of(lengths: Sequence[int], config: DraftConfig) -> list[Document]:
+    """Random ones: what they hold costs the same."""
+    size = config.hidden_size
+    return [
+        Document(
+            torch.randint(config.vocab_size, (length,)),
+            torch.randn(length, 3 * size).bfloat16(),
+            torch.randn(length, size).bfloat16(),
+            4,
+        )
+        for length in lengths
+    ]
+
+
+def padded(documents: Sequence[Document]) -> list[Document]:
+    """Every eight made as long as the longest of them, with tokens that count for nothing."""
+    found = []
+    for first in range(0, len(documents), PADDED):
+        group = documents[first : first + PADDED]
+        longest = max(map(len, group))
+        for document in group:
+            more = longest - len(document)
+            found.append(
+                Document(
+                    torch.cat([document.ids, document.ids.new_zeros(more)]),
+                    _longer(document.features, more),
+                    _longer(document.last, more),
+                    document.prompt_length,
+                )
+            )
+    return found
+
+
+def _longer(rows: torch.Tensor, more: int) -> torch.Tensor:
+    return torch.cat([rows, rows.new_zeros(more, rows.shape[1])])
+
+
+class _Padded(Trainer):
+    """A trainer whose batches are the documents in order, eight at a time."""
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        count = len(self.documents)
+        return [list(range(at, min(count, at + PADDED))) for at in range(0, count, PADDED)]
+
+
+def measure_packing(config: DraftConfig, frozen: Frozen, options: Options) -> list[float]:
+    """Ratios of training tokens/s, a pair of passes each."""
+    lengths = lengths_of(options.documents)
+    documents = documents_of(lengths, config)
+    longer = padded(documents)
+    ratios = []
+    for number in range(-1, options.passes):  # one to warm up
+        seconds = []
+        for kind, texts in ((Trainer, documents), (_Padded, longer)):
+            trainer = kind(
+                Drafter(config), frozen, texts, list(map(len, texts)), Settings(epochs=1),
+                frozen.head.device,
+            )  # fmt: skip
+            started = time.perf_counter()
+            for _ in trainer.run():
+                pass
+            seconds.append(time.perf_counter() - started)
+        ratio = seconds[1] / seconds[0]
+        say(
+            f"packing: {sum(lengths) / seconds[0]:.0f} against {sum(lengths) / seconds[1]:.0f} "
+            f"tokens/s, {ratio:.2f}x" + (" (not counted)" if number < 0 else "")
+        )
+        if number >= 0:
+            ratios.append(ratio)
+    return ratios
+
+
+def measure_checkpoints(
+    target: Target, config: DraftConfig, frozen: Frozen, options: Options, folder: Path
+) -> tuple[list[float], list[float]]:
+    """(seconds that ours stall, seconds that plain full ones do)."""
+    lengths = [300] * 48
+    trainer = Trainer(
+        Drafter(config), frozen, documents_of(lengths, config), lengths,
+        Settings(epochs=10_000), frozen.head.device,
+    )  # fmt: skip
+    steps = trainer.run()
+    saved = Checkpoints(folder / "ours")
+    ours, plain = [], []
+    for number in range(-1, options.saves):
+        for _ in range(3):
+            next(steps)
+        started = time.perf_counter()
+        saved.save(trainer.progress.step, trainer.state())
+        stall = time.perf_counter() - started
+        for _ in range(3):
+            next(steps)
+        started = time.perf_counter()
+        everything = trainer.state() | {"target": target.model.state_dict()}
+        torch.save(everything, folder / "plain.pt")
+        whole = time.perf_counter() - started
+        say(f"checkpoints: {1000 * stall:.0f} ms against {1000 * whole:.0f} ms")
+        if number >= 0:
+            ours.append(stall)
+            plain.append(whole)
+    saved.finish()
+    return ours, plain
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options; raises UsageError where results cannot be written."""
+    parser = argparse.ArgumentParser(
+        prog="bench_trainer.py",
+        description=(__doc__ or "").split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer documents and saves")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="PATH",
+        default=common.RESULTS / "bench_trainer.json",
+        help="default: benchmarks/results/bench_trainer.json",
+    )
+    args = parser.parse_args(argv)
+    common.check_writable(args.json)
+    return Options(args.json, args.quick)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
+    try:
+        _benchmark(parse(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("bench_trainer: interrupted.", file=sys.stderr)
+        return 130
+    except (BenchmarkError, UsageError, TltError) as error:
+        print(f"bench_trainer: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _benchmark(options: Options) -> None:
+    target = Target(resolve_model(MODEL), torch.device("cpu"))
+    config = DraftConfig.for_target(target.config, "eagle3", DRAFT_VOCAB)
+    frozen = target.frozen(torch.arange(DRAFT_VOCAB))
+    ratios = measure_packing(config, frozen, options)
+    with tempfile.TemporaryDirectory(prefix="bench-trainer-") as folder:
+        ours, plain = measure_checkpoints(target, config, frozen, options, Path(folder))
+    stall, whole = common.spread(ours), common.spread(plain)
+    packing = common.spread(ratios)
+    figures: dict[str, Spread] = {
+        "packing_speedup": packing, "our checkpoint, s": stall, "plain checkpoint, s": whole,
+    }  # fmt: skip
+    rows = [(n, f"{s.median:.3f}", f"{s.min:.3f}", f"{s.max:.3f}", str(s.count))
+            for n, s in figures.items()]  # fmt: skip
+    print(common.table(("figure", "median", "min", "max", "count"), rows))
+    summary = {
+        "packing_speedup": round(packing.median, 4),
+        "checkpoint_stall_ratio": round(stall.median / whole.median, 4),
+    }
+    settings: dict[str, Any] = {"model": MODEL, "quick": options.quick, "padded": PADDED}
+    spreads = {name: spread.as_json() for name, spread in figures.items()}
+    document = common.document("trainer", summary, settings=settings, spreads=spreads)
+    common.write_json(options.json, document)
+    say(f"written to {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Our drafters are SGLang's: the same parameters, the same features, the same logits.
+
+A plugin of SGLang's own kind watches the draft model in the engine and writes down what goes in and
+what comes out, for our modules to be held against.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from servers import Servers
+from tiny import make_target
+
+from tlt_sglang.sidecar import export
+from tlt_sglang.sidecar.batches import Batch, Document
+from tlt_sglang.sidecar.corpus import Prompt, Response
+from tlt_sglang.sidecar.models import Algorithm, DraftConfig, Drafter
+from tlt_sglang.sidecar.simulate import Frozen, simulate
+from tlt_sglang.sidecar.target import Target, initialise
+
+WATCHER = """
+import os
+import torch
+
+TARGET = "sglang.srt.models.llama.LlamaForCausalLM.forward"
+count = 0
+
+
+def around(original, model, input_ids, positions, forward_batch, *args, **kwargs):
+    global count
+    draft = "Eagle" in type(model).__name__
+    before = forward_batch.spec_info.hidden_states.clone() if draft else None
+    out = original(model, input_ids, positions, forward_batch, *args, **kwargs)
+    if draft and count < 60:
+        seen = {
+            "mode": forward_batch.forward_mode.name,
+            "ids": input_ids.clone(),
+            "positions": positions.clone(),
+            "hidden": before,
+            "logits": out.next_token_logits.clone(),
+        }
+        torch.save(seen, os.path.join(os.environ["WATCHED"], f"{count:03d}.tmp"))
+        os.rename(
+            os.path.join(os.environ["WATCHED"], f"{count:03d}.tmp"),
+            os.path.join(os.environ["WATCHED"], f"{count:03d}.pt"),
+        )
+        count += 1
+    return out
+
+
+def hook():
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(TARGET, around, HookType.AROUND)
+"""
+STEPS = 4
+PROMPT = [(7 * i * i + 3 * i + 5) % 400 for i in range(23)]
+
+
+def watcher(folder: Path) -> dict[str, str]:
+    """The environment in which the plugin is found and writes to `folder`/watched."""
+    info = folder / "plugin" / "watcher-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "plugin" / "watcher.py").write_text(WATCHER)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: watcher\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nwatcher = watcher:hook\n")
+    (folder / "watched").mkdir()
+    return {"PYTHONPATH": str(folder / "plugin"), "WATCHED": str(folder / "watched")}
+
+
+def make(folder: Path, target: Target, algorithm: Algorithm) -> tuple[Drafter, Frozen]:
+    """A drafter of ours, exported to `folder`."""
+    config = DraftConfig.for_target(
+        target.config, algorithm, 128 if algorithm == "eagle3" else None
+    )
+    draft_ids = torch.randperm(config.vocab_size, generator=torch.Generator().manual_seed(0))
+    frozen = target.frozen(draft_ids[: config.draft_vocab_size].sort().values)
+    torch.manual_seed(1)
+    drafter = Drafter(config)
+    initialise(drafter, target)
+    with torch.no_grad():
+        for parameter in drafter.parameters():  # nothing is left at one or at zero
+            # As it is stored, in bfloat16.
+            parameter.copy_((parameter + 0.1 * torch.randn_like(parameter)).bfloat16())
+    frozen = Frozen(frozen.embedding, frozen.head.bfloat16().float(), frozen.draft_ids,
+                    frozen.draft_index) if algorithm == "eagle3" else frozen  # fmt: skip
+    export.write(
+        folder,
+        {
+            "config.json": export.config_json(config, target.config),
+            "model.safetensors": export.tensors(config, drafter.state_dict(), frozen),
+        },
+    )
+    return drafter, frozen
+
+
+def seen(folder: Path) -> list[dict[str, Any]]:
+    """The prefill of PROMPT by the draft model, and the steps of the draft after it."""
+    told = [torch.load(path) for path in sorted(folder.glob("*.pt"))]
+    start = next(i for i, one in enumerate(told) if len(one["ids"]) == len(PROMPT))
+    found = told[start : start + STEPS]
+    assert [one["mode"] for one in found] == ["EXTEND"] + ["DECODE"] * (STEPS - 1)
+    return found
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("eagle3", "llama"), ("eagle", "qwen3")])
+def test_the_engines_drafter_is_ours(
+    servers: Servers, tmp_path: Path, algorithm: Algorithm, kind: str
+) -> None:
+    target = Target(str(make_target(tmp_path / "target", kind, 512)), torch.device("cpu"))
+    drafter, frozen = make(tmp_path / "drafter", target, algorithm)
+    server = servers.get(
+        f"{algorithm}:{STEPS}x1x{STEPS + 1}", "--skip-tokenizer-init",
+        model=target.path, drafter=str(tmp_path / "drafter"), environment=watcher(tmp_path),
+    )  # fmt: skip
+    output = server.generate(PROMPT, 4)["output_ids"]
+    servers.drop(server)
+    prefill, *steps = seen(tmp_path / "watched")
+
+    # What the engine feeds: tokens shifted left by one, features where they are.
+    assert prefill["ids"].tolist() == [*PROMPT[1:], output[0]]
+    assert prefill["positions"].tolist() == list(range(len(PROMPT)))
+    ((computed,),) = target.documents(
+        [Response(Prompt(tuple(PROMPT)), tuple(output))], drafter.config
+    )
+    features = prefill["hidden"]
+    torch.testing.assert_close(
+        computed.features[: len(PROMPT)].float(), features, rtol=2**-7, atol=1e-3
+    )
+
+    # The draft: the same logits at every step, from the same inputs.
+    drafted = torch.cat([step["ids"] for step in steps])
+    ids = torch.tensor([*PROMPT, output[0], *drafted.tolist()])
+    unknown = torch.zeros(len(ids) - len(PROMPT), features.shape[-1])
+    inputs = torch.cat([features, unknown])
+    batch = Batch.of([Document(ids, inputs, inputs[:, : drafter.config.hidden_size], 1)])
+    with torch.inference_mode():
+        ours = [step.logits[len(PROMPT) - 1] for step in simulate(drafter, frozen, batch, STEPS)]
+    for mine, theirs in zip(ours, [prefill, *steps], strict=True):
+        torch.testing.assert_close(mine, theirs["logits"][-1], rtol=1e-4, atol=1e-4)
+    best = [frozen.draft_ids[logits.argmax()] for logits in ours[:-1]]
+    assert torch.stack(best).tolist() == drafted.tolist()
+
+
+def test_the_config_is_one_that_transformers_reads(tmp_path: Path) -> None:
+    """SGLang reads it through transformers' LlamaConfig; nothing is lost on the way."""
+    from transformers import AutoConfig
+
+    target = Target(str(make_target(tmp_path / "target", "qwen3", 512)), torch.device("cpu"))
+    config = DraftConfig.for_target(target.config, "eagle3", 128)
+    (tmp_path / "config.json").write_text(json.dumps(export.config_json(config, target.config)))
+    read = AutoConfig.from_pretrained(tmp_path)
+    assert read.head_dim == config.head_dim == 32
+    assert read.rope_parameters["rope_theta"] == config.rope_theta
+    assert (read.draft_vocab_size, read.vocab_size) == (128, 512)
+    assert not read.tie_word_embeddings

@@ -1,0 +1,160 @@
+"""`tlt data` and `tlt train` as a user runs them, on a tiny target, and what the server makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launching import Done, run
+from prompts import tokenizer
+from safetensors.torch import load_file
+from servers import Servers
+from tiny import make_target
+
+TLT = [sys.executable, "-m", "tlt_sglang.cli"]
+PROMPTS = [
+    {"prompt": f"Count from {n} to {n + 5}:", "response": f" {n}, {n + 1}, {n + 2}, {n + 3}"}
+    for n in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random target with the default model's tokenizer."""
+    folder = make_target(tmp_path_factory.mktemp("train") / "target", "llama", 49152)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def data(folder: Path, *lines: object) -> str:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines or PROMPTS))
+    return str(path)
+
+
+def train(target: Path, folder: Path, *flags: str) -> Done:
+    words = ["train", "--model", str(target), "--out", str(folder / "out")]
+    return run([*TLT, *words, "--data", str(folder / "data.jsonl"), *flags])
+
+
+QUICK = ("--epochs", "2", "--batch-tokens", "128", "--draft-vocab", "512")
+
+
+@pytest.mark.parametrize("algorithm", ["eagle3", "eagle"])
+def test_from_responses_to_a_drafter(target: Path, tmp_path: Path, algorithm: str) -> None:
+    data(tmp_path)
+    done = train(target, tmp_path, "--algorithm", algorithm, *QUICK)
+    assert done.status == 0, done.err
+    out = Path(done.out.strip())
+    assert {"config.json", "model.safetensors", "training.json"} <= set(os.listdir(out))
+    told = json.loads((out / "training.json").read_text())
+    assert told["curve"][-1]["step"] > 3
+    assert all(length >= 1 for length in told["accept_length"].values())
+    # Once more finds everything done; other options are another run.
+    before = load_file(out / "model.safetensors")
+    again = train(target, tmp_path, "--algorithm", algorithm, *QUICK)
+    assert again.status == 0, again.err
+    after = load_file(out / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    other = train(target, tmp_path, "--algorithm", algorithm, *QUICK, "--seed", "3")
+    assert other.status == 1
+    assert "holds a run with another settings" in other.err
+
+
+def test_an_interrupted_run_goes_on(target: Path, tmp_path: Path) -> None:
+    data(tmp_path)
+    words = ["train", "--model", str(target), "--out", str(tmp_path / "out"), "--minutes", "5"]
+    words += ["--data", str(tmp_path / "data.jsonl"), "--batch-tokens", "128"]
+    process = subprocess.Popen([*TLT, *words], stderr=subprocess.PIPE, text=True)
+    features = tmp_path / "out" / "work" / "features"
+    deadline = time.monotonic() + 120
+    while not list(features.glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "tlt train: interrupted; start it again to go on."
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert list((tmp_path / "out" / "work" / "checkpoints").glob("step-*"))
+
+
+def test_two_processes(target: Path, tmp_path: Path) -> None:
+    """FSDP2 over gloo: the run ends, and every process's batches have moved the weights."""
+    data(tmp_path)
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tlt_sglang.cli"]
+    words += ["train", "--model", str(target), "--out", str(tmp_path / "out"), *QUICK]
+    done = run([sys.executable, *words, "--data", str(tmp_path / "data.jsonl")])
+    assert done.status == 0, done.err
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.isfinite(tensor.float()).all() for tensor in weights.values())
+    # One process reads what two have written, finds nothing left to do, and exports the same.
+    alone = train(target, tmp_path, *QUICK)
+    assert alone.status == 0, alone.err
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_the_server_takes_it(servers: Servers, target: Path, tmp_path: Path) -> None:
+    """With no further flag; and the target's answers are what it was trained on."""
+    path = data(tmp_path, *({"prompt": f"{n} and {n}"} for n in range(6)))
+    done = train(target, tmp_path, "--max-new-tokens", "12", "--at-once", "4", *QUICK)
+    assert done.status == 0, done.err
+    lines = (tmp_path / "out" / "work" / "responses.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    assert {json.loads(line)["temperature"] for line in lines} == {0.0, 1.0}
+    server = servers.get(None, "--adaptive-spec", model=str(target), drafter=done.out.strip())
+    assert server.status()["strategy"].startswith("eagle3:")
+    greedy = next(json.loads(line) for line in lines if json.loads(line)["temperature"] == 0.0)
+    answer = server.generate(greedy["prompt"]["ids"], 12, ignore_eos=False)
+    assert answer["output_ids"] == greedy["output"]
+    servers.drop(server)
+    assert Path(path).exists()
+
+
+BAD = {
+    "no file": ((), "cannot be read"),
+    "nothing": (([],), "Line 1 of"),
+    "one prompt": (({"prompt": "a", "response": "b c d"},), "The data has one prompt"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_data(target: Path, tmp_path: Path, what: str) -> None:
+    lines, says = BAD[what]
+    if lines:
+        data(tmp_path, *lines)
+    done = train(target, tmp_path, *QUICK)
+    assert done.status == 1
+    assert says in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_bad_targets(tmp_path: Path) -> None:
+    data(tmp_path)
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "gpt" / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    done = train(tmp_path / "gpt", tmp_path)
+    assert (done.status, done.out) == (1, "")
+    assert "the target is GPT2LMHeadModel" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_bad_flags(tmp_path: Path) -> None:
+    for flags, says in (
+        (["--minutes", "0"], "is no time to train in"),
+        (["--temperatures", "hot"], "is no list such as"),
+        (["--epochs", "none"], "Bad flags: argument --epochs"),
+    ):
+        done = train(tmp_path, tmp_path, *flags)
+        assert done.status in (1, 2)
+        assert says in done.err
+        assert len(done.err.strip().splitlines()) == 1
