@@ -14,7 +14,7 @@ import pytest
 from identity import LENGTH, Reference, each, rescore
 from servers import Server
 
-STRATEGIES = ("eagle:3x4x8", "eagle:3x1x4", "eagle3:3x1x4", "eagle3:3x4x8", "ngram:8")
+STRATEGIES = ("eagle:3x4x8", "eagle:3x1x4", "eagle3:3x4x8", "ngram:8")
 SEQUENTIAL = ("eagle:3x4x8", "ngram:8")
 LEAST = {"eagle": 2.0, "eagle3": 1.5, "ngram": 1.3}
 """The least accept length with which a test of identity means something."""

@@ -163,7 +163,7 @@ def test_a_tied_head_is_packed_anew(server: Server, reference: Reference) -> Non
     assert ask(server, prompts)[0] == outputs
 
 
-@each(["eagle3:3x1x4", "ngram:8"])
+@each(["eagle3:3x4x8", "ngram:8"])
 def test_update_from_disk(server: Server, reference: Reference, tmp_path: Path) -> None:
     """A new checkpoint of the target replaces the target's weights, and leaves a drafter alone."""
     prompts = reference.prompts[:2]
@@ -191,9 +191,10 @@ def test_update_from_disk(server: Server, reference: Reference, tmp_path: Path) 
 def test_a_head_of_its_own_and_norms(servers: Servers, tmp_path: Path) -> None:
     """A Qwen3, whose head is not tied, and which has norms on queries and keys."""
     folder = make_target(tmp_path / "qwen3", "qwen3", 512)
-    server = servers.get("ngram:8", "--skip-tokenizer-init", model=str(folder))
-    prompts = [[5, 9, 14, 3, 20, 7] * 3, list(range(40, 80))]
+    server = servers.get("eagle3:3x4x8", "--skip-tokenizer-init", model=str(folder))
+    prompts = [[5, 9, 14, 3, 20, 7] * 3, list(range(40, 80)), [7]]
     outputs, _ = ask(server, prompts)
+    assert outputs == transformers_outputs(folder, prompts, {})
     weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
     names = ("lm_head.weight", "model.layers.1.self_attn.q_norm.weight",
              "model.layers.2.input_layernorm.weight", "model.norm.weight")  # fmt: skip

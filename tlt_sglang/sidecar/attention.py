@@ -22,7 +22,8 @@ def attend(
     groups = q.shape[1] // keys[0].shape[1]
     k, v = (_per_query_head(x[0], groups) for x in (keys, values))
     causal = _causal_flex if q.is_cuda else _causal
-    out, total = causal(q, k, v, lengths, scale)
+    with torch.autocast(q.device.type, enabled=False):
+        out, total = causal(q, k, v, lengths, scale)
     if len(keys) == 1:
         return out
     # Merge by the logarithms of the two softmax denominators.
@@ -42,6 +43,7 @@ def _causal(
     q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
     """(output [T, H, D], log of the softmax denominator [T, H]), a document at a time."""
+    q, k, v = q.float(), k.float(), v.float()
     outs, totals = [], []
     documents = zip(*(torch.split(x, lengths) for x in (q, k, v)), strict=True)
     for one_q, one_k, one_v in documents:

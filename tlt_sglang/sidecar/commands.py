@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ def main(argv: Sequence[str]) -> int:
     from tlt_sglang.errors import FlagError
 
     command, rest = argv[0], argv[1:]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         (_data if command == "data" else _train)(rest)
     except KeyboardInterrupt:
@@ -69,6 +71,8 @@ def _train(argv: Sequence[str]) -> None:
     add("--max-new-tokens", type=_count, default=256, metavar="N", help="of an answer")
     add("--at-once", type=_count, default=32, metavar="N", help="requests in flight")
     add("--start-from", type=Path, metavar="DIR", help="a drafter to go on from")
+    add("--precision", choices=["auto", "float32", "bfloat16"], default="auto",
+        help="of training (auto: bfloat16 on CUDA, float32 on CPU)")  # fmt: skip
     add("--seed", type=int, default=0)
     if _helped(parser, argv):
         return
@@ -87,6 +91,7 @@ def _train(argv: Sequence[str]) -> None:
         accumulate=args.accumulate,
         learning_rate=args.learning_rate,
         seed=args.seed,
+        precision=args.precision,
     )
     options = Options(
         args.model, args.data, args.out, args.algorithm, settings,

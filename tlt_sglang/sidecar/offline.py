@@ -123,6 +123,8 @@ def _generate(options: Options, wanted: list[generate.Request], path: Path, mode
     missing = [request for key, request in unique.items() if key not in there]
     if not missing:
         return
+    # Greedy requests in a batch of sampled ones make SGLang sort every row's vocabulary.
+    missing.sort(key=lambda request: request.temperature)
     with (
         generate.serve(model, options.at_once, say) as server,
         Bar("responses", len(missing)) as bar,

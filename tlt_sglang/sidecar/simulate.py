@@ -113,5 +113,5 @@ def loss_of(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Loss:
 
 def _target(frozen: Frozen, batch: Batch) -> Tensor:
     """The target's distribution after each token, over the draft vocabulary: [T, D]."""
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(batch.last.device.type, enabled=False):
         return nn.functional.linear(batch.last, frozen.head).float().softmax(-1)
