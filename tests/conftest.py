@@ -1,4 +1,4 @@
-"""The tests themselves compute with one thread: torch's threads spin, and wait long where a core is taken."""
+"""The tests compute with one thread: torch's threads spin, and wait long where a core is taken."""
 
 from __future__ import annotations
 
