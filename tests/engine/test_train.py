@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from servers import Servers
 from tiny import make_target
 
-from tlt_sglang.sidecar import commands
+from benchmarks import bench_drafter
+from tlt_sglang.sidecar import commands, prompts
 
 Refused = Callable[..., str]
 TLT = [sys.executable, "-m", "tlt_sglang.cli"]
@@ -166,3 +167,13 @@ def test_bad_flags(tmp_path: Path, refused: Refused) -> None:
         (["--epochs", "none"], "Bad flags: argument --epochs"),
     ):
         assert says in refused(tmp_path, tmp_path, *flags)
+
+
+def test_problems_of_the_benchmark_are_not_those_of_training() -> None:
+    asked = bench_drafter.problems(6)
+    assert len(set(asked)) == 6
+    assert max(map(len, asked)) <= bench_drafter.LONGEST_PROBLEM
+    assert bench_drafter.problems(6) == asked
+    assert prompts.TRAINING_SEEDS > 1000 * bench_drafter.EVALUATION_SEED
+    learned = set(prompts.reasoning(200, prompts.TRAINING_SEEDS))
+    assert not learned & set(asked)

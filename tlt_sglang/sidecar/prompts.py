@@ -7,7 +7,10 @@ makes them from a seed. Both are written as the JSON lines that `tlt train --dat
 
 from __future__ import annotations
 
+import contextlib
+import io
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,19 +48,22 @@ def reasoning(count: int, seed: int) -> Iterator[str]:
 def reasoning_tasks(count: int, seed: int) -> Iterator[tuple[str, str]]:
     """(task, question): `count` problems over all tasks in turn."""
     try:
-        from reasoning_gym.factory import DATASETS, create_dataset
+        with _silence():
+            from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError as error:
         raise EnvironmentProblem(
             "The package reasoning-gym is missing; pip install 'tlt-sglang[train]'."
         ) from error
-    names = [name for name in sorted(DATASETS) if name not in _NOT_QUICK]
+    names = [name for name in sorted(DATASETS) if name not in _LEFT_OUT]
     random.Random(seed).shuffle(names)
     each = -(-count // len(names)) * 2
-    tasks = {name: iter(create_dataset(name, seed=seed, size=each)) for name in names}
+    with _silence():
+        tasks = {name: iter(create_dataset(name, seed=seed, size=each)) for name in names}
     made = 0
     while tasks:
         for name in list(tasks):
-            question = next((q["question"] for q in tasks[name]), None)
+            with _silence():
+                question = next((q["question"] for q in tasks[name]), None)
             if question is None:
                 del tasks[name]
             elif len(question) <= LONGEST:
@@ -67,5 +73,13 @@ def reasoning_tasks(count: int, seed: int) -> Iterator[tuple[str, str]]:
                 return
 
 
-_NOT_QUICK = frozenset({"composite"})
-"""Needs other tasks to be made of."""
+_LEFT_OUT = frozenset({"composite", "arc_1d", "arc_agi", "rearc"})
+"""The first is made of other tasks, the others are pictures written out, longer than an answer."""
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without what some tasks print and warn of."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
