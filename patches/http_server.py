@@ -17,8 +17,11 @@ from tlt_sglang.patching import wraps_upstream
 def setup_and_run_http_server(original: Any, *args: Any, **kwargs: Any) -> Any:
     from sglang.srt.entrypoints import http_server
 
+    from tlt_sglang import leftovers
     from tlt_sglang.status import add_route
 
+    port_args = kwargs.get("port_args") or args[3]
+    leftovers.belongs_to(port_args.instance_id)
     add_route(http_server.app, http_server.get_global_state)
     return original(*args, **kwargs)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tlt_sglang import config as configuration
-from tlt_sglang import flags, prefork
+from tlt_sglang import flags, leftovers, prefork
 from tlt_sglang.config import Config, Device
 from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, TltError
 
@@ -247,6 +247,7 @@ def _run_sglang(argv: list[str], forked: bool) -> int:
         raise EnvironmentProblem(_first_sentence(error)) from error
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
+        leftovers.remove()
         # A ZeroMQ context that is collected on the way out would wait for peers that are gone.
         gc.disable()
     return 0

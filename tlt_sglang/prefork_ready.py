@@ -7,6 +7,11 @@ the processes that are forked.
 from __future__ import annotations
 
 import gc
+import threading
+
+from tqdm import tqdm
 
 gc.freeze()
 gc.enable()
+# tqdm's lock between processes is a semaphore, which a process that is killed leaves behind.
+tqdm.set_lock(threading.RLock())

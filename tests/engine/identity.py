@@ -72,6 +72,8 @@ class Reference:
         Raises AssertionError where it differs and the two tokens are no tie.
         """
         wanted = self.outputs[prompt][:length]
+        if list(got) == wanted:
+            return None  # without the `off` server, which may have to be started
         tie = difference(self.off(), self.prompts[prompt], wanted, got)
         if tie is None:
             return None

@@ -1,6 +1,6 @@
 """Real servers for the tests: start one, talk to it, end it; and a small pool of them.
 
-A start takes most of a minute, so tests share servers through `Servers`, which keeps the two used
+A start takes half a minute, so tests share servers through `Servers`, which keeps the three used
 last. Every server runs in a session of its own, by which what it leaves behind is found.
 """
 
@@ -28,8 +28,8 @@ from tlt_sglang.models import prepare
 MODEL = "smollm2-135m"
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
-KEPT = 2
-LIMITS = ("--max-total-tokens", "12288")
+KEPT = 3
+LIMITS = ("--max-total-tokens", "12288", "--skip-server-warmup")
 """A KV pool that the tests fit in, of 0.6 GB for the default model; flags given later win."""
 
 
@@ -236,7 +236,7 @@ class Server:
 
 
 class Servers:
-    """The servers of a test session: `get` one, started if need be; the two used last are kept."""
+    """The servers of a test session; `get` starts one if need be, the three used last are kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

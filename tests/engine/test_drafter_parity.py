@@ -107,7 +107,18 @@ def seen(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("algorithm", "kind"), [("eagle3", "llama"), ("eagle", "qwen3")])
+def greedily(target: Target, prompt: list[int], length: int) -> list[int]:
+    """What transformers generates."""
+    ids = torch.tensor([prompt])
+    output = target.model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length,
+        min_new_tokens=length, eos_token_id=None,
+    )  # fmt: skip
+    found: list[int] = output[0, len(prompt) :].tolist()
+    return found
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("eagle3", "llama"), ("eagle", "qwen2")])
 def test_the_engines_drafter_is_ours(
     servers: Servers, tmp_path: Path, algorithm: Algorithm, kind: str
 ) -> None:
@@ -118,6 +129,9 @@ def test_the_engines_drafter_is_ours(
         model=target.path, drafter=str(tmp_path / "drafter"), environment=watcher(tmp_path),
     )  # fmt: skip
     output = server.generate(PROMPT, 4)["output_ids"]
+    for prompt in (PROMPT, [7], list(range(70))):  # of Qwen3 the same is shown in test_weights
+        answer = server.generate(prompt, 40)["output_ids"]
+        assert answer == greedily(target, prompt, 40)
     servers.drop(server)
     prefill, *steps = seen(tmp_path / "watched")
 

@@ -61,8 +61,8 @@ def test_reference_can_be_told_apart(reference: Reference, record_property: Reco
 
 @pytest.mark.server("off")
 def test_plain_decoding_one_after_the_other(reference: Reference) -> None:
-    """The reference was made eight at a time; alone, a few of its prompts say the same."""
-    for i in (0, 7, 13, 18):
+    """The reference was made eight at a time; alone, two of its prompts say the same."""
+    for i in (7, 18):
         reference.compare(i, reference.off().generate(reference.prompts[i], LENGTH)["output_ids"])
 
 

@@ -8,9 +8,9 @@ what n-grams draft depends on earlier output and its timing, so theirs are not.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +97,12 @@ def draw(
     return answers
 
 
+@functools.cache
+def drawn(server: Server, prompt: tuple[int, ...], sampling: Sampling) -> list[dict[str, Any]]:
+    """`SAMPLES` answers, drawn once: their seeds are always the same."""
+    return draw(server, prompt, seeded(sampling, range(SAMPLES)))
+
+
 def seeded(sampling: Sampling, seeds: range, length: int = LENGTH) -> list[dict[str, Any]]:
     common = {"max_new_tokens": length, "ignore_eos": True} | sampling.parameters()
     return [common | {"sampling_seed": seed} for seed in seeds]
@@ -122,7 +128,7 @@ CASES += [(way, "eagle:3x4x8") for way in ("cold", "top-p", "top-k", "min-p")]
 def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, way: str) -> None:
     server, sampling = start(servers, tiny, strategy), WAYS[way]
     prompt = REPEATING if strategy.startswith("ngram") else PROMPT
-    answers = draw(server, prompt, seeded(sampling, range(SAMPLES)))
+    answers = drawn(server, prompt, sampling)
     accepted = sum(answer["meta_info"]["spec_num_correct_drafts"] for answer in answers)
     p = p_value(tiny.joint(prompt, sampling), tokens(answers))
     print(f"{strategy} {way}: p = {p:.3g}, {accepted / SAMPLES:.2f} drafts accepted a sample")
@@ -142,7 +148,7 @@ def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, w
 )
 def test_the_check_can_fail(servers: Servers, tiny: Tiny, strategy: str, other: Sampling) -> None:
     """Plain samples are told from those of a distribution close by."""
-    answers = draw(start(servers, tiny, strategy), PROMPT, seeded(PLAIN, range(SAMPLES)))
+    answers = drawn(start(servers, tiny, strategy), PROMPT, PLAIN)
     assert p_value(tiny.joint(PROMPT, other), tokens(answers)) < 1e-6
 
 
@@ -235,30 +241,6 @@ def rescore(server: Server, prompt: Sequence[int], output: Sequence[int]) -> tor
     # SGLang reports the last token of the vocabulary as 0 here, its value is right all the same.
     assert [token for _, token, _ in rows] == [t if t < VOCAB - 1 else 0 for t in output]
     return torch.tensor([value for value, _, _ in rows])
-
-
-# ---- other architectures -------------------------------------------------------------------------
-
-
-def test_qwen2_decodes_greedily_as_transformers_does(servers: Servers, tmp_path: Path) -> None:
-    """Of Qwen3 the same is shown in test_weights."""
-    kind, strategy = "qwen2", "eagle:3x4x8"
-    path = make_target(tmp_path / kind, kind, 64, seed=3)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    server = servers.get(strategy, *FLAGS, model=str(path))
-    generator = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(3, 64, (1, n), generator=generator) for n in (1, 5, 17, 70)]
-    expected = [
-        model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=40,
-            min_new_tokens=40, eos_token_id=None,
-        )[0, prompt.shape[1] :].tolist()
-        for prompt in prompts
-    ]  # fmt: skip
-    answers = server.generate_all([prompt[0].tolist() for prompt in prompts], max_new_tokens=40)
-    assert tokens(answers) == expected
-    assert server.status()["strategy"] == strategy
-    servers.drop(server)
 
 
 # ---- the default model ---------------------------------------------------------------------------

@@ -25,9 +25,16 @@ CHANGED = ("model.layers.3.mlp.down_proj.weight", "model.layers.20.self_attn.q_p
 TOKENS = 48
 
 
-@pytest.fixture(scope="module", autouse=True)
-def share_through_files() -> Iterator[None]:
-    """Tensors go to an unrelated process: by files, as file descriptors cannot be passed."""
+pytestmark = pytest.mark.usefixtures("share_through_files")
+
+
+@pytest.fixture(scope="session")
+def share_through_files(servers: Servers) -> Iterator[None]:
+    """Tensors go to an unrelated process: by files, as file descriptors cannot be passed.
+
+    For the whole session, since torch looks for the manager that it has started once. It ends
+    before `servers` looks for processes that are left.
+    """
     sharing: Any = torch.multiprocessing
     before = sharing.get_sharing_strategy()
     sharing.set_sharing_strategy("file_system")
@@ -130,7 +137,7 @@ def test_a_drafter_update_changes_only_the_accept_length(
 def test_a_target_update_changes_the_output_and_not_the_drafter(
     server: Server, reference: Reference
 ) -> None:
-    prompts = reference.prompts[:4]
+    prompts = reference.prompts[:2]
     outputs, length = ask(server, prompts)
     target, drafter = checksums(server, "target"), checksums(server, "draft")
     original = stored(*CHANGED)
@@ -148,7 +155,7 @@ def test_a_target_update_changes_the_output_and_not_the_drafter(
 @each(["eagle:3x1x4"])
 def test_a_tied_head_is_packed_anew(server: Server, reference: Reference) -> None:
     """The default model's head is its embedding; an update of it reaches both."""
-    prompts = reference.prompts[:4]
+    prompts = reference.prompts[:2]
     outputs, _ = ask(server, prompts)
     name = "model.embed_tokens.weight"
     original = stored(name)[name]

@@ -1,0 +1,36 @@
+"""Shared memory that SGLang's killed processes leave behind, removed when the launcher ends.
+
+SGLang ends its processes by SIGKILL, after which nobody unlinks their segments. Those that belong to
+a server bear its random id or the id of the process that made them. Runs in the main process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+_FOLDER = Path("/dev/shm")
+_servers: set[str] = set()
+
+
+def belongs_to(instance_id: str) -> None:
+    """The random id of the server that this process runs."""
+    if instance_id:
+        _servers.add(instance_id)
+
+
+def remove() -> None:
+    """Unlink what this server has left; call when its processes have ended."""
+    for path in _FOLDER.glob("sglang_loads_*.shm"):
+        if any(f"_{one}_" in path.name for one in _servers):
+            path.unlink(missing_ok=True)
+    for path in _FOLDER.glob("sgl_shm_*_*_*"):
+        maker = path.name.split("_")[-2]
+        with contextlib.suppress(OSError):
+            if maker.isdigit() and not Path(f"/proc/{maker}").exists() and _ours(path):
+                path.unlink()
+
+
+def _ours(path: Path) -> bool:
+    return path.stat().st_uid == os.getuid()
