@@ -1,7 +1,7 @@
 """Shared memory that SGLang's killed processes leave behind, removed when the launcher ends.
 
-SGLang ends its processes by SIGKILL, after which nobody unlinks their segments. Those that belong to
-a server bear its random id or the id of the process that made them. Runs in the main process.
+SGLang ends its processes by SIGKILL, after which nobody unlinks their segments. Those that belong
+to a server bear its random id or the id of the process that made them. Runs in the main process.
 """
 
 from __future__ import annotations
