@@ -1,6 +1,6 @@
 """Real servers for the tests: start one, talk to it, end it; and a small pool of them.
 
-A start takes half a minute, so tests share servers through `Servers`, which keeps the three used
+A start takes a quarter of a minute, so tests share servers through `Servers`, which keeps the three used
 last. Every server runs in a session of its own, by which what it leaves behind is found.
 """
 
