@@ -1,7 +1,7 @@
 """Real servers for the tests: start one, talk to it, end it; and a small pool of them.
 
-A start takes a quarter of a minute, so tests share servers through `Servers`, which keeps the three used
-last. Every server runs in a session of its own, by which what it leaves behind is found.
+A start takes a quarter of a minute, so tests share servers through `Servers`, which keeps the three
+used last. Every server runs in a session of its own, by which what it leaves behind is found.
 """
 
 from __future__ import annotations
