@@ -15,7 +15,6 @@ from identity import LENGTH, Reference, each, rescore
 from servers import Server
 
 STRATEGIES = ("eagle:3x4x8", "eagle:3x1x4", "eagle3:3x4x8", "ngram:8")
-SEQUENTIAL = ("eagle:3x4x8", "ngram:8")
 LEAST = {"eagle": 2.0, "eagle3": 1.5, "ngram": 1.3}
 """The least accept length with which a test of identity means something."""
 DEEPEST = {"eagle": 3, "eagle3": 2, "ngram": 6}
@@ -66,7 +65,7 @@ def test_plain_decoding_one_after_the_other(reference: Reference) -> None:
         reference.compare(i, reference.off().generate(reference.prompts[i], LENGTH)["output_ids"])
 
 
-@each(SEQUENTIAL)
+@each(STRATEGIES)
 def test_one_after_the_other(
     server: Server, reference: Reference, strategy: str, record_property: Record
 ) -> None:
