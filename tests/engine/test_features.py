@@ -419,7 +419,8 @@ def test_retraction(tight: Server, reference: Reference, record_property: Record
     ]
     prompts = [reference.prompts[i] for i in endless]
     before = tight.log().count("Retract requests")
-    answers = tight.generate_all(prompts, at_once=10, max_new_tokens=LENGTH, ignore_eos=False)
+    together = len(prompts)  # more than the pool holds at their full length
+    answers = tight.generate_all(prompts, at_once=together, max_new_tokens=LENGTH, ignore_eos=False)
     assert tight.log().count("Retract requests") > before
     retractions = [answer["meta_info"]["num_retractions"] for answer in answers]
     record_property("retractions", sum(retractions))
