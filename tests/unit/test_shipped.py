@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tlt_sglang import launch_server
 from tlt_sglang.config import Config
-from tlt_sglang.drafters import shipped
-from tlt_sglang.errors import EnvironmentProblem
+from tlt_sglang.drafters import ship, shipped
+from tlt_sglang.errors import ConfigError, EnvironmentProblem
+from tlt_sglang.sidecar import export
 
 VOCAB, SIZE, KNOWN = 20, 8, [1, 4, 5, 17]
 
@@ -30,7 +31,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weights["draft_ids"] = torch.tensor(KNOWN, dtype=torch.int32)
     save_file(weights, source / "weights.safetensors")
     (source / "config.json").write_text(json.dumps({"vocab_size": VOCAB}))
-    monkeypatch.setattr(shipped, "_HERE", source.parent)
+    monkeypatch.setattr(shipped, "HERE", source.parent)
     monkeypatch.setattr(shipped, "ALIASES", {"small": None, "other": None})
     monkeypatch.setattr(shipped, "prepare", lambda alias: tmp_path / f"{alias}-0123")
     monkeypatch.setenv("TLT_CACHE", str(tmp_path / "cache"))
@@ -49,6 +50,41 @@ def test_the_head_is_the_targets(model: Path) -> None:
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert shipped.default_drafter(str(model)) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_training_exports_is_shipped_and_comes_back(model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    head = load_file(model / "model.safetensors")["model.embed_tokens.weight"].bfloat16()
+    weights = {"fc.weight": torch.randn(SIZE, 3 * SIZE).bfloat16(), "lm_head.weight": head[KNOWN]}
+    weights |= export.vocabulary(torch.tensor(KNOWN), VOCAB)
+    save_file(weights, run / "model.safetensors")
+    (run / "config.json").write_text(json.dumps({"vocab_size": VOCAB}))
+    (run / "training.json").write_text("{}")
+    ship.ship(run, shipped.HERE / "small")
+    folder = shipped.default_drafter("small")
+    assert folder is not None
+    back = load_file(folder / "model.safetensors")
+    assert set(back) == set(weights)
+    assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())
+
+
+def test_what_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    into = tmp_path / "into"
+    with pytest.raises(ConfigError, match="no output of `tlt train`"):
+        ship.ship(tmp_path, into)
+    for name in ("config.json", "training.json"):
+        (tmp_path / name).write_text("{}")
+    weights = {"fc.weight": torch.zeros(2, 6)}
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="no EAGLE-3 drafter"):
+        ship.ship(tmp_path, into)
+    weights |= {"lm_head.weight": torch.zeros(3, 2)} | export.vocabulary(torch.arange(3), 4)
+    save_file(weights, tmp_path / "model.safetensors")
+    monkeypatch.setattr(ship, "MOST_BYTES", 10)
+    with pytest.raises(ConfigError, match="60 bytes; 10 are the most"):
+        ship.ship(tmp_path, into)
+    assert not into.exists()
 
 
 def test_other_models_have_none(model: Path) -> None:

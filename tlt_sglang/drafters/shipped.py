@@ -16,7 +16,8 @@ from tlt_sglang.errors import EnvironmentProblem
 from tlt_sglang.models import ALIASES, build, cache_root, prepare
 
 FILES = ("config.json", "model.safetensors")
-_HERE = Path(__file__).parent
+HERE = Path(__file__).parent
+WEIGHTS = "weights.safetensors"
 
 
 def default_drafter(model: str) -> Path | None:
@@ -25,8 +26,8 @@ def default_drafter(model: str) -> Path | None:
     Raises EnvironmentProblem if the cache cannot be written.
     """
     for alias in ALIASES:
-        source = _HERE / alias
-        if not (source / "weights.safetensors").exists():
+        source = HERE / alias
+        if not (source / WEIGHTS).exists():
             continue
         if model == alias or Path(model).expanduser() == prepare(alias):
             return _ready(alias, source)
@@ -36,7 +37,7 @@ def default_drafter(model: str) -> Path | None:
 def _ready(alias: str, source: Path) -> Path:
     target = prepare(alias)
     told = hashlib.sha256(target.name.encode())
-    for name in ("config.json", "weights.safetensors"):
+    for name in ("config.json", WEIGHTS):
         told.update((source / name).read_bytes())
     folder = cache_root() / "drafters" / f"{alias}-{told.hexdigest()[:12]}"
     if not all((folder / name).is_file() for name in FILES):
@@ -50,7 +51,7 @@ def _expand(source: Path, target: Path, into: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    weights = load_file(source / "weights.safetensors")
+    weights = load_file(source / WEIGHTS)
     ids = weights.pop("draft_ids").long()
     config = json.loads((source / "config.json").read_text())
     with safe_open(target / "model.safetensors", "pt") as stored:

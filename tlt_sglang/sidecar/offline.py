@@ -89,6 +89,7 @@ def train(options: Options) -> Path:
         fully_shard(drafter)
     trainer = Trainer(drafter, frozen, learned, learned.lengths, options.settings, device)
     watch = _Watch(trainer, unseen, [_kind(r) for r in held_out])
+    watch.data = _counts(trained)
     _train(trainer, Checkpoints(work / "checkpoints"), watch)
     return _export(options, trainer, watch, config)
 
@@ -214,6 +215,7 @@ class _Watch:
     def __init__(self, trainer: Trainer, unseen: features.Features, kinds: list[str]) -> None:
         self.trainer = trainer
         self.groups = evaluate.by_kind(unseen, kinds, len(kinds))
+        self.data: dict[str, dict[str, int]] = {}
         self.curve: list[dict[str, Any]] = []
         self.loss = 0.0
 
@@ -273,8 +275,10 @@ def _export(options: Options, trainer: Trainer, watch: _Watch, config: DraftConf
                 "training.json": {
                     "made by": f"tlt train, tlt-sglang {__version__}, torch {torch.__version__}",
                     "options": _told(options),
+                    "data": watch.data,
                     "accept_length": lengths,
                     "curve": watch.curve,
+                    "started_from": _training(options.start_from),
                 },
             },
         )
@@ -326,6 +330,24 @@ def _told(options: Options) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
     del told["out"]
     return told
+
+
+def _training(folder: Path | None) -> dict[str, Any] | None:
+    """The training.json of the drafter that a run went on from."""
+    if folder is None or not (folder / "training.json").exists():
+        return None
+    told: dict[str, Any] = json.loads((folder / "training.json").read_text())
+    return told
+
+
+def _counts(responses: list[Response]) -> dict[str, dict[str, int]]:
+    """How much there is of every kind."""
+    found: dict[str, dict[str, int]] = {}
+    for response in responses:
+        of_kind = found.setdefault(_kind(response), {"responses": 0, "tokens": 0})
+        of_kind["responses"] += 1
+        of_kind["tokens"] += len(response.output)
+    return found
 
 
 def _kind(response: Response) -> str:
