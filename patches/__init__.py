@@ -22,6 +22,7 @@ MODULES = (
     "http_server",
     "layernorm",
     "llama",
+    "llama_eagle3",
     "logits_processor",
     "model_runner",
     "ngram_worker",

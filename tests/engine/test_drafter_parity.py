@@ -22,12 +22,19 @@ from tlt_sglang.sidecar.models import Algorithm, DraftConfig, Drafter
 from tlt_sglang.sidecar.simulate import Frozen, simulate
 from tlt_sglang.sidecar.target import Target, initialise
 
-WATCHER = """
+WATCHER = '''
 import os
 import torch
 
 TARGET = "sglang.srt.models.llama.LlamaForCausalLM.forward"
 count = 0
+
+
+def loops():
+    """Whether the draft model runs in our loop, in the place of SGLang's layers."""
+    from tlt_sglang.cpu import decoder
+
+    return any(stack and len(stack.layers[0].embed_norm) for stack in decoder._stacks.values())
 
 
 def around(original, model, input_ids, positions, forward_batch, *args, **kwargs):
@@ -42,6 +49,7 @@ def around(original, model, input_ids, positions, forward_batch, *args, **kwargs
             "positions": positions.clone(),
             "hidden": before,
             "logits": out.next_token_logits.clone(),
+            "loops": loops(),
         }
         torch.save(seen, os.path.join(os.environ["WATCHED"], f"{count:03d}.tmp"))
         os.rename(
@@ -56,7 +64,7 @@ def hook():
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(TARGET, around, HookType.AROUND)
-"""
+'''
 STEPS = 4
 PROMPT = [(7 * i * i + 3 * i + 5) % 400 for i in range(23)]
 
@@ -145,6 +153,8 @@ def test_the_engines_drafter_is_ours(
     torch.testing.assert_close(
         computed.features[: len(PROMPT)].float(), features, rtol=2**-7, atol=1e-3
     )
+
+    assert prefill["loops"] is (algorithm == "eagle3")
 
     # The draft: the same logits at every step, from the same inputs.
     drafted = torch.cat([step["ids"] for step in steps])

@@ -1,9 +1,10 @@
-"""The decoder stack of a Llama, Qwen2 or Qwen3 target on CPU, without the framework in between.
+"""Targets of Llama's kind, and EAGLE-3 drafters, on CPU without the framework in between.
 
 A decode step of a small model on CPU is half memory traffic and half Python: some twelve hundred
 module calls. This runs the same layers, on the same parameters and KV pool, as one loop over five
-kernels and four matrix products a layer. A model that is not exactly of this kind (quantised,
-parallel, with adapters, another rotary embedding ...) keeps SGLang's own forward.
+kernels and four matrix products a layer: of a Llama, Qwen2 or Qwen3 target, and of the one layer of
+an EAGLE-3 drafter. A model that is not exactly of this kind (quantised, parallel, with adapters,
+another rotary embedding ...) keeps SGLang's own forward.
 
 Runs in the scheduler process. The loop holds no copy of a weight: what changes in the model
 changes here (see `linear.generation`).
@@ -34,7 +35,8 @@ class _Layer:
     """One decoder layer, taken apart."""
 
     attention: Any  # SGLang's RadixAttention: layer id and scale
-    input_norm: Array
+    input_norm: Array  # of the hidden states
+    embed_norm: Array  # of the embeddings that a drafter reads beside them; [0] for a target
     post_norm: Array
     eps: np.float32
     query_norm: Array  # [D], or [0] where the model has none
@@ -92,7 +94,7 @@ def forward(
     from sglang.srt.layers.aux_hidden_states import AuxHiddenStateList
     from sglang.srt.model_executor.forward_context import get_attn_backend
 
-    stack = _stack_of(model)
+    stack = _stack_of(model, _take_target_apart)
     backend = get_attn_backend()
     if stack is None or type(backend) is not CpuAttnBackend or input_ids.numel() == 0:
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
@@ -108,6 +110,41 @@ def forward(
         hidden = step.run(layer, hidden, backend, captured if index in wanted else None)
     hidden = step.end(hidden)
     return (hidden, captured) if captured else hidden
+
+
+def draft_forward(
+    original: Callable[..., Any],
+    model: Any,
+    input_ids: torch.Tensor,
+    positions: torch.Tensor,
+    forward_batch: Any,
+    input_embeds: torch.Tensor | None = None,
+    pp_proxy_tensors: Any = None,
+) -> Any:
+    """An EAGLE-3 drafter's hidden states for the head, and [those for its next step], [T, N].
+
+    Takes the place of `LlamaModel.forward` of SGLang's llama_eagle3, and calls it where it must.
+    """
+    from sglang.srt.model_executor.forward_context import get_attn_backend
+
+    stack = _stack_of(model, _take_drafter_apart)
+    backend = get_attn_backend()
+    if (
+        stack is None
+        or type(backend) is not CpuAttnBackend
+        or input_ids.numel() == 0
+        or input_embeds is not None
+        or forward_batch.mm_input_embeds is not None
+    ):
+        return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
+    hidden = forward_batch.spec_info.hidden_states
+    if hidden.shape[-1] != model.config.hidden_size:
+        hidden = model.fc(hidden)
+    embeds = torch.nn.functional.embedding(input_ids, model.embed_tokens.weight)
+    step = stack.step(len(input_ids))
+    step.begin(hidden, positions, forward_batch.out_cache_loc)
+    out = step.end(step.run_draft(stack.layers[0], embeds, backend))
+    return out, [out if model.norm_output else step.residual.clone()]
 
 
 class _Step:
@@ -147,7 +184,7 @@ class _Step:
         self, layer: _Layer, hidden: torch.Tensor, backend: CpuAttnBackend, captured: Any
     ) -> torch.Tensor:
         """One layer; the output of its MLP [T, N], not yet added to the residual stream."""
-        stack, normed, residual = self.stack, self.normed_rows, self.residual_rows
+        normed, residual = self.normed_rows, self.residual_rows
         if self.entered:
             vector.add_rms_norm(hidden.numpy(), residual, layer.input_norm, layer.eps, normed)
         else:
@@ -155,9 +192,23 @@ class _Step:
             self.entered = True
         if captured is not None:
             captured.capture(self.residual)
+        return self._through(layer, self.normed, backend)
+
+    def run_draft(
+        self, layer: _Layer, embeds: torch.Tensor, backend: CpuAttnBackend
+    ) -> torch.Tensor:
+        """A drafter's layer, on embeddings beside the hidden states; as `run`."""
+        embedded = torch.empty_like(embeds)
+        vector.rms_norm(embeds.numpy(), layer.embed_norm, layer.eps, embedded.numpy())
+        vector.rms_norm(self.residual_rows, layer.input_norm, layer.eps, self.normed_rows)
+        return self._through(layer, torch.cat([embedded, self.normed], dim=-1), backend)
+
+    def _through(self, layer: _Layer, read: torch.Tensor, backend: CpuAttnBackend) -> torch.Tensor:
+        """Attention and MLP, on what the attention reads [T, N or 2N]."""
+        stack, normed, residual = self.stack, self.normed_rows, self.residual_rows
         keys, values = backend.buffers(layer.attention.layer_id)
         vector.rope_and_store(
-            layer.qkv(self.normed).numpy(), self.positions, stack.rotary, layer.query_norm,
+            layer.qkv(read).numpy(), self.positions, stack.rotary, layer.query_norm,
             layer.key_norm, layer.eps, self.slots, self.query_rows, keys.numpy(), values.numpy(),
         )  # fmt: skip
         scale = layer.attention.scaling
@@ -168,73 +219,48 @@ class _Step:
         return layer.down(self.product_rows)[: self.tokens]
 
 
-def _stack_of(model: Any) -> _Stack | None:
+def _stack_of(model: Any, take_apart: Callable[[Any], _Stack | None]) -> _Stack | None:
     """The taken-apart model, rebuilt when a weight was packed anew; None if it is not our kind."""
     stack = _stacks.get(model)
     if stack is None and model in _stacks:
         return None
     if stack is None or stack.generation != linear.generation():
-        stack = _stacks[model] = _take_apart(model)
+        stack = _stacks[model] = take_apart(model)
     return stack
 
 
-def _take_apart(model: Any) -> _Stack | None:
-    from sglang.srt.layers.layernorm import RMSNorm
-    from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+def _take_target_apart(model: Any) -> _Stack | None:
+    if model.pp_group.world_size != 1:
+        return None
+    return _take_apart(model, [_layer(layer) for layer in model.layers])
+
+
+def _take_drafter_apart(model: Any) -> _Stack | None:
+    served = (
+        len(model.layers) == 1
+        and not model.is_mrope_enabled
+        and model.input_norm is None
+        and model.fc_norm is None
+    )
+    return _take_apart(model, [_layer(model.layers[0])]) if served else None
+
+
+def _take_apart(model: Any, layers: list[_Layer | None]) -> _Stack | None:
     from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
-    from sglang.srt.models.llama import LlamaMLP
-    from sglang.srt.models.qwen2 import Qwen2MLP
     from sglang.srt.runtime_context import get_parallel
 
-    generation = linear.generation()
+    taken = [layer for layer in layers if layer is not None]
     if (
-        model.pp_group.world_size != 1
-        or get_parallel().tp_size != 1
+        get_parallel().tp_size != 1
         or type(model.embed_tokens) is not VocabParallelEmbedding
+        or len(taken) != len(layers)
+        or not _plain_norm(model.norm)
     ):
         return None
-    layers = []
-    for layer in model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        norms = [layer.input_layernorm, layer.post_attention_layernorm, model.norm]
-        query_norm = getattr(attention, "q_norm", None)
-        key_norm = getattr(attention, "k_norm", None)
-        norms += [norm for norm in (query_norm, key_norm) if norm is not None]
-        rotary = attention.rotary_emb
-        products = [
-            _product(part)
-            for part in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
-        ]
-        ours = (
-            all(type(norm) is RMSNorm and _plain_norm(norm) for norm in norms)
-            and None not in products
-            and isinstance(mlp, (LlamaMLP, Qwen2MLP))
-            and type(rotary).forward_native is RotaryEmbedding.forward_native
-            and rotary.is_neox_style
-            and not hasattr(rotary, "sin_cos_cache")
-            and rotary.cos_sin_cache.dtype == torch.float32
-            and not attention.attn.logit_cap
-            and attention.attn.sliding_window_size == -1
-        )
-        if not ours:
-            return None
-        none = np.empty(0, np.float32)
-        layers.append(
-            _Layer(
-                attention.attn,
-                _weights(layer.input_layernorm),
-                _weights(layer.post_attention_layernorm),
-                np.float32(layer.input_layernorm.variance_epsilon),
-                none if query_norm is None else _weights(query_norm),
-                none if key_norm is None else _weights(key_norm),
-                mlp.down_proj.weight.shape[1],
-                *products,  # type: ignore[arg-type]
-            )
-        )
     first = model.layers[0].self_attn
     return _Stack(
-        generation,
-        layers,
+        linear.generation(),
+        taken,
         first.attn.tp_q_head_num,
         first.attn.tp_k_head_num,
         first.attn.head_dim,
@@ -244,13 +270,65 @@ def _take_apart(model: Any) -> _Stack | None:
     )
 
 
+def _layer(layer: Any) -> _Layer | None:
+    """A layer of a target, or of an EAGLE-3 drafter (which has a `hidden_norm`), taken apart."""
+    from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+    from sglang.srt.models.llama import LlamaMLP
+    from sglang.srt.models.qwen2 import Qwen2MLP
+
+    attention, mlp, rotary = layer.self_attn, layer.mlp, layer.self_attn.rotary_emb
+    reads_embeds = hasattr(layer, "hidden_norm")
+    input_norm = layer.hidden_norm if reads_embeds else layer.input_layernorm
+    embed_norm = layer.input_layernorm if reads_embeds else None
+    query_norm = getattr(attention, "q_norm", None)
+    key_norm = getattr(attention, "k_norm", None)
+    norms = [input_norm, layer.post_attention_layernorm, embed_norm, query_norm, key_norm]
+    products = [
+        _product(part)
+        for part in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
+    ]
+    ours = (
+        all(_plain_norm(norm) for norm in norms if norm is not None)
+        and None not in products
+        and isinstance(mlp, (LlamaMLP, Qwen2MLP))
+        and type(rotary).forward_native is RotaryEmbedding.forward_native
+        and rotary.is_neox_style
+        and not hasattr(rotary, "sin_cos_cache")
+        and rotary.cos_sin_cache.dtype == torch.float32
+        and not attention.attn.logit_cap
+        and attention.attn.sliding_window_size == -1
+    )
+    if not ours:
+        return None
+    return _Layer(
+        attention.attn,
+        _weights(input_norm),
+        _weights(embed_norm),
+        _weights(layer.post_attention_layernorm),
+        np.float32(input_norm.variance_epsilon),
+        _weights(query_norm),
+        _weights(key_norm),
+        mlp.down_proj.weight.shape[1],
+        *products,  # type: ignore[arg-type]
+    )
+
+
 def _weights(norm: Any) -> Array:
+    """Of a norm [N], or [0] where there is none."""
+    if norm is None:
+        return np.empty(0, np.float32)
     weight: Array = norm.weight.detach().numpy()
     return weight
 
 
 def _plain_norm(norm: Any) -> bool:
-    return norm.weight.dtype == torch.float32 and norm.variance_size_override is None
+    from sglang.srt.layers.layernorm import RMSNorm
+
+    return (
+        type(norm) is RMSNorm
+        and norm.weight.dtype == torch.float32
+        and norm.variance_size_override is None
+    )
 
 
 def _product(layer: Any) -> Product | None:
