@@ -23,7 +23,6 @@ model's chat template.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import shutil
 import signal
@@ -176,16 +175,8 @@ def speedups_of(runs: Sequence[Run], strategy: str) -> dict[str, Spread]:
 
 def parse(argv: Sequence[str]) -> Options:
     """The options; raises UsageError with one sentence for what cannot be right."""
-    parser = argparse.ArgumentParser(
-        prog="bench_drafter.py",
-        description=(__doc__ or "").split("\n\n", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = common.Parser("bench_drafter", __doc__, "fewer prompts, rounds and tokens")
     add = parser.add_argument
-    add("--quick", action="store_true", help="fewer prompts, rounds and tokens")
-    add("--prompts", type=Path, metavar="FILE", help='lines of text, or of JSON with a "prompt"')
-    add("--json", type=Path, metavar="PATH", help="default: benchmarks/results/bench_drafter.json")
     add("--strategy", default="eagle3:3x1x4", help="default: eagle3:3x1x4")
     args = parser.parse_args(argv)
     json = args.json or common.RESULTS / "bench_drafter.json"

@@ -25,7 +25,6 @@ just the table, unless `--json` says where to.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import shutil
@@ -35,7 +34,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 
@@ -246,24 +245,13 @@ def tables(runs: Sequence[Run]) -> str:
 # -- the command line ------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.rstrip('.')}.")
-
-
 def parse(argv: Sequence[str]) -> Options:
     """The options; raises UsageError or ConfigError with one sentence for what cannot be right."""
-    parser = _Parser(
-        prog="bench_engine.py",
-        description=(__doc__ or "").split("\n\n", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = common.Parser(
+        "bench_engine", __doc__, "fewer rounds, prompts and tokens: about 5 minutes"
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="fewer rounds, prompts and tokens: about 5 minutes")
     add("--only", default=",".join(NAMES), metavar="NAME[,NAME]", help="measure just these")
-    add("--prompts", type=Path, metavar="FILE", help='lines of text, or of JSON with a "prompt"')
-    add("--json", type=Path, metavar="PATH", help="default: benchmarks/results/bench_engine.json")
     add("--rounds", type=int, metavar="N", help="default: 3, with --quick 2")
     add("--tokens", type=int, metavar="N", help="tokens generated; default: 128, with --quick 40")
     add("--model", default="smollm2-135m", help="a folder, a hub id, or smollm2-135m (default)")

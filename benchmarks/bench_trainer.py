@@ -1,6 +1,6 @@
 """What packing and asynchronous checkpoints are worth in training a drafter.
 
-    python benchmarks/bench_trainer.py [--quick] [--json PATH]
+    python benchmarks/bench_trainer.py [--quick] [--prompts FILE] [--json PATH]
 
 packing_speedup         Training tokens per second (forward, backward, optimizer) of packed batches
                         over those of padded ones, on the same documents: lengths from a seeded
@@ -10,11 +10,12 @@ checkpoint_stall_ratio  Time that training waits for one of our checkpoints (tra
                         optimizer state and cursor, written in the background) over that of a plain
                         save of everything (target, drafter and optimizer state, by torch.save),
                         each the median of several, with training steps in between.
+
+With `--prompts` the documents hold these, over and over, in the place of random tokens.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -53,6 +54,7 @@ class Options:
 
     json: Path
     quick: bool
+    prompts: list[str]
 
     @property
     def documents(self) -> int:
@@ -75,17 +77,22 @@ def lengths_of(count: int) -> list[int]:
     return found
 
 
-def documents_of(lengths: Sequence[int], config: DraftConfig) -> list[Document]:
-    """Random ones: what they hold costs the same."""
+def documents_of(
+    lengths: Sequence[int], config: DraftConfig, tokens: Sequence[int] = ()
+) -> list[Document]:
+    """Of `tokens` one after another, or random ones: what they hold costs the same."""
     size = config.hidden_size
+    ids = torch.randint(config.vocab_size, (sum(lengths),))
+    if tokens:
+        ids = torch.tensor(tokens).repeat(-(-len(ids) // len(tokens)))[: len(ids)]
     return [
         Document(
-            torch.randint(config.vocab_size, (length,)),
+            part,
             torch.randn(length, 3 * size).bfloat16(),
             torch.randn(length, size).bfloat16(),
             4,
         )
-        for length in lengths
+        for length, part in zip(lengths, torch.split(ids, list(lengths)), strict=True)
     ]
 
 
@@ -120,10 +127,12 @@ class _Padded(Trainer):
         return [list(range(at, min(count, at + PADDED))) for at in range(0, count, PADDED)]
 
 
-def measure_packing(config: DraftConfig, frozen: Frozen, options: Options) -> list[float]:
+def measure_packing(
+    config: DraftConfig, frozen: Frozen, tokens: Sequence[int], options: Options
+) -> list[float]:
     """Ratios of training tokens/s, a pair of passes each."""
     lengths = lengths_of(options.documents)
-    documents = documents_of(lengths, config)
+    documents = documents_of(lengths, config, tokens)
     longer = padded(documents)
     ratios = []
     for number in range(-1, options.passes):  # one to warm up
@@ -181,23 +190,11 @@ def measure_checkpoints(
 
 def parse(argv: Sequence[str]) -> Options:
     """The options; raises UsageError where results cannot be written."""
-    parser = argparse.ArgumentParser(
-        prog="bench_trainer.py",
-        description=(__doc__ or "").split("\n\n", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer documents and saves")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="PATH",
-        default=common.RESULTS / "bench_trainer.json",
-        help="default: benchmarks/results/bench_trainer.json",
-    )
-    args = parser.parse_args(argv)
-    common.check_writable(args.json)
-    return Options(args.json, args.quick)
+    args = common.Parser("bench_trainer", __doc__, "fewer documents and saves").parse_args(argv)
+    json = args.json or common.RESULTS / "bench_trainer.json"
+    common.check_writable(json)
+    prompts = common.load_prompts(args.prompts) if args.prompts else []
+    return Options(json, args.quick, prompts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,7 +214,8 @@ def _benchmark(options: Options) -> None:
     target = Target(resolve_model(MODEL), torch.device("cpu"))
     config = DraftConfig.for_target(target.config, "eagle3", DRAFT_VOCAB)
     frozen = target.frozen(torch.arange(DRAFT_VOCAB))
-    ratios = measure_packing(config, frozen, options)
+    tokens = [token for text in options.prompts for token in target.encode(text)]
+    ratios = measure_packing(config, frozen, tokens, options)
     with tempfile.TemporaryDirectory(prefix="bench-trainer-") as folder:
         ours, plain = measure_checkpoints(target, config, frozen, options, Path(folder))
     stall, whole = common.spread(ours), common.spread(plain)

@@ -6,6 +6,7 @@ the engines it measures. Starting those is in `benchmarks.server`.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psutil
 
@@ -174,6 +175,30 @@ def digest(token_ids: Sequence[Sequence[int]]) -> str:
 
 
 # -- input -----------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of the benchmark `name`, with the three that all have; `about` is its docstring.
+
+    Raises UsageError for flags that cannot be right.
+    """
+
+    def __init__(self, name: str, about: str | None, quick: str) -> None:
+        super().__init__(
+            prog=f"{name}.py",
+            description=(about or "").split("\n\n", 1)[1],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add = self.add_argument
+        add("--quick", action="store_true", help=quick)
+        add(
+            "--prompts", type=Path, metavar="FILE", help='lines of text, or of JSON with a "prompt"'
+        )
+        add("--json", type=Path, metavar="PATH", help=f"default: benchmarks/results/{name}.json")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.rstrip('.')}.")
 
 
 def load_prompts(path: Path) -> list[str]:

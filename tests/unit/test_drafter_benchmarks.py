@@ -52,7 +52,17 @@ def test_the_summary_is_of_what_was_measured() -> None:
 def test_files_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         bench_trainer.parse(["--json", str(tmp_path)])
-    assert bench_trainer.parse(["--json", str(tmp_path / "a.json"), "--quick"]).quick
+    with pytest.raises(UsageError, match="unrecognized arguments: --much"):
+        bench_drafter.parse(["--much"])
+    (tmp_path / "prompts").write_text("one\ntwo\n")
+    good = ["--json", str(tmp_path / "a.json"), "--quick", "--prompts", str(tmp_path / "prompts")]
+    assert bench_trainer.parse(good).prompts == ["one", "two"]
+    assert bench_drafter.parse(good).instructions == ["one", "two"]
+
+
+def test_documents_hold_the_prompts() -> None:
+    found = bench_trainer.documents_of([3, 2, 4], config("eagle3"), [5, 6, 7, 8])
+    assert [document.ids.tolist() for document in found] == [[5, 6, 7], [8, 5], [6, 7, 8, 5]]
 
 
 def test_padding_is_what_it_costs() -> None:
