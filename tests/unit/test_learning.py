@@ -171,7 +171,7 @@ def test_simulation_is_decoding(algorithm: Algorithm) -> None:
 def test_an_eagle_loss_is_made_of_both_parts() -> None:
     model, shared = drafter("eagle"), frozen("eagle")
     batch = Batch.of(documents([9, 7], "eagle"))
-    (step,) = simulate(model, shared, batch, 1)
+    (step,) = simulate(model, shared, batch, 1, batch.counts(0).nonzero().flatten())
     weight = step.counts.float()
     target = (batch.last @ shared.head.T).softmax(-1)[step.source]
     expected = feature_regression(

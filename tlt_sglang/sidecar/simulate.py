@@ -55,17 +55,24 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Step:
-    """One simulated step, at every index."""
+    """One simulated step, at R indices."""
 
-    hidden: Tensor  # [T, N]: what the head takes
-    logits: Tensor  # [T, D]
-    labels: Tensor  # [T] int64: draft index of the token that comes there, -1 if it has none
-    counts: Tensor  # [T] bool: it predicts a token of a response
-    source: Tensor  # [T] int64: the index whose last hidden state the target predicts from
+    hidden: Tensor  # [R, N]: what the head takes
+    logits: Tensor  # [R, D]
+    labels: Tensor  # [R] int64: draft index of the token that comes there, -1 if it has none
+    counts: Tensor  # [R] bool: it predicts a token of a response
+    source: Tensor  # [R] int64: the index whose last hidden state the target predicts from
 
 
-def simulate(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Iterator[Step]:
-    """Steps 0 to `steps` - 1."""
+def simulate(
+    drafter: Drafter, frozen: Frozen, batch: Batch, steps: int, rows: Tensor | None = None
+) -> Iterator[Step]:
+    """Steps 0 to `steps` - 1, told at the indices `rows` [R], or at all: R = T.
+
+    The drafter runs at every index; the head, as large as the drafter, only where it is told.
+    """
+    if rows is None:
+        rows = torch.arange(len(batch.ids), device=batch.ids.device)
     sequence = Sequence.of(batch.lengths, batch.positions)
     hidden = batch.features
     for number in range(steps):
@@ -73,9 +80,10 @@ def simulate(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Iter
         embeds = nn.functional.embedding(batch.ids[token], frozen.embedding)
         out, hidden = drafter(embeds, hidden, sequence)
         following, _ = batch.ahead(2 + number)
-        labels = frozen.draft_index[batch.ids[following]]
+        labels = frozen.draft_index[batch.ids[following[rows]]]
+        out = out[rows]
         logits = nn.functional.linear(out, frozen.head)
-        yield Step(out, logits, labels, batch.counts(number), token)
+        yield Step(out, logits, labels, batch.counts(number)[rows], token[rows])
 
 
 @dataclass(frozen=True)
@@ -95,13 +103,15 @@ def loss_of(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Loss:
     A prediction counts where the token that comes is in the draft vocabulary: elsewhere the drafter
     can only be wrong, and should not learn to make up for it.
     """
-    target = _target(frozen, batch)
+    counted = torch.stack([batch.counts(number) for number in range(steps)])
+    rows = counted.any(0).nonzero().squeeze(-1)
+    target, place = _target(frozen, batch, rows, steps)
     total = torch.zeros((), device=target.device)
     hits = []
     weights = step_weights(steps)
-    for step, share in zip(simulate(drafter, frozen, batch, steps), weights, strict=True):
+    for step, share in zip(simulate(drafter, frozen, batch, steps, rows), weights, strict=True):
         weight = (step.counts & (step.labels >= 0)).float()
-        one = soft_cross_entropy(step.logits, target[step.source], weight)
+        one = soft_cross_entropy(step.logits, target[place[step.source]], weight)
         if drafter.config.algorithm == "eagle":
             regression = feature_regression(step.hidden, batch.last[step.source], weight)
             one = regression + CLASSIFICATION_WEIGHT * one
@@ -111,7 +121,14 @@ def loss_of(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Loss:
     return Loss(total, hits, int(batch.counts(0).sum()))
 
 
-def _target(frozen: Frozen, batch: Batch) -> Tensor:
-    """The target's distribution after each token, over the draft vocabulary: [T, D]."""
+def _target(frozen: Frozen, batch: Batch, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The target's distributions over the draft vocabulary that steps at `rows` are held against.
+
+    ([R', D], and for each index the row of it [T] int64).
+    """
+    needed = torch.zeros(len(batch.ids), dtype=torch.bool, device=rows.device)
+    for number in range(steps):
+        needed[batch.ahead(1 + number)[0][rows]] = True
     with torch.no_grad(), torch.autocast(batch.last.device.type, enabled=False):
-        return nn.functional.linear(batch.last, frozen.head).float().softmax(-1)
+        logits = nn.functional.linear(batch.last[needed], frozen.head)
+        return logits.float().softmax(-1), needed.cumsum(0) - 1
