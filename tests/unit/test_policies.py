@@ -1,0 +1,233 @@
+"""Policies: what they choose, and why. Pure: a sequence of calls leads to the same choices."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks import bench_policy
+from tlt_sglang.strategy.acceptance import Acceptance
+from tlt_sglang.strategy.arms import Strategy, parse
+from tlt_sglang.strategy.beg_mab import BegMab
+from tlt_sglang.strategy.cost_model import CostModel
+from tlt_sglang.strategy.costs import Costs
+from tlt_sglang.strategy.ema import Ema
+from tlt_sglang.strategy.policy import Fixed, Observation, Policy, bucket
+
+OFF, CHAIN, TREE = parse("off"), parse("eagle3:3x1x4"), parse("eagle3:3x4x8")
+SHORT, NGRAM = parse("eagle3:1x1x2"), parse("ngram:4")
+POOL = (OFF, SHORT, CHAIN, TREE, NGRAM)
+
+
+def seen(arm: Strategy, accepted: list[int], seconds: float) -> Observation:
+    return Observation(arm, len(accepted), accepted, seconds)
+
+
+def play(
+    policy: Policy, size: int, steps: int, chance: float, cost: Callable[[Strategy], float]
+) -> list[Strategy]:
+    """Steps in a world where every draft is accepted with `chance`, n-grams with a third of it."""
+    dice = random.Random(0)
+    chosen = []
+    for _ in range(steps):
+        arm = policy.choose(size)
+        share = chance / 3 if arm.drafter == "ngram" else chance
+        depth = arm.num_steps or arm.num_draft_tokens - 1
+        accepted = []
+        for _ in range(size):
+            count = 0
+            while count < depth and dice.random() < share:
+                count += 1
+            accepted.append(count)
+        policy.observe(seen(arm, accepted, cost(arm)))
+        chosen.append(arm)
+    return chosen
+
+
+def memory_bound(arm: Strategy) -> float:
+    return 0.03 + 0.002 * arm.num_steps + 0.0002 * arm.num_draft_tokens
+
+
+def compute_bound(arm: Strategy) -> float:
+    return 0.03 * arm.num_draft_tokens + 0.002 * arm.num_steps
+
+
+def share(chosen: list[Strategy], *arms: Strategy) -> float:
+    return sum(arm in arms for arm in chosen) / len(chosen)
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_good_drafts_that_cost_little_are_taken(size: int) -> None:
+    chosen = play(CostModel(POOL), size, 300, 0.8, memory_bound)
+    assert share(chosen[100:], CHAIN, TREE) > 0.95
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_where_nothing_pays_it_is_off(size: int) -> None:
+    chosen = play(CostModel(POOL), size, 300, 0.8, compute_bound)
+    assert share(chosen[100:], OFF) > 0.95
+
+
+def test_it_goes_off_and_comes_back() -> None:
+    policy = CostModel(POOL)
+    assert share(play(policy, 4, 200, 0.8, memory_bound)[100:], OFF) < 0.05
+    # An n-gram that is never right costs 2 % here.
+    assert share(play(policy, 4, 300, 0.02, memory_bound)[150:], OFF, NGRAM) > 0.9
+    assert share(play(policy, 4, 500, 0.8, memory_bound)[300:], OFF) < 0.05
+
+
+def test_above_the_largest_batch_it_is_off() -> None:
+    policy = CostModel(POOL, max_batch=8)
+    assert share(play(policy, 8, 100, 0.8, memory_bound)[50:], OFF) < 0.1
+    assert share(play(policy, 9, 50, 0.8, memory_bound), OFF) == 1.0
+
+
+@pytest.mark.parametrize("make", [CostModel, BegMab, Ema])
+def test_the_same_calls_lead_to_the_same_choices(
+    make: Callable[[tuple[Strategy, ...]], Policy],
+) -> None:
+    runs = [play(make(POOL), 4, 200, 0.6, memory_bound) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+def test_a_choice_is_kept_for_a_while() -> None:
+    chosen = play(CostModel(POOL, dwell=10), 4, 300, 0.5, memory_bound)
+    changes = [i for i in range(1, 300) if chosen[i] != chosen[i - 1]]
+    assert all(b - a >= 10 for a, b in itertools.pairwise(changes))
+
+
+def test_without_strategies_there_is_no_policy() -> None:
+    for make in (CostModel, BegMab, Ema):
+        with pytest.raises(ValueError, match="there is no"):
+            make(())
+    with pytest.raises(ValueError, match="there is no"):
+        BegMab([OFF])
+    with pytest.raises(ValueError, match="there is no chain"):
+        Ema([OFF, TREE, NGRAM])
+
+
+# -- what it knows -----------------------------------------------------------------------------
+
+
+def test_chains_share_what_they_learn() -> None:
+    known = Acceptance()
+    for now in range(1, 300):
+        known.observe(CHAIN, [3, 1, 0, 2], now)  # 0.75, 2/3, 1/2
+    assert known.length(CHAIN, 300) == pytest.approx(2.5, abs=0.1)
+    assert known.length(SHORT, 300) == pytest.approx(1.75, abs=0.05)
+    assert known.length(OFF, 300) == 1.0
+
+
+def test_a_level_that_drops_drops_for_all() -> None:
+    """A tree that was not tried since is expected to have become worse as the chain has."""
+    known = Acceptance()
+    now = 0
+    for _ in range(200):
+        now += 2
+        known.observe(CHAIN, [2, 3, 1, 3], now)
+        known.observe(TREE, [3, 3, 2, 3], now)
+    before = known.length(TREE, now)
+    for _ in range(100):
+        now += 1
+        known.observe(CHAIN, [0, 1, 0, 0], now)
+    after = known.length(TREE, now)
+    assert after < 0.65 * before
+    assert after > known.length(CHAIN, now)
+
+
+def test_what_was_not_seen_for_long_is_uncertain() -> None:
+    known = Acceptance()
+    for now in range(1, 100):
+        known.observe(CHAIN, [1, 2], now)
+
+    def doubt(now: int) -> float:
+        return known.length(CHAIN, now, 1.0) - known.length(CHAIN, now, -1.0)
+
+    assert 0 < doubt(100) < doubt(300) < doubt(900)
+
+
+def test_costs_are_medians_and_outliers_count_little() -> None:
+    costs = Costs()
+    assert costs.seconds(CHAIN, 4, 0) == (None, 0, 0)
+    for seconds in (0.04, 0.041, 0.4, 0.039):
+        costs.observe(CHAIN, 4, seconds, 7)
+    assert costs.seconds(CHAIN, 4, 9) == (pytest.approx(0.0405), 4, 2)
+    for _ in range(5):
+        costs.observe(TREE, 4, 0.05, 8)
+    costs.observe(TREE, 1, 0.5, 9)  # one that the others do not bear out
+    seconds, count, _ = costs.seconds(TREE, 1, 9)
+    assert seconds is not None and seconds < 0.2 and count == 1
+
+
+def test_costs_that_were_not_measured_are_derived() -> None:
+    machine = bench_policy.MACHINES["cpu"]
+    costs = Costs()
+    for arm in (OFF, CHAIN, TREE):
+        for size in (1, 4, 16):
+            for _ in range(3):
+                costs.observe(arm, size, machine.cost(arm, size) / 1000, 1)
+    for arm, size in ((OFF, 2), (CHAIN, 8), (TREE, 2), (SHORT, 4), (SHORT, 16)):
+        derived, count, _ = costs.seconds(arm, size, 1)
+        assert count == 0 and derived is not None
+        assert derived == pytest.approx(machine.cost(arm, size) / 1000, rel=0.3)
+
+
+def test_buckets() -> None:
+    assert [bucket(n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 100)] == [
+        1, 2, 3, 4, 6, 6, 8, 8, 12, 16, 24, 128,
+    ]  # fmt: skip
+
+
+# -- the others --------------------------------------------------------------------------------
+
+
+def test_beg_mab_verifies_more_for_small_batches() -> None:
+    policy = BegMab(POOL, first_range=2, max_batch=8, epsilon=0.0)
+    play(policy, 1, 20, 0.5, memory_bound)
+    assert policy.choose(1) == policy.choose(2) == TREE  # eight tokens
+    assert policy.choose(3) in (CHAIN, NGRAM)  # four
+    assert policy.choose(8) == SHORT
+    assert policy.choose(9) == OFF
+
+
+def test_beg_mab_explores() -> None:
+    pool = [parse("eagle3:3x4x8"), parse("eagle3:5x2x8"), parse("ngram:8")]
+    chosen = play(BegMab(pool, epsilon=0.3), 1, 400, 0.7, memory_bound)
+    assert all(share(chosen, arm) > 0.05 for arm in pool)
+
+
+def test_ema_follows_the_accept_length() -> None:
+    pool = [parse(text) for text in ("off", "eagle:1x1x2", "eagle:3x1x4", "eagle:5x1x6")]
+    policy = Ema(pool)
+    assert share(play(policy, 1, 200, 0.98, memory_bound)[150:], pool[3]) == 1.0
+    assert share(play(policy, 1, 200, 0.1, memory_bound)[150:], pool[1]) == 1.0
+    assert share(play(policy, 100, 20, 0.98, memory_bound), OFF) == 1.0
+
+
+def test_fixed() -> None:
+    assert share(play(Fixed(TREE), 3, 5, 0.5, memory_bound), TREE) == 1.0
+
+
+def test_an_oracle_loses_nothing_in_the_simulation() -> None:
+    """And a policy that is always off loses what the simulation says it does."""
+    world = bench_policy.World(bench_policy.MACHINES["gpu"], 0, 800)
+    steps = range(len(world.sizes))
+    best = [max(world.rate(arm, i) for arm in bench_policy.POOL) for i in steps]
+
+    class Oracle:
+        step = -1
+
+        def choose(self, batch_size: int) -> Strategy:
+            self.step += 1
+            return max(bench_policy.POOL, key=lambda arm: world.rate(arm, self.step))
+
+        def observe(self, seen: Observation) -> None:
+            pass
+
+    assert bench_policy.regret_of(Oracle(), world, 0, best) < bench_policy.SWITCH
+    off = bench_policy.regret_of(Fixed(OFF), world, 0, best)
+    model = bench_policy.regret_of(CostModel(bench_policy.POOL), world, 0, best)
+    assert model < 0.1 < off

@@ -1,0 +1,97 @@
+"""The cost model: expected accept length over measured step cost, for the batch of the moment.
+
+A strategy's worth is the tokens it is expected to commit a second: accept length from acceptance
+per depth, which all chains of a drafter share (`acceptance`), over the median cost of its steps at
+this batch size (`costs`). `off` is an arm like the others, with an accept length of exactly one.
+
+It explores by Thompson sampling (Thompson 1933): what it maximises is not the expected worth but a
+draw from what the worth may be, given how much was seen and how long ago. So a strategy is tried
+where its uncertainty could change the choice, as often as it may be the best one, and no more.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from tlt_sglang.strategy.acceptance import Acceptance
+from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.costs import Costs
+from tlt_sglang.strategy.policy import Observation
+
+MARGIN = 0.01
+"""A strategy is left only for one that is better by more than this."""
+BREADTH = 0.3
+"""Standard deviations of a draw, over those of what is known; 0 never explores."""
+WIDEST = 2.0
+"""Draws are cut here, in standard deviations."""
+NOISE = 0.04
+"""Standard deviation of one step's time, as a share of it."""
+UNKNOWN = 0.12
+"""The same of a cost that was derived from others, or that is STALE."""
+STALE = 1000.0
+"""Steps in which a cost that is not measured again becomes as good as derived."""
+
+
+class CostModel:
+    """Raises ValueError without strategies. `dwell`: steps a choice is kept at least."""
+
+    def __init__(
+        self,
+        strategies: Sequence[Strategy],
+        *,
+        dwell: int = 2,
+        max_batch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not strategies:
+            raise ValueError("there is no strategy to choose from")
+        self.arms = tuple(dict.fromkeys(strategies))
+        self.acceptance, self.costs = Acceptance(), Costs()
+        self._dwell, self._max_batch = dwell, max_batch
+        self._chance = random.Random(seed)
+        self._now = 0
+        self._current = self.arms[0]
+        self._keep_until = 0
+
+    def choose(self, batch_size: int) -> Strategy:
+        self._now += 1
+        arms = self._allowed(batch_size)
+        if self._current in arms and self._now < self._keep_until:
+            return self._current
+        drawn = {arm: self.worth(arm, batch_size, self._draw(), self._draw()) for arm in arms}
+        best = max(arms, key=lambda arm: drawn[arm])
+        if self._current not in arms or drawn[best] > drawn[self._current] * (1 + MARGIN):
+            self._current = best
+        self._keep_until = self._now + self._dwell
+        return self._current
+
+    def observe(self, seen: Observation) -> None:
+        self.costs.observe(seen.strategy, seen.batch_size, seen.seconds, self._now)
+        self.acceptance.observe(seen.strategy, seen.accepted, self._now)
+
+    def worth(
+        self, arm: Strategy, batch_size: int, shift: float = 0.0, faster: float = 0.0
+    ) -> float:
+        """Tokens a second; infinite where nothing at all is known of costs.
+
+        With an acceptance `shift`, and a cost `faster`, standard deviations off what is expected.
+        """
+        seconds, count, age = self.costs.seconds(arm, batch_size, self._now)
+        if seconds is None:
+            return float("inf")
+        if faster:
+            share = min(1.0, age / STALE) if count else 1.0
+            spread = NOISE / math.sqrt(max(1, count)) * (1 - share) + UNKNOWN * share
+            seconds *= math.exp(-faster * spread)
+        return batch_size * self.acceptance.length(arm, self._now, shift) / seconds
+
+    def _draw(self) -> float:
+        return max(-WIDEST, min(WIDEST, self._chance.gauss(0, BREADTH)))
+
+    def _allowed(self, batch_size: int) -> Sequence[Strategy]:
+        if self._max_batch is not None and batch_size > self._max_batch:
+            plain = [arm for arm in self.arms if arm.drafter == "off"]
+            return plain or self.arms
+        return self.arms

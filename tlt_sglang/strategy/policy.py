@@ -1,0 +1,73 @@
+"""How a policy is asked, and what it is told. Policies are pure: no torch, no clock, no I/O.
+
+A policy chooses the strategy of the next decode step for a batch size, and is told afterwards what
+the step brought and how long it took. The engine measures; where time is known late (CUDA events)
+it is told late. The same sequence of calls leads to the same choices, so a recorded one replays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tlt_sglang.strategy.arms import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One decode step of a batch."""
+
+    strategy: Strategy
+    batch_size: int
+    accepted: Sequence[int]
+    """Drafts accepted for each request; the token that the target adds is not counted."""
+    seconds: float
+    """Wall time from the draft to the commit."""
+
+    @property
+    def committed(self) -> int:
+        """Tokens that the step committed."""
+        return len(self.accepted) + sum(self.accepted)
+
+    @property
+    def reward(self) -> float:
+        """Committed tokens a second."""
+        return self.committed / self.seconds
+
+
+class Policy(Protocol):
+    """Chooses among the strategies it was made with."""
+
+    def choose(self, batch_size: int) -> Strategy:
+        """The strategy of the next step."""
+
+    def observe(self, seen: Observation) -> None:
+        """Learn from a step, of a chosen strategy or another."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Always the same strategy."""
+
+    strategy: Strategy
+
+    def choose(self, batch_size: int) -> Strategy:
+        return self.strategy
+
+    def observe(self, seen: Observation) -> None:
+        pass
+
+
+def bucket(batch_size: int) -> int:
+    """The batch sizes that are learned about together: 1, 2, 3, 4, 6, 8, 12, 16, 24 ...
+
+    The smallest of these that is not below `batch_size`.
+    """
+    size = 1
+    while size < batch_size:
+        half = size + size // 2
+        if size > 1 and batch_size <= half:
+            return half
+        size *= 2
+    return size
