@@ -152,9 +152,11 @@ def test_what_was_not_seen_for_long_is_uncertain() -> None:
 def test_costs_are_medians_and_outliers_count_little() -> None:
     costs = Costs()
     assert costs.seconds(CHAIN, 4, 0) == (None, 0, 0)
-    for seconds in (0.04, 0.041, 0.4, 0.039):
-        costs.observe(CHAIN, 4, seconds, 7)
-    assert costs.seconds(CHAIN, 4, 9) == (pytest.approx(0.0405), 4, 2)
+    for took in (0.04, 0.041, 0.4, 0.039):
+        costs.observe(CHAIN, 4, took, 7)
+    seconds, count, age = costs.seconds(CHAIN, 4, 9)
+    assert seconds == pytest.approx(0.0405)
+    assert (count, age) == (4, 2)
     for _ in range(5):
         costs.observe(TREE, 4, 0.05, 8)
     costs.observe(TREE, 1, 0.5, 9)  # one that the others do not bear out
