@@ -3,6 +3,7 @@
 tlt check                  is this environment sound? what is missing, in words
 tlt prepare smollm2-135m   make the default model ready and print its folder
 tlt data ...               make prompts to train a drafter on
+tlt plan ...               which graphs a pool of strategies needs, and their memory
 tlt train ...              train a drafter on the target's own answers
 tlt serve ...              the same as python -m tlt_sglang.launch_server ...
 """
@@ -29,10 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tlt_sglang.sidecar.commands import main as learn
 
         return learn(argv)
+    if argv[:1] == ["plan"]:
+        from tlt_sglang.graphs.commands import main as plan
+
+        return plan(argv[1:])
     parser = argparse.ArgumentParser(prog="tlt", description="TLT-SGLang.")
     parser.add_argument("--version", action="version", version=f"tlt-sglang {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="start the server (see tlt serve --help)")
+    commands.add_parser("plan", help="graphs and their memory (see tlt plan --help)")
     commands.add_parser("data", help="make prompts to train on (see tlt data --help)")
     commands.add_parser("train", help="train a drafter (see tlt train --help)")
     check = commands.add_parser("check", help="is this environment sound? what is missing?")
