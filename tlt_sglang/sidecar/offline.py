@@ -61,7 +61,8 @@ def train(options: Options) -> Path:
     """Train a drafter, or go on with it; its folder."""
     device = _device()
     torch.manual_seed(options.settings.seed)
-    target = Target(resolve_model(options.model), device)
+    half = options.settings.precision == "bfloat16"
+    target = Target(resolve_model(options.model), device, half)
     config = DraftConfig.for_target(target.config, options.algorithm, options.draft_vocab_size)
     work = options.out / "work"
     _same_run(work, options)

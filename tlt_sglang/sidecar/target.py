@@ -26,8 +26,10 @@ from tlt_sglang.sidecar.simulate import Frozen
 class Target:
     """A target's tokenizer and weights, loaded when they are first needed."""
 
-    def __init__(self, path: str, device: torch.device) -> None:
+    def __init__(self, path: str, device: torch.device, half: bool = False) -> None:
+        """With `half` products are in bfloat16 on CPU, too; the residual stream is not."""
         self.path = path
+        self.half = half
         self.device = device
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self._model: Any = None
@@ -90,7 +92,7 @@ class Target:
         return Frozen.of(embedding, head, draft_ids.to(self.device))
 
     def documents(
-        self, responses: Sequence[Response], config: DraftConfig, budget: int = 4096
+        self, responses: Sequence[Response], config: DraftConfig, budget: int = 1024
     ) -> Iterator[list[Document]]:
         """Documents with features in the order of `responses`, some at a time.
 
@@ -113,9 +115,10 @@ class Target:
         ids = torch.zeros(len(group), max(lengths), dtype=torch.int64)
         for row, response in zip(ids, group, strict=True):
             row[: len(response.ids)] = torch.tensor(response.ids)
-        states = self.model.model(
-            ids.to(self.device), output_hidden_states=True, use_cache=False
-        ).hidden_states
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            states = self.model.model(
+                ids.to(self.device), output_hidden_states=True, use_cache=False
+            ).hidden_states
         last = states[-1]
         features = last
         if config.algorithm == "eagle3":
