@@ -1,4 +1,7 @@
-"""sglang.srt.speculative.eagle_worker_v2, in the scheduler process: accept lengths as they come."""
+"""sglang.srt.speculative.eagle_worker_v2, in the scheduler process: a strategy for every step.
+
+Where there is only one strategy, all that is ours here is the count of accepted drafts.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ from typing import Any
 
 from tlt_sglang.patching import wraps_upstream
 
+_MODULE = "sglang.srt.speculative.eagle_worker_v2"
+_WHY = "SGLang's adaptive speculation changes the number of steps of a chain, and nothing else"
+_REMOVE = "SGLang's runtime states are of whole strategies, and plugins may choose them"
+
 
 @wraps_upstream(
-    "sglang.srt.speculative.eagle_worker_v2:EAGLEWorkerV2.on_verify_complete_cpu",
+    f"{_MODULE}:EAGLEWorkerV2.on_verify_complete_cpu",
     why="SGLang updates its own totals only when it prints a log line",
     remove_when="SGLang's accept-length totals are current at any time",
     process="scheduler",
@@ -24,4 +31,87 @@ def on_verify_complete_cpu(
     original(worker, num_correct_drafts_per_req, batch_size)
 
 
-PATCHES = (on_verify_complete_cpu,)
+def _wrapped(name: str, digest: str) -> Any:
+    return wraps_upstream(
+        f"{_MODULE}:{name}",
+        why=_WHY,
+        remove_when=_REMOVE,
+        process="scheduler",
+        digests={"0.5.23": digest},
+    )
+
+
+@_wrapped("EAGLEWorkerV2.init_cuda_graphs", "fe4035edbfc49f6c")
+def init_cuda_graphs(original: Any, worker: Any) -> None:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    original(worker)
+    engine.current.begin_rollout(worker)
+
+
+@_wrapped("EAGLEWorkerV2.activate_step_by_batch", "f99181ff37c810cd")
+def activate_step_by_batch(original: Any, worker: Any, batch_size: int) -> None:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    if engine.current.rollout is None:
+        original(worker, batch_size)
+    else:
+        engine.current.rollout.choose(batch_size)
+
+
+@_wrapped("EagleDraftWorker.draft", "a3ab21439cec938c")
+def draft(original: Any, worker: Any, batch: Any, *, with_topology: bool = False) -> Any:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+
+    def upstream(batch: Any) -> Any:
+        return original(worker, batch, with_topology=with_topology)
+
+    rollout = engine.current.rollout
+    return upstream(batch) if rollout is None else rollout.draft(upstream, batch)
+
+
+@_wrapped("EagleDraftWorker._draft_extend_for_decode", "8aba97613607578b")
+def draft_extend_for_decode(
+    original: Any, worker: Any, batch: Any, batch_result: Any, **kwargs: Any
+) -> None:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+
+    def upstream() -> None:
+        original(worker, batch, batch_result, **kwargs)
+
+    rollout = engine.current.rollout
+    if rollout is None:
+        upstream()
+    else:
+        rollout.draft_extend(upstream, batch, batch_result)
+
+
+@_wrapped("EagleDraftWorker._draft_extend_for_prefill", "12bf6e8a51caefea")
+def draft_extend_for_prefill(
+    original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+
+    def upstream() -> Any:
+        return original(worker, batch, *args, **kwargs)
+
+    rollout = engine.current.rollout
+    return upstream() if rollout is None else rollout.prefill(upstream, batch)
+
+
+PATCHES = (
+    on_verify_complete_cpu,
+    init_cuda_graphs,
+    activate_step_by_batch,
+    draft,
+    draft_extend_for_decode,
+    draft_extend_for_prefill,
+)

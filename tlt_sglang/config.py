@@ -16,14 +16,18 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.strategy.arms import Strategy, parse
+from tlt_sglang.strategy.arms import Strategy, envelope, parse
 
 VARIABLE = "TLT_CONFIG"
 
 Device = Literal["cpu", "cuda"]
+
+
+PolicyName = Literal["cost-model", "beg-mab", "ema", "fixed", "random"]
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 @dataclass(frozen=True)
@@ -31,25 +35,49 @@ class Config:
     """Settings of one engine. Every field has a default; a file names only what it changes."""
 
     strategies: tuple[str, ...] = ()
-    """Strategies the engine may use, e.g. ["eagle:3x1x4"]; empty: chosen from the drafter."""
+    """Strategies the engine may use, e.g. ["off", "eagle:3x1x4"]; empty: chosen from the
+    drafter."""
+    policy: PolicyName = "cost-model"
+    """What chooses among several. `fixed`: the first of them; `random` is for tests."""
+    max_batch: int | None = None
+    """No speculation for more running requests than this."""
 
     def __post_init__(self) -> None:
-        for text in self.strategies:
-            parse(text)
-        if len(self.strategies) > 1:
+        pool = self.pool
+        if pool and self.max_batch is not None and Strategy("off") not in pool:
+            raise ConfigError("max_batch turns speculation off, and needs off among strategies.")
+        if len(pool) < 2:
+            return
+        drafters = sorted({arm.drafter for arm in pool if arm.drafter in ("eagle", "eagle3")})
+        if len(drafters) != 1:
             raise ConfigError(
-                f"This version runs one strategy per server, {len(self.strategies)} were given "
-                f"({', '.join(self.strategies)}); name one."
+                f"Several strategies ({', '.join(map(str, pool))}) need one kind of drafter, eagle "
+                "or eagle3, among them; name one strategy, or add one of a drafter's."
+            )
+        if sum(arm.drafter == "ngram" for arm in pool) > 1:
+            raise ConfigError(
+                f"Among several strategies ({', '.join(map(str, pool))}) only one may be ngram."
             )
 
     @property
+    def pool(self) -> tuple[Strategy, ...]:
+        """The strategies that were asked for, each once."""
+        return tuple(dict.fromkeys(parse(text) for text in self.strategies))
+
+    @property
     def strategy(self) -> Strategy | None:
-        """The strategy that was asked for, or None to choose from the drafter."""
-        return parse(self.strategies[0]) if self.strategies else None
+        """The strategy that was asked for, or one that is as large as all of them: what sizes
+        SGLang's buffers. None to choose from the drafter."""
+        pool = self.pool
+        return envelope(pool) if pool else None
 
     def to_json(self) -> str:
-        """The inline form for `TLT_CONFIG`."""
-        return json.dumps(dataclasses.asdict(self))
+        """The inline form for `TLT_CONFIG`: strategies, and what is not as by default."""
+        fields = dataclasses.asdict(self)
+        standard = dataclasses.asdict(Config())
+        return json.dumps(
+            {k: v for k, v in fields.items() if k == "strategies" or v != standard[k]}
+        )
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Config | None:
@@ -105,7 +133,15 @@ def from_fields(fields: Any, source: str) -> Config:
             f"{source} gives {strategies!r} as strategies; write a list of strings, "
             'e.g. ["ngram:8"].'
         )
-    return Config(strategies=tuple(text.strip() for text in strategies))
+    policy = fields.get("policy", Config.policy)
+    if policy not in POLICIES:
+        raise ConfigError(
+            f"{source} gives {policy!r} as policy; choose from {', '.join(POLICIES)}."
+        )
+    most = fields.get("max_batch")
+    if most is not None and (type(most) is not int or most < 0):
+        raise ConfigError(f"{source} gives {most!r} as max_batch; write a number of requests.")
+    return Config(tuple(text.strip() for text in strategies), policy, most)
 
 
 def engine_device(environ: Mapping[str, str] = os.environ) -> Device:

@@ -25,6 +25,8 @@ class Engine:
     device: Device
     patcher: Patcher
     scheduler: Any = field(default=None, repr=False)
+    rollout: Any = field(default=None, repr=False)
+    """`tlt_sglang.rollout.Rollout`, where there are several strategies."""
     rounds: int = 0
     """Verify steps so far, one for each request of a batch."""
     committed: int = 0
@@ -38,16 +40,31 @@ class Engine:
         self.patcher.verify()
         self.scheduler = scheduler
 
+    def begin_rollout(self, worker: Any) -> None:
+        """SGLang's EAGLE worker stands; several strategies get their states now."""
+        pool = self.config.pool
+        if len(pool) < 2:
+            return
+        from tlt_sglang.rollout import Rollout
+        from tlt_sglang.strategy import policies
+        from tlt_sglang.strategy.driver import Driver
+
+        self.rollout = Rollout(worker, Driver(policies.make(self.config, pool)), pool)
+
     def observe(self, num_correct_drafts: Sequence[int]) -> None:
         """A verify step is complete: drafts accepted per request, the bonus token not counted."""
         self.rounds += len(num_correct_drafts)
         self.committed += len(num_correct_drafts) + sum(num_correct_drafts)
+        if self.rollout is not None:
+            self.rollout.verified(num_correct_drafts)
 
     def status(self) -> dict[str, Any]:
         """What `GET /tlt/status` reports for this process; JSON-able."""
         status: dict[str, Any] = {"pid": os.getpid(), "patches": self.patcher.report()}
         if self.scheduler is not None:
             status |= _speculation(self.scheduler)
+            if self.rollout is not None:
+                status |= {"policy": self.config.policy} | self.rollout.report()
             status["rounds"] = self.rounds
             if self.rounds:
                 status["accept_length"] = round(self.committed / self.rounds, 4)

@@ -76,9 +76,21 @@ def _parser() -> flags.Parser:
     )
     group.add_argument(
         "--tlt-strategies",
-        metavar="STRATEGY",
-        help="strategy to use instead of the default: eagle:STEPSxTOPKxTOKENS, "
-        "eagle3:STEPSxTOPKxTOKENS, ngram:TOKENS or off",
+        metavar="STRATEGY[,STRATEGY]",
+        help="strategies to use instead of the default: eagle:STEPSxTOPKxTOKENS, "
+        "eagle3:STEPSxTOPKxTOKENS, ngram:TOKENS or off; of several the best one for the batch is "
+        "taken at every step",
+    )
+    group.add_argument(
+        "--tlt-policy",
+        choices=configuration.POLICIES,
+        help="what chooses among several strategies (default: cost-model)",
+    )
+    group.add_argument(
+        "--tlt-max-batch",
+        type=int,
+        metavar="N",
+        help="no speculation for more running requests than this (default: as it pays)",
     )
     group.add_argument(
         "--tlt-config",
@@ -124,12 +136,19 @@ def _config(ours: argparse.Namespace) -> Config | None:
         config = configuration.from_environment()
     if ours.adaptive_spec:
         config = config or Config()
-    if ours.tlt_strategies is None:
+    given: dict[str, Any] = {}
+    if ours.tlt_strategies is not None:
+        given["strategies"] = tuple(name.strip() for name in ours.tlt_strategies.split(","))
+    if ours.tlt_policy is not None:
+        given["policy"] = ours.tlt_policy
+    if ours.tlt_max_batch is not None:
+        given["max_batch"] = ours.tlt_max_batch
+    if not given:
         return config
     if config is None:
-        raise ConfigError("--tlt-strategies has no effect without --adaptive-spec; add it.")
-    names = tuple(name.strip() for name in ours.tlt_strategies.split(","))
-    return dataclasses.replace(config, strategies=names)
+        flag = "--tlt-" + next(iter(given)).replace("_", "-")
+        raise ConfigError(f"{flag} has no effect without --adaptive-spec; add it.")
+    return configuration.from_fields(dataclasses.asdict(config) | given, "The command line")
 
 
 def _model(name: str, argv: Sequence[str]) -> str:

@@ -74,12 +74,41 @@ def test_a_wrong_strategy_is_refused_at_once() -> None:
         Config(("medusa",))
 
 
-def test_more_than_one_strategy_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"strategies": ["ngram:8", "off"]}, "need one kind of drafter, eagle or eagle3, among"),
+        ({"strategies": ["eagle:1x1x2", "eagle3:1x1x2"]}, "need one kind of drafter"),
+        ({"strategies": ["eagle:1x1x2", "ngram:4", "ngram:8"]}, "only one may be ngram"),
+        ({"strategies": ["eagle:1x1x2", "ngram:4"], "max_batch": 4}, "needs off among strategies"),
+        ({"strategies": ["eagle:1x1x2"], "max_batch": 4}, "needs off among strategies"),
+        ({"max_batch": -1}, "gives -1 as max_batch"),
+        ({"max_batch": "4"}, "gives '4' as max_batch"),
+        ({"policy": "best"}, "gives 'best' as policy; choose from cost-model, beg-mab, ema,"),
+    ],
+)
+def test_what_does_not_go_together(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as error:
-        Config(("ngram:8", "off"))
-    assert str(error.value) == (
-        "This version runs one strategy per server, 2 were given (ngram:8, off); name one."
-    )
+        from_fields(fields, "tlt.toml")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "envelope"),
+    [
+        (("off", "eagle3:1x1x2", "eagle3:5x1x6"), "eagle3:5x1x6"),
+        (("off", "eagle3:5x1x6", "eagle3:3x4x8"), "eagle3:5x4x8"),
+        (("eagle:3x1x4", "ngram:8", "off"), "eagle:3x2x8"),
+        (("off", "off"), "off"),
+    ],
+)
+def test_buffers_are_for_the_largest(strategies: tuple[str, ...], envelope: str) -> None:
+    assert str(Config(strategies).strategy) == envelope
+
+
+def test_what_is_set_comes_through_the_environment() -> None:
+    config = Config(("off", "eagle:1x1x2"), "beg-mab", 4)
+    assert from_environment({"TLT_CONFIG": config.to_json()}) == config
 
 
 @pytest.mark.parametrize("value", ['{"strategies": ', "{}}", "{strategies: 1}", '{"a":' * 100_000])
@@ -131,7 +160,9 @@ def test_what_is_no_table(fields: Any) -> None:
 def test_an_unknown_setting_is_named(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         from_fields({name: []}, "tlt.toml")
-    expected = f"tlt.toml has the unknown setting {name!r}; known ones: strategies."
+    expected = (
+        f"tlt.toml has the unknown setting {name!r}; known ones: strategies, policy, max_batch."
+    )
     assert str(error.value) == expected
 
 

@@ -226,7 +226,8 @@ def test_tlt_serve_is_the_same(start: Start, model: str) -> None:
         ),
         (
             ["--model", "MODEL", "--adaptive-spec", "--tlt-strategies", "off,ngram:8"],
-            "This version runs one strategy per server, 2 were given (off, ngram:8); name one.",
+            "Several strategies (off, ngram:8) need one kind of drafter, eagle or eagle3, among "
+            "them; name one strategy, or add one of a drafter's.",
         ),
         (
             ["--model", "MODEL", "--adaptive-spec", "--tlt-strategies", "eagle:3x1x4"],

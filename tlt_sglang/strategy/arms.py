@@ -6,6 +6,7 @@ Pure: strings in, values out.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,18 @@ class Strategy:
         if self.drafter == "ngram":
             return f"ngram:{self.num_draft_tokens}"
         return f"{self.drafter}:{self.num_steps}x{self.topk}x{self.num_draft_tokens}"
+
+
+def envelope(pool: Sequence[Strategy]) -> Strategy:
+    """A strategy as large as each of `pool`, which has one drafter besides `off` and `ngram`."""
+    if len(pool) == 1:
+        return pool[0]
+    learned = [arm for arm in pool if arm.drafter in ("eagle", "eagle3")]
+    tree = any(arm.topk > 1 or arm.drafter == "ngram" for arm in pool)
+    steps = max(arm.num_steps for arm in learned)
+    tokens = max(arm.num_draft_tokens for arm in pool)
+    topk = max(2 if tree else 1, *(arm.topk for arm in pool))
+    return Strategy(learned[0].drafter, steps, topk, tokens)
 
 
 def parse(text: str) -> Strategy:

@@ -7,6 +7,7 @@ it is told late. The same sequence of calls leads to the same choices, so a reco
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -54,6 +55,26 @@ class Fixed:
 
     def choose(self, batch_size: int) -> Strategy:
         return self.strategy
+
+    def observe(self, seen: Observation) -> None:
+        pass
+
+
+class Shuffle:
+    """A random strategy, for a few steps each: to show that any can follow any other."""
+
+    def __init__(self, strategies: Sequence[Strategy], most_steps: int = 4, seed: int = 0) -> None:
+        self._strategies, self._most = list(strategies), most_steps
+        self._chance = random.Random(seed)
+        self._current, self._left = self._strategies[0], 0
+
+    def choose(self, batch_size: int) -> Strategy:
+        if not self._left:
+            others = [arm for arm in self._strategies if arm != self._current]
+            self._current = self._chance.choice(others or self._strategies)
+            self._left = self._chance.randint(1, self._most)
+        self._left -= 1
+        return self._current
 
     def observe(self, seen: Observation) -> None:
         pass

@@ -1,0 +1,33 @@
+"""Strategies that change between any two decode steps, with requests in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from identity import LENGTH, Reference
+from servers import Servers
+
+POOL = "off,eagle:3x1x4,eagle:1x1x2,eagle:3x4x8"
+
+Record = Callable[[str, object], None]
+
+
+def test_greedy_output_stays_the_same(
+    servers: Servers, drafters: dict[str, str], reference: Reference, record_property: Record
+) -> None:
+    """Requests join and leave a batch of eight while the strategy changes every few steps."""
+    server = servers.get(POOL, "--tlt-policy", "random", drafter=drafters["eagle"])
+    answers = server.generate_all(reference.prompts, at_once=8, max_new_tokens=LENGTH)
+    ties = reference.compare_all(answers)
+    record_property("ties", len(ties))
+    status = server.status()["schedulers"][0]
+    used = status["strategies"]
+    record_property("strategies", used)
+    record_property("switches", status["switches"])
+    assert set(used) == set(POOL.split(","))
+    assert all(told["rounds"] > 20 for told in used.values())
+    lengths = {name: 1 + told["accepted"] / told["rounds"] for name, told in used.items()}
+    assert lengths["off"] == 1.0
+    # The drafter comes back warm from plain steps: what it knows by heart is accepted.
+    assert lengths["eagle:3x4x8"] > lengths["eagle:1x1x2"] > 1.4
+    server.wait_until_idle()

@@ -1,0 +1,228 @@
+"""Adaptive speculation in SGLang's EAGLE worker: a strategy for every decode step.
+
+Called by the patches of `eagle_worker_v2` around the parts of a decode step, in this order:
+
+    choose         which strategy, and its runtime state
+    draft          tokens to verify: of the drafter, or none
+    (verify)       SGLang's own
+    draft_extend   the drafter sees what was committed, or that is put off (`drafters.backlog`)
+    verified       how many drafts were accepted
+
+`topk` drafts come out of every draft-extend, as many as the widest strategy needs; a narrower one
+takes the first of them. So any strategy can follow any other, with requests in flight.
+
+Runs in the scheduler process.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tlt_sglang.drafters.backlog import Backlog, Missed
+from tlt_sglang.graphs.states import States
+from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.driver import Driver
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of a strategy's steps, a request of a batch at a time."""
+
+    rounds: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+
+class Rollout:
+    """Of one engine with more than one strategy."""
+
+    def __init__(self, worker: Any, driver: Driver, strategies: Sequence[Strategy]) -> None:
+        self.states = States(worker, strategies)
+        self.driver = driver
+        self.backlog = Backlog()
+        self.tallies: dict[Strategy, Tally] = {arm: Tally() for arm in strategies}
+        self.switches: Counter[tuple[Strategy, Strategy]] = Counter()
+        self._in_flight: list[Strategy] = []
+
+    # -- the parts of a step ---------------------------------------------------------------------
+
+    def choose(self, batch_size: int) -> None:
+        """A decode step of so many requests begins."""
+        strategy = self.driver.begin(batch_size)
+        before = self.states.current
+        if strategy != before:
+            self.switches[before, strategy] += 1
+            self.states.switch(strategy)
+        self._in_flight.append(strategy)
+
+    def draft(self, original: Callable[[Any], Any], batch: Any) -> Any:
+        """The verify input of a strategy that drafts; `original` is the drafter's own."""
+        draft_input = batch.spec_info
+        missed = self.backlog.take(_ids(batch))
+        if missed is not None:
+            self._catch_up(batch, missed, batch.seq_lens, draft_input)
+        topk = self.states.worker.topk
+        draft_input.topk_p = draft_input.topk_p[:, :topk].contiguous()
+        draft_input.topk_index = draft_input.topk_index[:, :topk].contiguous()
+        return original(batch)
+
+    def draft_extend(self, original: Callable[[], Any], batch: Any, result: Any) -> None:
+        """After a verify step; fills `result.next_draft_input`."""
+        if self.states.current.drafter in ("off", "ngram"):
+            self._put_off(batch, result)
+        else:
+            with self._widest():
+                original()
+        self.driver.end()
+
+    def prefill(self, original: Callable[[], Any], batch: Any) -> Any:
+        """The drafter's own prefill."""
+        self.backlog.drop(_ids(batch))
+        with self._widest():
+            return original()
+
+    def verified(self, accepted: Sequence[int]) -> None:
+        """Drafts accepted for each request in the oldest step that is not told yet."""
+        self.driver.outcome(accepted)
+        if not self._in_flight:
+            return
+        strategy = self._in_flight.pop(0)
+        tally = self.tallies[strategy]
+        tally.rounds += len(accepted)
+        tally.proposed += len(accepted) * (strategy.num_draft_tokens - 1)
+        tally.accepted += sum(accepted)
+
+    def report(self) -> dict[str, Any]:
+        """For `GET /tlt/status`."""
+        return {
+            "strategy": str(self.states.current),
+            "strategies": {
+                str(arm): {
+                    "rounds": tally.rounds,
+                    "proposed": tally.proposed,
+                    "accepted": tally.accepted,
+                    "verified": tally.rounds * arm.num_draft_tokens,
+                }
+                for arm, tally in self.tallies.items()
+            },
+            "switches": sum(self.switches.values()),
+        }
+
+    # -- the drafter that waits ------------------------------------------------------------------
+
+    def _widest(self) -> _Topk:
+        return _Topk(self.states.worker._draft_worker, self.states.topk)
+
+    def _put_off(self, batch: Any, result: Any) -> None:
+        full = self.backlog.put(
+            _ids(batch),
+            result.logits_output.hidden_states,
+            result.next_token_ids.to(torch.int64),
+            result.accept_lens.tolist(),
+        )
+        size = len(batch.seq_lens)
+        ahead = result.next_draft_input
+        hidden = self.states.worker._draft_worker.draft_runner.model_config.hidden_size
+        device = batch.seq_lens.device
+        ahead.topk_p = torch.zeros((size, self.states.topk), device=device)
+        ahead.topk_index = torch.zeros((size, self.states.topk), dtype=torch.int64, device=device)
+        ahead.hidden_states = result.logits_output.hidden_states.new_zeros((size, hidden))
+        if full:
+            missed = self.backlog.take(_ids(batch))
+            assert missed is not None
+            self._catch_up(batch, missed, result.new_seq_lens, ahead)
+
+    def _catch_up(
+        self, batch: Any, missed: Missed, lengths: torch.Tensor, draft_input: Any
+    ) -> None:
+        """One pass of the drafter over what was missed, up to `lengths` [B] committed tokens; what
+        it drafts next goes into the rows of `draft_input`."""
+        worker = self.states.worker._draft_worker
+        rows = torch.tensor(missed.rows, device=lengths.device)
+        counts = torch.tensor(missed.counts, device=lengths.device)
+        logits, hidden = _extend(worker, batch, missed, lengths[rows], counts, rows)
+        chances, tokens = logits.softmax(-1).topk(self.states.topk, dim=-1)
+        draft_input.topk_p[rows] = chances
+        draft_input.topk_index[rows] = tokens
+        draft_input.hidden_states[rows] = hidden
+
+
+def _extend(
+    worker: Any,
+    batch: Any,
+    missed: Missed,
+    lengths: torch.Tensor,
+    counts: torch.Tensor,
+    rows: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The drafter's logits [R, D] and hidden states [R, N] after the last of each request."""
+    from sglang.srt.model_executor.forward_batch_info import (
+        CaptureHiddenMode,
+        ForwardBatch,
+        ForwardMode,
+    )
+    from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
+
+    table = worker.req_to_token_pool.req_to_token
+    pool_rows = batch.req_pool_indices[rows]
+    prefix = lengths - counts
+    part = copy.copy(batch)
+    part.reqs = [batch.reqs[row] for row in missed.rows]
+    part.forward_mode = ForwardMode.DRAFT_EXTEND_V2
+    part.input_ids = missed.tokens
+    part.req_pool_indices = pool_rows
+    part.seq_lens, part.orig_seq_lens = lengths, lengths.to(torch.int32)
+    part.seq_lens_cpu, part.seq_lens_sum = lengths.cpu(), None
+    part.prefix_lens, part.extend_lens = prefix.tolist(), missed.counts
+    part.extend_num_tokens = len(missed.tokens)
+    part.extend_logprob_start_lens = missed.counts
+    part.out_cache_loc = torch.cat(
+        [
+            table[row, start : start + count]
+            for row, start, count in zip(
+                pool_rows.tolist(), part.prefix_lens, missed.counts, strict=True
+            )
+        ]
+    ).to(torch.int64)
+    part.return_logprob, part.has_grammar = False, False
+    ends = counts.cumsum(0)
+    part.spec_info = EagleDraftExtendInput(
+        hidden_states=missed.features,
+        num_correct_drafts=counts - 1,
+        num_accept_tokens=counts,
+        num_tokens_per_req=max(missed.counts),
+        num_tokens_for_logprob_per_req=1,
+        select_index=ends - 1,
+    )
+    forward_batch = ForwardBatch.init_new(
+        part,
+        worker.draft_runner,
+        capture_hidden_mode=CaptureHiddenMode.LAST,
+        return_hidden_states_before_norm=False,
+    )
+    output = worker.draft_runner.forward(forward_batch).logits_output
+    return output.next_token_logits, output.hidden_states
+
+
+class _Topk:
+    """For the time of a `with`, the draft worker has another topk."""
+
+    def __init__(self, worker: Any, topk: int) -> None:
+        self.worker, self.topk = worker, topk
+
+    def __enter__(self) -> None:
+        self.before = self.worker.topk
+        self.worker.topk = self.topk
+
+    def __exit__(self, *error: object) -> None:
+        self.worker.topk = self.before
+
+
+def _ids(batch: Any) -> list[str]:
+    return [request.rid for request in batch.reqs]

@@ -1,0 +1,79 @@
+"""A policy with a clock: asks it at the beginning of each decode step, tells it how the step went.
+
+The time of a step lasts to the beginning of the next one, so that what the scheduler does between
+two steps counts, which fewer steps need less of. Where the engine did something else in between (a
+prefill, or it waited for requests) it lasts to the end of the step's own work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.policy import Observation, Policy
+
+MOST_BETWEEN = 0.5
+"""Time between two steps that is taken for the scheduler's, as a share of the step."""
+IN_FLIGHT = 4
+"""Steps of which the outcome may be missing: overlap scheduling leaves one or two open."""
+
+
+@dataclass(slots=True)
+class _Step:
+    strategy: Strategy
+    batch_size: int
+    began: float
+    ended: float | None = None
+    seconds: float | None = None
+    accepted: Sequence[int] | None = None
+
+
+class Driver:
+    """Of one engine."""
+
+    def __init__(self, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._policy, self._clock = policy, clock
+        self._steps: deque[_Step] = deque(maxlen=IN_FLIGHT)
+
+    def begin(self, batch_size: int) -> Strategy:
+        """A decode step begins: its strategy."""
+        now = self._clock()
+        if self._steps and self._steps[-1].seconds is None:
+            self._close(self._steps[-1], now)
+        strategy = self._policy.choose(batch_size)
+        self._steps.append(_Step(strategy, batch_size, now))
+        return strategy
+
+    def end(self) -> None:
+        """The work of the step that began last is done."""
+        if self._steps:
+            self._steps[-1].ended = self._clock()
+
+    def outcome(self, accepted: Sequence[int]) -> None:
+        """Drafts accepted in the oldest step of which that is not known yet."""
+        for step in self._steps:
+            if step.accepted is None:
+                step.accepted = accepted
+                self._tell()
+                return
+
+    def _close(self, step: _Step, now: float) -> None:
+        ended = now if step.ended is None else step.ended
+        work = ended - step.began
+        whole = now - step.began
+        step.seconds = whole if whole <= work * (1 + MOST_BETWEEN) else work
+        self._tell()
+
+    def _tell(self) -> None:
+        while self._steps:
+            step = self._steps[0]
+            if step.seconds is None or step.accepted is None:
+                return
+            self._steps.popleft()
+            if step.accepted and step.seconds > 0:
+                self._policy.observe(
+                    Observation(step.strategy, step.batch_size, step.accepted, step.seconds)
+                )
