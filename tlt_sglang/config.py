@@ -41,6 +41,8 @@ class Config:
     """What chooses among several. `fixed`: the first of them; `random` is for tests."""
     max_batch: int | None = None
     """No speculation for more running requests than this."""
+    ngram_memory_mb: int = 64
+    """Of the n-gram index, where n-grams are among several strategies."""
 
     def __post_init__(self) -> None:
         pool = self.pool
@@ -141,7 +143,10 @@ def from_fields(fields: Any, source: str) -> Config:
     most = fields.get("max_batch")
     if most is not None and (type(most) is not int or most < 0):
         raise ConfigError(f"{source} gives {most!r} as max_batch; write a number of requests.")
-    return Config(tuple(text.strip() for text in strategies), policy, most)
+    memory = fields.get("ngram_memory_mb", Config.ngram_memory_mb)
+    if type(memory) is not int or not 1 <= memory <= 2**20:
+        raise ConfigError(f"{source} gives {memory!r} as ngram_memory_mb; write 1 or more.")
+    return Config(tuple(text.strip() for text in strategies), policy, most, memory)
 
 
 def engine_device(environ: Mapping[str, str] = os.environ) -> Device:

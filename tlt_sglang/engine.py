@@ -49,7 +49,8 @@ class Engine:
         from tlt_sglang.strategy import policies
         from tlt_sglang.strategy.driver import Driver
 
-        self.rollout = Rollout(worker, Driver(policies.make(self.config, pool)), pool)
+        driver = Driver(policies.make(self.config, pool))
+        self.rollout = Rollout(worker, driver, pool, self.config.ngram_memory_mb)
 
     def observe(self, num_correct_drafts: Sequence[int]) -> None:
         """A verify step is complete: drafts accepted per request, the bonus token not counted."""

@@ -93,6 +93,12 @@ def _parser() -> flags.Parser:
         help="no speculation for more running requests than this (default: as it pays)",
     )
     group.add_argument(
+        "--tlt-ngram-memory-mb",
+        type=int,
+        metavar="MB",
+        help="memory of the n-gram index among several strategies (default: 64)",
+    )
+    group.add_argument(
         "--tlt-config",
         metavar="FILE",
         help="TOML file with these settings (as TLT_CONFIG does); turns TLT on",
@@ -139,10 +145,10 @@ def _config(ours: argparse.Namespace) -> Config | None:
     given: dict[str, Any] = {}
     if ours.tlt_strategies is not None:
         given["strategies"] = tuple(name.strip() for name in ours.tlt_strategies.split(","))
-    if ours.tlt_policy is not None:
-        given["policy"] = ours.tlt_policy
-    if ours.tlt_max_batch is not None:
-        given["max_batch"] = ours.tlt_max_batch
+    for name in ("policy", "max_batch", "ngram_memory_mb"):
+        value = getattr(ours, f"tlt_{name}")
+        if value is not None:
+            given[name] = value
     if not given:
         return config
     if config is None:

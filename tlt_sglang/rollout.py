@@ -3,7 +3,7 @@
 Called by the patches of `eagle_worker_v2` around the parts of a decode step, in this order:
 
     choose         which strategy, and its runtime state
-    draft          tokens to verify: of the drafter, or none
+    draft          tokens to verify: of the drafter, of n-grams, or none
     (verify)       SGLang's own
     draft_extend   the drafter sees what was committed, or that is put off (`drafters.backlog`)
     verified       how many drafts were accepted
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from tlt_sglang.drafters.backlog import Backlog, Missed
+from tlt_sglang.drafters.ngram import LONGEST, NgramIndex
 from tlt_sglang.graphs.states import States
 from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.driver import Driver
@@ -42,8 +43,12 @@ class Tally:
 class Rollout:
     """Of one engine with more than one strategy."""
 
-    def __init__(self, worker: Any, driver: Driver, strategies: Sequence[Strategy]) -> None:
+    def __init__(
+        self, worker: Any, driver: Driver, strategies: Sequence[Strategy], ngram_memory_mb: int
+    ) -> None:
         self.states = States(worker, strategies)
+        drafts_ngrams = any(arm.drafter == "ngram" for arm in strategies)
+        self.ngrams = NgramIndex(ngram_memory_mb) if drafts_ngrams else None
         self.driver = driver
         self.backlog = Backlog()
         self.tallies: dict[Strategy, Tally] = {arm: Tally() for arm in strategies}
@@ -63,6 +68,8 @@ class Rollout:
 
     def draft(self, original: Callable[[Any], Any], batch: Any) -> Any:
         """The verify input of a strategy that drafts; `original` is the drafter's own."""
+        if self.states.current.drafter == "ngram":
+            return self._draft_ngrams(batch)
         draft_input = batch.spec_info
         missed = self.backlog.take(_ids(batch))
         if missed is not None:
@@ -79,6 +86,8 @@ class Rollout:
         else:
             with self._widest():
                 original()
+        if self.ngrams is not None:
+            self._read(self.ngrams, batch)
         self.driver.end()
 
     def prefill(self, original: Callable[[], Any], batch: Any) -> Any:
@@ -113,6 +122,45 @@ class Rollout:
             },
             "switches": sum(self.switches.values()),
         }
+
+    # -- n-grams ---------------------------------------------------------------------------------
+
+    def _read(self, ngrams: NgramIndex, batch: Any) -> None:
+        """Take in what the requests have said, as far as SGLang has told them."""
+        if len(ngrams) > 2 * len(batch.reqs):
+            ngrams.keep(_ids(batch))
+        for request in batch.reqs:
+            ngrams.extend(request.rid, request.origin_input_ids, request.output_ids)
+
+    def _draft_ngrams(self, batch: Any) -> Any:
+        """The verify input of a chain of tokens that followed before."""
+        from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input
+
+        assert self.ngrams is not None
+        self._read(self.ngrams, batch)
+        worker = self.states.worker._draft_worker
+        size, depth = len(batch.reqs), worker.speculative_num_steps
+        drafts = torch.zeros((size, depth), dtype=torch.int64)
+        for row, request in enumerate(batch.reqs):
+            tail = list(request.output_ids[-LONGEST:])
+            if len(tail) < LONGEST:
+                tail = [*request.origin_input_ids[len(tail) - LONGEST :], *tail]
+            found = self.ngrams.propose(tail, depth)
+            drafts[row, : len(found)] = torch.tensor(found, dtype=torch.int64)
+        return build_eagle_verify_input(
+            batch,
+            batch.spec_info,
+            worker._topk1_parents_prealloc[:size],
+            worker._topk1_score_indices_prealloc[:size],
+            drafts.to(batch.seq_lens.device),
+            None,
+            target_worker=worker.target_worker,
+            topk=1,
+            num_steps=depth,
+            num_draft_tokens=depth + 1,
+            tree_mask_mode=worker.tree_mask_mode,
+            device=worker.device,
+        )
 
     # -- the drafter that waits ------------------------------------------------------------------
 

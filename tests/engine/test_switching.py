@@ -7,7 +7,7 @@ from collections.abc import Callable
 from identity import LENGTH, Reference
 from servers import Servers
 
-POOL = "off,eagle:3x1x4,eagle:1x1x2,eagle:3x4x8"
+POOL = "off,eagle:3x1x4,eagle:1x1x2,eagle:3x4x8,ngram:4"
 
 Record = Callable[[str, object], None]
 
@@ -29,5 +29,5 @@ def test_greedy_output_stays_the_same(
     lengths = {name: 1 + told["accepted"] / told["rounds"] for name, told in used.items()}
     assert lengths["off"] == 1.0
     # The drafter comes back warm from plain steps: what it knows by heart is accepted.
-    assert lengths["eagle:3x4x8"] > lengths["eagle:1x1x2"] > 1.4
+    assert lengths["eagle:3x4x8,ngram:4"] > lengths["eagle:1x1x2"] > 1.4
     server.wait_until_idle()

@@ -13,10 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tlt_sglang.strategy.acceptance import depth_of
 from tlt_sglang.strategy.arms import Strategy
-
-NGRAM_TOPK = 2
-"""Any number above one: verification then expects a tree, not a chain."""
 
 
 class States:
@@ -32,7 +30,7 @@ class States:
         for strategy in dict.fromkeys(strategies):
             self._shape(strategy)
             self._states[strategy] = worker.build_adaptive_runtime_state(
-                speculative_num_steps=strategy.num_steps,
+                speculative_num_steps=depth_of(strategy),
                 speculative_num_draft_tokens=strategy.num_draft_tokens,
             )
         self.current = next(iter(self._states))
@@ -62,11 +60,6 @@ class States:
 
     def _shape(self, strategy: Strategy) -> None:
         for one in (self.worker, self.worker._draft_worker):
-            one.topk = topk_of(strategy)
-            one.speculative_num_steps = strategy.num_steps
+            one.topk = strategy.topk
+            one.speculative_num_steps = depth_of(strategy)
             one.speculative_num_draft_tokens = strategy.num_draft_tokens
-
-
-def topk_of(strategy: Strategy) -> int:
-    """SGLang's topk for a strategy."""
-    return NGRAM_TOPK if strategy.drafter == "ngram" else strategy.topk

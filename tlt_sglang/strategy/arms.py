@@ -46,11 +46,10 @@ def envelope(pool: Sequence[Strategy]) -> Strategy:
     if len(pool) == 1:
         return pool[0]
     learned = [arm for arm in pool if arm.drafter in ("eagle", "eagle3")]
-    tree = any(arm.topk > 1 or arm.drafter == "ngram" for arm in pool)
-    steps = max(arm.num_steps for arm in learned)
+    # N-grams are verified as a chain.
+    depths = (arm.num_draft_tokens - 1 if arm.drafter == "ngram" else arm.num_steps for arm in pool)
     tokens = max(arm.num_draft_tokens for arm in pool)
-    topk = max(2 if tree else 1, *(arm.topk for arm in pool))
-    return Strategy(learned[0].drafter, steps, topk, tokens)
+    return Strategy(learned[0].drafter, max(depths), max(arm.topk for arm in pool), tokens)
 
 
 def parse(text: str) -> Strategy:

@@ -1,0 +1,171 @@
+"""Drafting without a model: what followed the last time that the text ended like this.
+
+An index over the tokens of every request, its own and those of others: answers to the same prompt
+(as in GRPO groups) and of earlier epochs repeat each other. A draft is the continuation of the most
+recent place at which the request's last tokens stand, the longest such ending first.
+
+Memory is bounded: tokens lie in a ring of blocks, of which each request fills its own, and the
+places of endings in tables of fixed size, in which the newest entry wins. An entry that points
+to a block that was filled anew is found out by comparing tokens. Append and propose are compiled;
+both take microseconds, whatever the length of the context.
+
+After prompt lookup decoding (Saxena 2023) and SGLang's and vLLM's n-gram workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlt_sglang.cpu.kernels.compile import Array, inline, kernel
+
+BLOCK = 256
+"""Tokens that follow each other in memory."""
+SHORTEST, LONGEST = 2, 6
+"""Endings that are looked up, in tokens."""
+NONE = -1
+"""In the place of a token that is not known; never accepted."""
+
+
+@inline
+def _hash(tokens: Array, end: int, length: int) -> np.uint64:
+    """Of the `length` tokens before `end`."""
+    found = np.uint64(1469598103934665603) + np.uint64(length)
+    for i in range(end - length, end):
+        found = (found ^ np.uint64(tokens[i])) * np.uint64(1099511628211)
+        found ^= found >> np.uint64(29)
+    return found
+
+
+@kernel("void(int32[::1], int32[::1], int64, int64, int64)")
+def _index(store: Array, places: Array, first: int, start: int, end: int) -> None:
+    """Note the endings at each place from `start` to `end`, in a block that begins at `first`."""
+    mask = np.uint64(places.size - 1)
+    for place in range(start, end + 1):
+        for length in range(SHORTEST, LONGEST + 1):
+            if place - length < first:
+                break
+            places[_hash(store, place, length) & mask] = place
+
+
+@kernel("int64(int32[::1], int32[::1], int32[::1], int32[::1])")
+def _propose(store: Array, places: Array, tail: Array, draft: Array) -> int:
+    """Fill `draft` with what followed the longest ending of `tail` that is known; its length."""
+    mask = np.uint64(places.size - 1)
+    for length in range(min(LONGEST, tail.size), SHORTEST - 1, -1):
+        place = places[_hash(tail, tail.size, length) & mask]
+        # The last token of a block has no continuation there.
+        if place <= 0 or place % BLOCK == 0 or store[place] < 0:
+            continue
+        if place - length < place // BLOCK * BLOCK:
+            continue
+        same = True
+        for i in range(length):
+            if store[place - length + i] != tail[tail.size - length + i]:
+                same = False
+                break
+        if not same:
+            continue
+        count = 0
+        while count < draft.size and store[place + count] >= 0:
+            draft[count] = store[place + count]
+            count += 1
+            if (place + count) % BLOCK == 0:
+                break
+        return count
+    return 0
+
+
+@dataclass(slots=True)
+class _Open:
+    """The block that a request fills."""
+
+    block: int
+    filled: int
+    seen: int
+    """Tokens of the request that are in the index."""
+    lease: int
+
+
+class NgramIndex:
+    """Of one engine, in at most `memory_mb` megabytes."""
+
+    def __init__(self, memory_mb: int) -> None:
+        """Raises ValueError for less than a megabyte."""
+        if memory_mb < 1:
+            raise ValueError("an n-gram index takes at least 1 MB")
+        budget = memory_mb * 2**20 // 4
+        # Endings of a token hash to as many entries as there are lengths; half of it is enough.
+        self._places = np.zeros(1 << ((budget * 2 // 3).bit_length() - 1), np.int32)
+        blocks = max(2, (budget - self._places.size) // (BLOCK + 2))
+        self._store = np.full(blocks * BLOCK, NONE, np.int32)
+        self._leases = np.zeros(blocks, np.int64)
+        self._next = self._lease = 0
+        self._open: dict[str, _Open] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tables."""
+        return self._places.nbytes + self._store.nbytes + self._leases.nbytes
+
+    def extend(self, request: str, prompt: Sequence[int], output: Sequence[int]) -> None:
+        """Take in what is new of a request: all tokens of its prompt and its output so far."""
+        known = self._open.get(request)
+        seen = known.seen if known is not None else 0
+        total = len(prompt) + len(output)
+        if total <= seen:
+            return
+        if seen < len(prompt):
+            new = [*prompt[seen:], *output]
+        else:
+            new = list(output[seen - len(prompt) :])
+        self._append(request, np.array(new, np.int32))
+
+    def propose(self, tail: Sequence[int], count: int) -> list[int]:
+        """At most `count` tokens that may follow `tail`, the last tokens of a text."""
+        draft = np.empty(count, np.int32)
+        ending = np.array(tail[-LONGEST:], np.int32)
+        found = int(_propose(self._store, self._places, ending, draft))
+        return [int(token) for token in draft[:found]]
+
+    def keep(self, requests: Sequence[str]) -> None:
+        """Forget which block the others fill; what they said stays."""
+        alive = set(requests)
+        self._open = {name: block for name, block in self._open.items() if name in alive}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def _append(self, request: str, tokens: Array) -> None:
+        known = self._open.get(request)
+        if known is None or self._leases[known.block] != known.lease:
+            # New, or its block was taken by others since.
+            known = self._open[request] = self._lend(known.seen if known is not None else 0)
+        at = 0
+        while at < len(tokens):
+            if known.filled == BLOCK:
+                end = (known.block + 1) * BLOCK
+                carried = self._store[end - LONGEST : end].copy()
+                known = self._open[request] = self._lend(known.seen)
+                first = known.block * BLOCK
+                self._store[first : first + LONGEST] = carried
+                known.filled = LONGEST
+            first = known.block * BLOCK
+            start = first + known.filled
+            part = tokens[at : at + BLOCK - known.filled]
+            self._store[start : start + len(part)] = part
+            known.filled += len(part)
+            known.seen += len(part)
+            at += len(part)
+            # An ending is noted when its continuation is there.
+            _index(self._store, self._places, first, max(start, first + 1), start + len(part) - 1)
+
+    def _lend(self, seen: int) -> _Open:
+        block = self._next
+        self._next = (block + 1) % len(self._leases)
+        self._lease += 1
+        self._leases[block] = self._lease
+        self._store[block * BLOCK : (block + 1) * BLOCK] = NONE
+        return _Open(block, 0, seen, self._lease)
