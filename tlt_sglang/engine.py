@@ -45,11 +45,11 @@ class Engine:
         pool = self.config.pool
         if len(pool) < 2:
             return
-        from tlt_sglang.rollout import Rollout
+        from tlt_sglang.rollout import Rollout, agreed
         from tlt_sglang.strategy import policies
         from tlt_sglang.strategy.driver import Driver
 
-        driver = Driver(policies.make(self.config, pool))
+        driver = Driver(agreed(policies.make(self.config, pool), pool))
         self.rollout = Rollout(worker, driver, pool, self.config.ngram_memory_mb)
 
     def observe(self, num_correct_drafts: Sequence[int]) -> None:

@@ -29,6 +29,7 @@ from tlt_sglang.drafters.ngram import LONGEST, NgramIndex
 from tlt_sglang.graphs.states import States
 from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.driver import Driver
+from tlt_sglang.strategy.policy import Agreed, Policy
 
 
 @dataclass(slots=True)
@@ -199,6 +200,22 @@ class Rollout:
         draft_input.topk_p[rows] = chances
         draft_input.topk_index[rows] = tokens
         draft_input.hidden_states[rows] = hidden
+
+
+def agreed(policy: Policy, strategies: Sequence[Strategy]) -> Policy:
+    """`policy` as it is, or so that all tensor-parallel ranks follow the first one's."""
+    from sglang.srt.runtime_context import get_parallel
+
+    group = get_parallel().tp_group
+    if group.world_size == 1:
+        return policy
+
+    def exchange(own: int) -> int:
+        told = torch.tensor([own])
+        torch.distributed.broadcast(told, src=group.ranks[0], group=group.cpu_group)
+        return int(told)
+
+    return Agreed(policy, strategies, exchange)
 
 
 def _extend(

@@ -15,7 +15,7 @@ from tlt_sglang.strategy.beg_mab import BegMab
 from tlt_sglang.strategy.cost_model import CostModel
 from tlt_sglang.strategy.costs import Costs
 from tlt_sglang.strategy.ema import Ema
-from tlt_sglang.strategy.policy import Fixed, Observation, Policy, bucket
+from tlt_sglang.strategy.policy import Agreed, Fixed, Observation, Policy, bucket
 
 OFF, CHAIN, TREE = parse("off"), parse("eagle3:3x1x4"), parse("eagle3:3x4x8")
 SHORT, NGRAM = parse("eagle3:1x1x2"), parse("ngram:4")
@@ -207,6 +207,46 @@ def test_ema_follows_the_accept_length() -> None:
     assert share(play(policy, 1, 200, 0.98, memory_bound)[150:], pool[3]) == 1.0
     assert share(play(policy, 1, 200, 0.1, memory_bound)[150:], pool[1]) == 1.0
     assert share(play(policy, 100, 20, 0.98, memory_bound), OFF) == 1.0
+
+
+@pytest.mark.parametrize("make", [CostModel, BegMab, Ema])
+def test_only_strategies_of_the_pool_are_chosen(
+    make: Callable[[tuple[Strategy, ...]], Policy],
+) -> None:
+    policy = make((CHAIN, SHORT))
+    for size in (1, 200):
+        assert set(play(policy, size, 60, 0.1, compute_bound)) <= {CHAIN, SHORT}
+
+
+def test_ranks_with_different_clocks_agree() -> None:
+    """Each rank measures other times; alone they would choose differently."""
+    alone: list[Policy] = [CostModel(POOL), CostModel(POOL)]
+    told: list[int] = []
+
+    def first(own: int) -> int:
+        told.append(own)
+        return own
+
+    def second(own: int) -> int:
+        return told[-1]
+
+    agreed: list[Policy] = [
+        Agreed(CostModel(POOL), POOL, first),
+        Agreed(CostModel(POOL), POOL, second),
+    ]
+    differ = 0
+    for _ in range(300):
+        for policies in (alone, agreed):
+            chosen = [policy.choose(4) for policy in policies]
+            if policies is agreed:
+                assert chosen[0] == chosen[1]
+            else:
+                differ += chosen[0] != chosen[1]
+            for policy, arm, cost in zip(
+                policies, chosen, (memory_bound, compute_bound), strict=True
+            ):
+                policy.observe(seen(arm, [min(2, arm.num_steps)] * 4, cost(arm)))
+    assert differ > 100
 
 
 def test_fixed() -> None:

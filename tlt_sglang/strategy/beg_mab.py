@@ -34,6 +34,7 @@ class BegMab:
         window: int = 32,
         seed: int = 0,
     ) -> None:
+        self._off = OFF in strategies
         arms = [strategy for strategy in strategies if strategy.drafter != "off"]
         if not arms:
             raise ValueError("there is no strategy to choose from")
@@ -44,7 +45,7 @@ class BegMab:
         self._chance = random.Random(seed)
 
     def choose(self, batch_size: int) -> Strategy:
-        if batch_size > self._max_batch:
+        if self._off and batch_size > self._max_batch:
             return OFF
         group = self._group(batch_size)
         for arm in group:

@@ -63,10 +63,11 @@ class Ema:
         self._arms = {arm.num_steps: arm for arm in strategies if arm.topk == 1 and _drafts(arm)}
         if not self._arms:
             raise ValueError("there is no chain to choose the depth of")
-        self._arms[0] = Strategy("off")
+        if Strategy("off") in strategies:
+            self._arms[0] = Strategy("off")
         self._ranges: dict[int, _Range] = {}
         for start, wanted in RANGES.items():
-            depths = sorted(set(wanted) & set(self._arms)) or [0]
+            depths = sorted(set(wanted) & set(self._arms)) or [min(self._arms)]
             middle = depths[len(depths) // 2]
             extra = 0.25 if start == 1 else 0.0
             self._ranges[start] = _Range(depths, middle, extra, middle - 1.0)

@@ -8,7 +8,7 @@ it is told late. The same sequence of calls leads to the same choices, so a reco
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +78,27 @@ class Shuffle:
 
     def observe(self, seen: Observation) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The same policy on every tensor-parallel rank, of which the first one's choice counts.
+
+    Ranks have clocks of their own and would come to choose differently, and wait for each other for
+    ever. `exchange` takes this rank's choice and gives back the first one's, as places in
+    `strategies`.
+    """
+
+    policy: Policy
+    strategies: Sequence[Strategy]
+    exchange: Callable[[int], int]
+
+    def choose(self, batch_size: int) -> Strategy:
+        own = self.strategies.index(self.policy.choose(batch_size))
+        return self.strategies[self.exchange(own)]
+
+    def observe(self, seen: Observation) -> None:
+        self.policy.observe(seen)
 
 
 def bucket(batch_size: int) -> int:

@@ -1,0 +1,94 @@
+"""When a step begins and ends, and what the policy is told of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tlt_sglang.strategy.arms import Strategy, parse
+from tlt_sglang.strategy.driver import IN_FLIGHT, Driver
+from tlt_sglang.strategy.policy import Observation
+
+CHAIN = parse("eagle:3x1x4")
+
+
+class Told:
+    """A policy that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Observation] = []
+
+    def choose(self, batch_size: int) -> Strategy:
+        return CHAIN
+
+    def observe(self, seen: Observation) -> None:
+        self.seen.append(seen)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def driver(told: Told, clock: Clock) -> Driver:
+    return Driver(told, clock)
+
+
+def step(driver: Driver, clock: Clock, work: float, between: float, accepted: list[int]) -> None:
+    driver.begin(len(accepted))
+    clock.now += work
+    driver.end()
+    driver.outcome(accepted)
+    clock.now += between
+
+
+def test_a_step_lasts_to_the_beginning_of_the_next(
+    driver: Driver, clock: Clock, told: Told
+) -> None:
+    step(driver, clock, 0.03, 0.005, [3, 1])
+    assert told.seen == []
+    step(driver, clock, 0.04, 0.005, [2, 2])
+    (seen,) = told.seen
+    assert (seen.strategy, seen.batch_size, seen.accepted) == (CHAIN, 2, [3, 1])
+    assert seen.seconds == pytest.approx(0.035)
+    assert seen.committed == 6
+    assert seen.reward == pytest.approx(6 / 0.035)
+
+
+def test_waiting_and_prefills_do_not_count(driver: Driver, clock: Clock, told: Told) -> None:
+    step(driver, clock, 0.03, 9.0, [0])
+    step(driver, clock, 0.03, 0.0, [0])
+    assert told.seen[0].seconds == pytest.approx(0.03)
+
+
+def test_outcomes_that_come_late_find_their_step(driver: Driver, clock: Clock, told: Told) -> None:
+    """Overlap scheduling: a step begins before the one before it is told."""
+    for size in (1, 2, 3):
+        driver.begin(size)
+        clock.now += 0.01
+        driver.end()
+        if size > 1:
+            driver.outcome([size - 1] * (size - 1))
+    assert [(seen.batch_size, list(seen.accepted)) for seen in told.seen] == [(1, [1]), (2, [2, 2])]
+
+
+def test_outcomes_that_never_come_are_forgotten(driver: Driver, clock: Clock, told: Told) -> None:
+    for _ in range(5 * IN_FLIGHT):
+        driver.begin(1)
+        clock.now += 0.01
+        driver.end()
+    driver.outcome([1])
+    driver.begin(1)
+    assert len(told.seen) == 1
