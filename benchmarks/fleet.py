@@ -9,6 +9,7 @@ import signal
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,12 +20,13 @@ PLAIN = "off"
 STOCK = "torch_native"
 TRANSFORMERS = "transformers"
 DEFAULT = "default"
-"""Our launcher with nothing but --adaptive-spec; every other name is a strategy of ours."""
+"""Our launcher with nothing but --adaptive-spec; every other name is a strategy of ours, or several
+with commas between them."""
 WARM_TOKENS = 8
 BUSY = 0.15
 """Above this load by others, in cores, the figures are noisy and the user should know."""
 
-COMMON_FLAGS = ("--device", "cpu", "--max-total-tokens", "20000", "--max-running-requests", "8")
+COMMON_FLAGS = ("--device", "cpu", "--max-total-tokens", "20000", "--max-running-requests", "16")
 STOCK_FLAGS = (
     *("--attention-backend", "torch_native", "--dtype", "float32"),
     *("--disable-cuda-graph", "--sleep-on-idle"),
@@ -104,8 +106,14 @@ class Fleet:
             info = process.get("/get_server_info") or {}
             if status is not None or info.get("attention_backend") != STOCK:
                 raise BenchmarkError("The stock server is not stock SGLang with torch_native.")
-        elif status is None or status["strategy"] != name:
+        elif status is None or _strategies(status) != name:
             raise BenchmarkError(f"The server that should run {name} says: {status}.")
+
+
+def _strategies(status: dict[str, Any]) -> str:
+    """What a server of ours was started with, as `--tlt-strategies` has it."""
+    several = status["schedulers"][0].get("strategies")
+    return ",".join(several) if several else str(status["strategy"])
 
 
 def flags_of(name: str) -> tuple[str, ...]:

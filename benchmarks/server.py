@@ -47,6 +47,17 @@ class Sample:
     output_ids: list[list[int]]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A decode step of one request."""
+
+    start: int
+    """Tokens generated before it."""
+    tokens: int
+    pins: int
+    """Strategies that had been pinned since the beginning."""
+
+
 class Process:
     """A child process in a session of its own, so that Ctrl-C reaches only the benchmark."""
 
@@ -176,6 +187,30 @@ class Server(Process):
         answer: dict[str, Any] = json.loads(text)
         return answer
 
+    def trace(self, prompt: Prompt, tokens: int, pins: dict[int, str]) -> list[Step]:
+        """Greedy generation of one answer, step by step; `pins` maps numbers of tokens to the
+        strategies that are pinned when there are so many."""
+        waiting = dict(sorted(pins.items()))
+        steps: list[Step] = []
+        before, pinned = 1, 0
+        for at in [number for number in waiting if number == 0]:
+            self.post("/tlt/strategy", {"strategy": waiting.pop(at)})
+        for _, piece in self._stream([prompt], tokens, interval=1):
+            count = piece["meta_info"]["completion_tokens"]
+            if count > before:
+                steps.append(Step(before, count - before, pinned))
+                before = count
+            for at in [number for number in waiting if number <= count]:
+                self.post("/tlt/strategy", {"strategy": waiting.pop(at)})
+                pinned += 1
+        return steps
+
+    def post(self, path: str, body: dict[str, Any]) -> None:
+        """A POST of JSON of which only the status counts."""
+        status, text = self._ask("POST", path, body=body)
+        if status != 200:
+            raise BenchmarkError(f"{self.name} answered {status} to {path}: {text[:200]}")
+
     def flush(self) -> None:
         """Forget prefixes and n-grams, so that a prompt that comes again is a new one."""
         status, body = self._ask("POST", "/flush_cache?timeout=30")
@@ -210,7 +245,9 @@ class Server(Process):
         finally:
             connection.close()
 
-    def _stream(self, prompts: Sequence[Prompt], tokens: int) -> Iterable[tuple[float, Any]]:
+    def _stream(
+        self, prompts: Sequence[Prompt], tokens: int, interval: int = 1_000_000
+    ) -> Iterable[tuple[float, Any]]:
         """(time of arrival, piece), as they arrive."""
         body = _questions(prompts) | {
             "stream": True,
@@ -218,7 +255,7 @@ class Server(Process):
                 "temperature": 0,
                 "max_new_tokens": tokens,
                 "ignore_eos": True,
-                "stream_interval": 1_000_000,
+                "stream_interval": interval,
             },
         }
         connection = http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_TIMEOUT)

@@ -14,6 +14,7 @@ MODULES = (
     "activation",
     "attention_registry",
     "base_config",
+    "base_spec_worker",
     "choices",
     "draft_utils",
     "eagle_utils",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.status import PIN
 
 _MODULE = "sglang.srt.managers.scheduler"
 
@@ -47,4 +48,25 @@ def get_internal_state(original: Any, scheduler: Any, request: Any) -> Any:
     return answer
 
 
-PATCHES = (init, get_internal_state)
+@wraps_upstream(
+    f"{_MODULE}:Scheduler.set_internal_state",
+    why="carries POST /tlt/strategy to every scheduler, between two steps",
+    remove_when="plugins can add to SGLang's internal state",
+    process="scheduler",
+    digests={"0.5.23": "af788b2476e5e242"},
+)
+def set_internal_state(original: Any, scheduler: Any, recv_req: Any) -> Any:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    place = recv_req.server_args.get(PIN)
+    if place is None:
+        return original(scheduler, recv_req)
+    from sglang.srt.managers.io_struct import SetInternalStateReqOutput
+
+    if engine.current.rollout is not None:
+        engine.current.rollout.pin(int(place))
+    return SetInternalStateReqOutput(updated=engine.current.rollout is not None)
+
+
+PATCHES = (init, get_internal_state, set_internal_state)

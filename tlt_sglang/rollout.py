@@ -17,6 +17,7 @@ Runs in the scheduler process.
 from __future__ import annotations
 
 import copy
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,12 +49,15 @@ class Rollout:
         self, worker: Any, driver: Driver, strategies: Sequence[Strategy], ngram_memory_mb: int
     ) -> None:
         self.states = States(worker, strategies)
+        self._ngram_memory_mb = ngram_memory_mb
         drafts_ngrams = any(arm.drafter == "ngram" for arm in strategies)
         self.ngrams = NgramIndex(ngram_memory_mb) if drafts_ngrams else None
         self.driver = driver
         self.backlog = Backlog()
         self.tallies: dict[Strategy, Tally] = {arm: Tally() for arm in strategies}
         self.switches: Counter[tuple[Strategy, Strategy]] = Counter()
+        self.switch_seconds = 0.0
+        """In all switches together."""
         self._in_flight: list[Strategy] = []
 
     # -- the parts of a step ---------------------------------------------------------------------
@@ -64,7 +68,9 @@ class Rollout:
         before = self.states.current
         if strategy != before:
             self.switches[before, strategy] += 1
+            started = time.perf_counter()
             self.states.switch(strategy)
+            self.switch_seconds += time.perf_counter() - started
         self._in_flight.append(strategy)
 
     def draft(self, original: Callable[[Any], Any], batch: Any) -> Any:
@@ -108,6 +114,15 @@ class Rollout:
         tally.proposed += len(accepted) * (strategy.num_draft_tokens - 1)
         tally.accepted += sum(accepted)
 
+    def pin(self, place: int) -> None:
+        """Use the strategy at this place of the pool from now on; -1: what the policy chooses."""
+        self.driver.pinned = None if place < 0 else list(self.tallies)[place]
+
+    def flush(self) -> None:
+        """Forget what n-grams were seen, as SGLang forgets prefixes."""
+        if self.ngrams is not None:
+            self.ngrams = NgramIndex(self._ngram_memory_mb)
+
     def report(self) -> dict[str, Any]:
         """For `GET /tlt/status`."""
         return {
@@ -122,6 +137,8 @@ class Rollout:
                 for arm, tally in self.tallies.items()
             },
             "switches": sum(self.switches.values()),
+            "switch_seconds": round(self.switch_seconds, 6),
+            "pinned": None if self.driver.pinned is None else str(self.driver.pinned),
         }
 
     # -- n-grams ---------------------------------------------------------------------------------

@@ -31,3 +31,21 @@ def test_greedy_output_stays_the_same(
     # The drafter comes back warm from plain steps: what it knows by heart is accepted.
     assert lengths["eagle:3x4x8,ngram:4"] > lengths["eagle:1x1x2"] > 1.4
     server.wait_until_idle()
+
+
+def test_a_strategy_can_be_pinned(
+    servers: Servers, drafters: dict[str, str], reference: Reference
+) -> None:
+    server = servers.get(POOL, "--tlt-policy", "random", drafter=drafters["eagle"])
+    for strategy in ("eagle:3x4x8", "off"):
+        server.post("/tlt/strategy", {"strategy": strategy})
+        before = server.status()["schedulers"][0]
+        reference.compare(3, server.generate(reference.prompts[3], LENGTH)["output_ids"])
+        after = server.status()["schedulers"][0]
+        assert after["pinned"] == after["strategy"] == strategy
+        assert after["switches"] - before["switches"] <= 1
+    server.post("/tlt/strategy", {"strategy": None})
+    assert server.status()["schedulers"][0]["pinned"] is None
+    refused = server.request("POST", "/tlt/strategy", json={"strategy": "ngram:16"})
+    assert refused.status_code == 400
+    assert "does not have the strategy ngram:16" in refused.text

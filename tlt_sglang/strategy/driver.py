@@ -37,13 +37,15 @@ class Driver:
     def __init__(self, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
         self._policy, self._clock = policy, clock
         self._steps: deque[_Step] = deque(maxlen=IN_FLIGHT)
+        self.pinned: Strategy | None = None
+        """Used in the place of what the policy would choose; the policy goes on learning."""
 
     def begin(self, batch_size: int) -> Strategy:
         """A decode step begins: its strategy."""
         now = self._clock()
         if self._steps and self._steps[-1].seconds is None:
             self._close(self._steps[-1], now)
-        strategy = self._policy.choose(batch_size)
+        strategy = self.pinned or self._policy.choose(batch_size)
         self._steps.append(_Step(strategy, batch_size, now))
         return strategy
 

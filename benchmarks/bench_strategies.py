@@ -1,0 +1,212 @@
+"""Tokens per second of every strategy at every batch size, and of the adaptive engine beside them.
+
+    python benchmarks/bench_strategies.py [--quick] [--prompts FILE] [--json PATH]
+
+Two servers: one that decodes plainly and has no drafter, and an adaptive one, whose strategies are
+pinned one after the other (POST /tlt/strategy) and which then chooses by itself. All of them answer
+the same prompts greedily, and so with the same tokens, in turn: A B C ... A B C.
+
+adaptive_vs_best_fixed_min   Adaptive over the best single strategy (plain among them), the worst
+                             batch size: medians over the rounds.
+adaptive_vs_plain_min        Adaptive over plain decoding, the worst batch size.
+switch_cost_fraction         Mean time that a switch of strategies takes, as a share of a plain
+                             decode step of one request.
+reactivation_accept_ratio    Accept length over the first 16 rounds after 200 steps of plain
+                             decoding, over that of the same strategy all along.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file, not with -m
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common, server
+from benchmarks.bench_drafter import in_chat
+from benchmarks.common import BenchmarkError, Run, UsageError, say
+from benchmarks.fleet import PLAIN, Fleet
+from tlt_sglang.errors import TltError
+
+MODEL = "smollm2-135m"
+ADAPTIVE = "adaptive"
+POOL = ("off", "eagle3:1x1x2", "eagle3:3x1x4", "eagle3:3x4x8", "ngram:4")
+BATCHES = (1, 2, 4, 8, 16)
+REACTIVATED, OFF_TOKENS, ROUNDS = "eagle3:3x1x4", 200, 16
+WARM_ROUNDS = 1
+"""Rounds in which the adaptive engine learns what steps cost; they do not count."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    prompts: list[str]
+    json: Path
+    quick: bool
+
+    @property
+    def rounds(self) -> int:
+        return 2 if self.quick else 3
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        return (1, 4, 16) if self.quick else BATCHES
+
+    @property
+    def tokens(self) -> int:
+        return 48 if self.quick else 96
+
+
+def measure(fleet: Fleet, prompts: Sequence[server.Prompt], options: Options) -> list[Run]:
+    """Every side at every batch size, round after round; the first rounds are to warm up."""
+    plain, adaptive = fleet.alive[PLAIN], fleet.alive[",".join(POOL)]
+    assert isinstance(plain, server.Server) and isinstance(adaptive, server.Server)
+    runs = []
+    sides = [PLAIN, *(f"pinned {name}" for name in POOL), ADAPTIVE]
+    for size in options.batches:
+        batch = [prompts[i % len(prompts)] for i in range(size)]
+        for number in range(-WARM_ROUNDS, options.rounds):
+            for side in sides:
+                process = plain if side == PLAIN else adaptive
+                if side != PLAIN:
+                    strategy = None if side == ADAPTIVE else side.removeprefix("pinned ")
+                    adaptive.post("/tlt/strategy", {"strategy": strategy})
+                sample = process.generate(batch, options.tokens)
+                if number >= 0:
+                    runs.append(
+                        Run(
+                            f"batch {size}", side, number, 0, sample.seconds, sample.tokens,
+                            sample.steps, sample.prompt_tokens, common.digest(sample.output_ids),
+                        )
+                    )  # fmt: skip
+        speeds = {side: _median(runs, size, side) for side in sides}
+        told = ", ".join(f"{side} {speed:.1f}" for side, speed in speeds.items())
+        say(f"batch {size}: {told} tokens/s")
+    return runs
+
+
+def _median(runs: Sequence[Run], size: int, side: str) -> float:
+    of_side = [r.tokens_per_s for r in runs if r.part == f"batch {size}" and r.side == side]
+    return statistics.median(of_side)
+
+
+def ratios(runs: Sequence[Run], sizes: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Of every batch size: adaptive over the best fixed side, and over plain decoding."""
+    found = {}
+    for size in sizes:
+        part = [run for run in runs if run.part == f"batch {size}"]
+        sides = {run.side for run in part} - {ADAPTIVE}
+        best = max(sides, key=lambda side: _median(part, size, side))
+
+        found[size] = {"best": _over(part, best), "plain": _over(part, PLAIN)}
+    return found
+
+
+def _over(part: Sequence[Run], side: str) -> float:
+    pairs = common.paired(part, ADAPTIVE, side, lambda run: run.tokens_per_s)
+    return common.spread(pairs).median
+
+
+def measure_reactivation(process: server.Server, prompts: Sequence[server.Prompt]) -> list[float]:
+    """Of each prompt: accept length of 16 rounds after 200 plain steps, over that at the same
+    place of the same text when it was drafted for all along."""
+    found = []
+    for prompt in prompts:
+        process.flush()
+        whole = process.trace(prompt, OFF_TOKENS + 60, {0: REACTIVATED})
+        steady = [step.tokens for step in whole if step.start >= OFF_TOKENS][:ROUNDS]
+        process.flush()
+        pins = {0: PLAIN, OFF_TOKENS: REACTIVATED}
+        late = process.trace(prompt, OFF_TOKENS + 60, pins)
+        # Steps that had begun before the strategy changed do not count.
+        after = [step.tokens for step in late if step.pins][1 : ROUNDS + 1]
+        found.append(statistics.fmean(after) / statistics.fmean(steady))
+        say(f"reactivation: {found[-1]:.2f}")
+    return found
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options; raises UsageError with one sentence for what cannot be right."""
+    parser = common.Parser("bench_strategies", __doc__, "fewer batch sizes, rounds and tokens")
+    args = parser.parse_args(argv)
+    json = args.json or common.RESULTS / "bench_strategies.json"
+    common.check_writable(json)
+    prompts = common.load_prompts(args.prompts) if args.prompts else list(common.INSTRUCTIONS)
+    return Options(prompts, json, args.quick)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    logs = Path(tempfile.mkdtemp(prefix="bench-strategies-"))
+    try:
+        _benchmark(parse(sys.argv[1:] if argv is None else argv), logs)
+    except KeyboardInterrupt:
+        print("bench_strategies: interrupted; everything it started is stopped.", file=sys.stderr)
+        return 130
+    except (BenchmarkError, UsageError, TltError) as error:
+        print(f"bench_strategies: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    shutil.rmtree(logs, ignore_errors=True)
+    return 0
+
+
+def _benchmark(options: Options, logs: Path) -> None:
+    from tlt_sglang.models import resolve_model
+
+    path = resolve_model(MODEL)
+    prompts = in_chat(path, options.prompts)
+    threads = server.default_threads()
+    fleet = Fleet(MODEL, path, "Hello", threads, logs)
+    say(f"{threads} threads each; logs in {logs}")
+    pool = ",".join(POOL)
+    try:
+        fleet.have(PLAIN, pool)
+        adaptive = fleet.alive[pool]
+        assert isinstance(adaptive, server.Server)
+        runs = measure(fleet, prompts, options)
+        back = measure_reactivation(adaptive, prompts[: 2 if options.quick else 6])
+        status = (adaptive.get("/tlt/status") or {})["schedulers"][0]
+    finally:
+        fleet.close()
+    found = ratios(runs, options.batches)
+    plain_step = statistics.median(
+        run.seconds / run.steps for run in runs if run.part == "batch 1" and run.side == PLAIN
+    )
+    switch = status["switch_seconds"] / max(1, status["switches"]) / plain_step
+    summary = {
+        "adaptive_vs_best_fixed_min": round(min(one["best"] for one in found.values()), 4),
+        "adaptive_vs_plain_min": round(min(one["plain"] for one in found.values()), 4),
+        "switch_cost_fraction": round(switch, 5),
+        "reactivation_accept_ratio": round(statistics.fmean(back), 4),
+    }
+    sides = list(dict.fromkeys(run.side for run in runs))
+    rows = [
+        (side, *(f"{_median(runs, size, side):.1f}" for size in options.batches)) for side in sides
+    ]
+    print(common.table(("tokens/s", *(f"batch {size}" for size in options.batches)), rows))
+    print(common.table(("figure", "value"), [(k, f"{v:.3f}") for k, v in summary.items()]))
+    settings = {
+        "model": MODEL, "pool": list(POOL), "threads": threads, "rounds": options.rounds,
+        "tokens": options.tokens, "quick": options.quick, "prompts": options.prompts,
+        "servers": fleet.commands,
+    }  # fmt: skip
+    document = common.document(
+        "strategies", summary, settings=settings, ratios=found, reactivation=back, status=status,
+        runs=[asdict(run) for run in runs],
+    )  # fmt: skip
+    common.write_json(options.json, document)
+    say(f"written to {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The pure parts of the benchmark of strategies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_policy, bench_strategies
+from benchmarks.bench_strategies import ADAPTIVE
+from benchmarks.common import Run, UsageError
+from benchmarks.fleet import PLAIN
+
+
+def runs(size: int, **speeds: float) -> list[Run]:
+    """Two rounds of each side at these tokens a second."""
+    return [
+        Run(f"batch {size}", side.replace("_", " "), number, 0, 1.0 / speed, 1, 1)
+        for number in range(2)
+        for side, speed in speeds.items()
+    ]
+
+
+def test_adaptive_is_held_against_the_best_of_each_column() -> None:
+    measured = runs(1, **{PLAIN: 10, "pinned_a": 20, "pinned_b": 15, ADAPTIVE: 19})
+    measured += runs(8, **{PLAIN: 40, "pinned_a": 30, "pinned_b": 20, ADAPTIVE: 38})
+    found = bench_strategies.ratios(measured, (1, 8))
+    assert found[1] == pytest.approx({"best": 0.95, "plain": 1.9})
+    assert found[8] == pytest.approx({"best": 0.95, "plain": 0.95})
+
+
+@pytest.mark.parametrize("benchmark", [bench_strategies.main, bench_policy.main])
+def test_wrong_flags(benchmark: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert callable(benchmark)
+    assert benchmark(["--slowly"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "unrecognized arguments: --slowly" in captured.err
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("one\n")
+    words = ["--json", str(tmp_path / "a.json"), "--prompts", str(tmp_path / "prompts")]
+    assert bench_strategies.parse(words).prompts == ["one"]
+    with pytest.raises(UsageError, match="cannot be read"):
+        bench_strategies.parse(["--prompts", str(tmp_path / "none")])
+
+
+def test_the_policies_in_the_simulation(tmp_path: Path) -> None:
+    """A quick run: the cost model is within three percent or so, and beats the others."""
+    (gpu, *_, cpu) = bench_policy.measure(1, 1200)
+    for world in (gpu, cpu):
+        regrets = {name: float(str(world[name])) for name in ("cost_model", "beg_mab", "ema")}
+        assert regrets["cost_model"] < 0.05
+        assert regrets["cost_model"] < min(regrets["beg_mab"], regrets["ema"])
