@@ -30,8 +30,10 @@ REPEATING = (5, 9, 14, 3) * 8
 FLAGS = ("--skip-tokenizer-init", "--max-running-requests", "64")
 SEEDED = (*FLAGS, "--enable-deterministic-inference")
 STRATEGIES = ("eagle:3x1x4", "eagle:3x4x8", "eagle3:3x4x8", "ngram:8")
-UNLIKELY = {"ngram:8": 1e-4}
-"""The least p-value that passes, 0.01 elsewhere: this one is not the same in every run."""
+SWITCHING = "eagle:3x4x8,off,eagle:1x1x2,ngram:4"
+"""One of these at random, for a few steps each."""
+UNLIKELY = {"ngram:8": 1e-4, SWITCHING: 1e-4}
+"""The least p-value that passes, 0.01 elsewhere: these are not the same in every run."""
 
 PLAIN = Sampling()
 FILTERED = Sampling(temperature=1.2, top_k=9, top_p=0.8, min_p=0.05)
@@ -79,7 +81,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def start(servers: Servers, tiny: Tiny, strategy: str) -> Server:
     drafter = tiny.drafters.get(strategy.partition(":")[0])
-    return servers.get(strategy, *SEEDED, model=tiny.path, drafter=drafter)
+    policy = ("--tlt-policy", "random") if strategy == SWITCHING else ()
+    return servers.get(strategy, *SEEDED, *policy, model=tiny.path, drafter=drafter)
 
 
 def draw(
@@ -121,6 +124,7 @@ def on(name: str, *values: object) -> Any:
 
 CASES = [("plain", strategy) for strategy in STRATEGIES]
 CASES += [("all", strategy) for strategy in STRATEGIES]
+CASES += [("plain", SWITCHING), ("all", SWITCHING)]
 CASES += [(way, "eagle:3x4x8") for way in ("cold", "top-p", "top-k", "min-p")]
 
 
