@@ -20,6 +20,9 @@ from tlt_sglang.strategy.arms import Strategy
 
 DEFAULT_NGRAM = Strategy("ngram", num_draft_tokens=8)
 
+DEFAULT_SHAPES = ("1x1x2", "3x1x4", "3x4x8")
+"""Of a learned drafter, where strategies are chosen at every step and none are named."""
+
 _TOO_EARLY = (
     "SGLang's arguments were resolved before TLT was loaded (call sglang.srt.plugins.load_plugins "
     "first, or give SGLang the strategy's speculative_* arguments yourself)"
@@ -71,6 +74,27 @@ def native_fields(config: Config, args: Arguments, device: Device) -> dict[str, 
     if device == "cpu":
         fields |= _cpu_fields(args)
     return fields
+
+
+def default_pool(args: Arguments) -> tuple[str, ...]:
+    """The strategies of a server with a drafter, whose flags name none; else ().
+
+    Raises ConfigError if the drafter is none that we know.
+    """
+    spoken = (
+        args.speculative_algorithm,
+        args.speculative_num_steps,
+        args.speculative_eagle_topk,
+        args.speculative_num_draft_tokens,
+    )
+    path = args.speculative_draft_model_path
+    if path is None or any(flag is not None for flag in spoken):
+        return ()
+    drafter = checkpoint.read_config(path, "drafter")
+    if drafter is None:
+        return ()
+    kind = checkpoint.drafter_kind(drafter, path)
+    return ("off", *(f"{kind}:{shape}" for shape in DEFAULT_SHAPES), "ngram:4")
 
 
 def check_resolved(config: Config, args: Arguments, device: Device) -> None:

@@ -129,7 +129,7 @@ def test_the_server_takes_it(servers: Servers, target: Path, tmp_path: Path) -> 
     assert len(lines) == 6
     assert {json.loads(line)["temperature"] for line in lines} == {0.0, 1.0}
     server = servers.get(None, "--adaptive-spec", model=str(target), drafter=done.out.strip())
-    assert server.status()["strategy"] == "eagle3:3x1x4"
+    assert "eagle3:3x1x4" in server.status()["schedulers"][0]["strategies"]
     greedy = next(json.loads(line) for line in lines if json.loads(line)["temperature"] == 0.0)
     answer = server.generate(greedy["prompt"]["ids"], 12, ignore_eos=False)
     assert answer["output_ids"] == greedy["output"]

@@ -11,7 +11,13 @@ from typing import Any
 import psutil
 import pytest
 
-from tlt_sglang.arguments import check_resolved, choose, native_fields, strategy_fields
+from tlt_sglang.arguments import (
+    check_resolved,
+    choose,
+    default_pool,
+    native_fields,
+    strategy_fields,
+)
 from tlt_sglang.config import Config
 from tlt_sglang.cpu import memory, ranks
 from tlt_sglang.errors import ConfigError
@@ -70,6 +76,22 @@ def test_with_a_drafter_a_chain_of_its_kind(tmp_path: Path, kind: str) -> None:
     args = Flags(save(tmp_path / "m"))
     args.speculative_draft_model_path = save_drafter(tmp_path / "d", kind)
     assert str(choose(Config(), args)) == f"{kind}:3x1x4"
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_with_a_drafter_and_no_word_on_strategies_there_are_several(
+    tmp_path: Path, kind: str
+) -> None:
+    args = Flags(save(tmp_path / "m"))
+    assert default_pool(args) == ()
+    args.speculative_draft_model_path = save_drafter(tmp_path / "d", kind)
+    pool = Config(default_pool(args)).pool
+    assert {arm.drafter for arm in pool} == {"off", "ngram", kind}
+    native_fields(Config(default_pool(args)), args, "cpu")
+    args.speculative_num_steps = 2
+    assert default_pool(args) == ()
+    hub = Flags(HUB, speculative_draft_model_path="some/drafter")
+    assert default_pool(hub) == ()
 
 
 def test_a_drafter_on_the_hub_is_taken_for_eagle() -> None:
