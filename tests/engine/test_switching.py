@@ -29,7 +29,9 @@ def test_greedy_output_stays_the_same(
     lengths = {name: 1 + told["accepted"] / told["rounds"] for name, told in used.items()}
     assert lengths["off"] == 1.0
     # The drafter comes back warm from plain steps: what it knows by heart is accepted.
-    assert lengths["eagle:3x4x8,ngram:4"] > lengths["eagle:1x1x2"] > 1.4
+    # Alone the chain of three has 2.47 on these texts.
+    assert lengths["eagle:3x1x4"] > 0.9 * 2.47
+    assert lengths["eagle:3x4x8"] > lengths["eagle:3x1x4"] > lengths["eagle:1x1x2"] > 1.4
     server.wait_until_idle()
 
 
