@@ -41,7 +41,7 @@ def predicted(texts: list[tuple[list[int], list[int]]], folder: Path) -> float:
 def test_greedy_output_and_the_accept_length_that_is_predicted(
     servers: Servers, reference: Reference, record_property: Record
 ) -> None:
-    server = servers.get(STRATEGY)
+    server = servers.get(None, "--adaptive-spec", "--tlt-strategies", STRATEGY)
     folder = server.status()["drafter"]
     assert folder == str(shipped.default_drafter(MODEL))
     answers = server.generate_all(reference.prompts, at_once=8, max_new_tokens=LENGTH)
