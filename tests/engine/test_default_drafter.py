@@ -12,9 +12,9 @@ from identity import LENGTH, Reference
 from safetensors.torch import load_file
 from servers import MODEL, Servers
 
-from tlt_sglang.drafters import ship, shipped
+from tlt_sglang.drafters import shipped
 from tlt_sglang.models import prepare
-from tlt_sglang.sidecar import evaluate, offline
+from tlt_sglang.sidecar import evaluate, offline, ship
 from tlt_sglang.sidecar.corpus import Prompt, Response
 from tlt_sglang.sidecar.models import DraftConfig, Drafter
 from tlt_sglang.sidecar.target import Target

@@ -200,6 +200,10 @@ if __name__ == "__main__":
 """
 
 
+NGRAM_LEAVES = ("qwen2", "llama_eagle3", "eagle_worker_v2", "draft_utils")
+"""Modules that a Llama with n-grams does not use."""
+
+
 def assert_in_force(state: dict[str, Any], *unused: str) -> None:
     """In a scheduler every patch is in force but those of modules it does not use.
 
@@ -241,7 +245,7 @@ def test_sglangs_engine(tmp_path: Path, target: str, expected: list[int]) -> Non
     result = json.loads(done.out.splitlines()[-1])
     assert result["ids"] == expected
     assert result["state"]["strategy"] == "eagle:2x2x5"
-    assert_in_force(result["state"], "qwen2", "ngram_worker")
+    assert_in_force(result["state"], "qwen2", "ngram_worker", "llama_eagle3")
 
 
 def test_sglangs_server_in_a_spawned_process(
@@ -265,7 +269,7 @@ def test_sglangs_server_in_a_spawned_process(
     assert result["ids"] == expected
     status = result["status"]
     assert status["strategy"] == "ngram:6"
-    assert_in_force(status["schedulers"][0], "qwen2", "eagle_worker_v2", "draft_utils")
+    assert_in_force(status["schedulers"][0], *NGRAM_LEAVES)
     assert {row["state"] for row in status["patches"]} <= {"in force", "waiting for import"}
 
 
@@ -365,7 +369,7 @@ def test_status(servers: Servers) -> None:
     assert scheduler["pid"] in server.processes()
     assert scheduler["rounds"] > 0
     assert scheduler["accept_length"] == status["accept_length"]
-    assert_in_force(scheduler, "qwen2", "eagle_worker_v2", "draft_utils")
+    assert_in_force(scheduler, *NGRAM_LEAVES)
 
 
 def test_check() -> None:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tlt_sglang import launch_server
 from tlt_sglang.config import Config
-from tlt_sglang.drafters import ship, shipped
+from tlt_sglang.drafters import shipped
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
-from tlt_sglang.sidecar import export
+from tlt_sglang.sidecar import export, ship
 
 VOCAB, SIZE, KNOWN = 20, 8, [1, 4, 5, 17]
 

@@ -1,8 +1,8 @@
 """Put a drafter that `tlt train` made among those that come with this package.
 
-    python -m tlt_sglang.drafters.ship smollm2-135m RUN
+    python -m tlt_sglang.sidecar.ship smollm2-135m RUN
 
-For those who develop TLT-SGLang. `shipped.py` is the other half: it makes a checkpoint of it again.
+For those who develop TLT-SGLang. `drafters/shipped.py` is the other half: it makes a checkpoint of it again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def ship(run: Path, into: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a problem (one sentence)."""
-    parser = argparse.ArgumentParser(prog="python -m tlt_sglang.drafters.ship")
+    parser = argparse.ArgumentParser(prog="python -m tlt_sglang.sidecar.ship")
     parser.add_argument("alias", choices=sorted(ALIASES))
     parser.add_argument("run", type=Path, help="the --out of `tlt train`")
     args = parser.parse_args(argv)
