@@ -353,7 +353,7 @@ def test_a_patch_that_another_plugin_undoes(
 @pytest.mark.server("ngram:8")
 def test_status(servers: Servers) -> None:
     server = servers.get("ngram:8")
-    server.generate("one two three one two three one two", max_new_tokens=16)
+    server.generate("one two three one two three one two", max_new_tokens=64)
     status = server.status()
     assert set(status) == {
         "versions", "device", "strategy", "drafter", "accept_length", "patches", "schedulers",

@@ -2,7 +2,8 @@
 
     python -m tlt_sglang.sidecar.ship smollm2-135m RUN
 
-For those who develop TLT-SGLang. `drafters/shipped.py` is the other half: it makes a checkpoint of it again.
+For those who develop TLT-SGLang. `drafters/shipped.py` is the other half, which makes a checkpoint
+of it again.
 """
 
 from __future__ import annotations
