@@ -31,6 +31,14 @@ def on_verify_complete_cpu(
     original(worker, num_correct_drafts_per_req, batch_size)
 
 
+def _rollout() -> Any:
+    """Of this process's engine; None where it has one strategy."""
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    return engine.current.rollout
+
+
 def _wrapped(name: str, digest: str) -> Any:
     return wraps_upstream(
         f"{_MODULE}:{name}",
@@ -52,25 +60,19 @@ def init_cuda_graphs(original: Any, worker: Any) -> None:
 
 @_wrapped("EAGLEWorkerV2.activate_step_by_batch", "f99181ff37c810cd")
 def activate_step_by_batch(original: Any, worker: Any, batch_size: int) -> None:
-    from tlt_sglang import engine
-
-    assert engine.current is not None
-    if engine.current.rollout is None:
+    rollout = _rollout()
+    if rollout is None:
         original(worker, batch_size)
     else:
-        engine.current.rollout.choose(batch_size)
+        rollout.choose(batch_size)
 
 
 @_wrapped("EagleDraftWorker.draft", "a3ab21439cec938c")
 def draft(original: Any, worker: Any, batch: Any, *, with_topology: bool = False) -> Any:
-    from tlt_sglang import engine
-
-    assert engine.current is not None
-
     def upstream(batch: Any) -> Any:
         return original(worker, batch, with_topology=with_topology)
 
-    rollout = engine.current.rollout
+    rollout = _rollout()
     return upstream(batch) if rollout is None else rollout.draft(upstream, batch)
 
 
@@ -78,14 +80,10 @@ def draft(original: Any, worker: Any, batch: Any, *, with_topology: bool = False
 def draft_extend_for_decode(
     original: Any, worker: Any, batch: Any, batch_result: Any, **kwargs: Any
 ) -> None:
-    from tlt_sglang import engine
-
-    assert engine.current is not None
-
     def upstream() -> None:
         original(worker, batch, batch_result, **kwargs)
 
-    rollout = engine.current.rollout
+    rollout = _rollout()
     if rollout is None:
         upstream()
     else:
@@ -96,14 +94,10 @@ def draft_extend_for_decode(
 def draft_extend_for_prefill(
     original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    from tlt_sglang import engine
-
-    assert engine.current is not None
-
     def upstream() -> Any:
         return original(worker, batch, *args, **kwargs)
 
-    rollout = engine.current.rollout
+    rollout = _rollout()
     return upstream() if rollout is None else rollout.prefill(upstream, batch)
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,23 +54,20 @@ class Rollout:
         self.driver = driver
         self.backlog = Backlog()
         self.tallies: dict[Strategy, Tally] = {arm: Tally() for arm in strategies}
-        self.switches: Counter[tuple[Strategy, Strategy]] = Counter()
+        self.switches = 0
         self.switch_seconds = 0.0
         """In all switches together."""
-        self._in_flight: list[Strategy] = []
 
     # -- the parts of a step ---------------------------------------------------------------------
 
     def choose(self, batch_size: int) -> None:
         """A decode step of so many requests begins."""
         strategy = self.driver.begin(batch_size)
-        before = self.states.current
-        if strategy != before:
-            self.switches[before, strategy] += 1
+        if strategy != self.states.current:
+            self.switches += 1
             started = time.perf_counter()
             self.states.switch(strategy)
             self.switch_seconds += time.perf_counter() - started
-        self._in_flight.append(strategy)
 
     def draft(self, original: Callable[[Any], Any], batch: Any) -> Any:
         """The verify input of a strategy that drafts; `original` is the drafter's own."""
@@ -105,10 +101,9 @@ class Rollout:
 
     def verified(self, accepted: Sequence[int]) -> None:
         """Drafts accepted for each request in the oldest step that is not told yet."""
-        self.driver.outcome(accepted)
-        if not self._in_flight:
+        strategy = self.driver.outcome(accepted)
+        if strategy is None:
             return
-        strategy = self._in_flight.pop(0)
         tally = self.tallies[strategy]
         tally.rounds += len(accepted)
         tally.proposed += len(accepted) * (strategy.num_draft_tokens - 1)
@@ -136,7 +131,7 @@ class Rollout:
                 }
                 for arm, tally in self.tallies.items()
             },
-            "switches": sum(self.switches.values()),
+            "switches": self.switches,
             "switch_seconds": round(self.switch_seconds, 6),
             "pinned": None if self.driver.pinned is None else str(self.driver.pinned),
         }

@@ -54,13 +54,14 @@ class Driver:
         if self._steps:
             self._steps[-1].ended = self._clock()
 
-    def outcome(self, accepted: Sequence[int]) -> None:
-        """Drafts accepted in the oldest step of which that is not known yet."""
+    def outcome(self, accepted: Sequence[int]) -> Strategy | None:
+        """Drafts accepted in the oldest step of which that is not known yet; its strategy."""
         for step in self._steps:
             if step.accepted is None:
                 step.accepted = accepted
                 self._tell()
-                return
+                return step.strategy
+        return None
 
     def _close(self, step: _Step, now: float) -> None:
         ended = now if step.ended is None else step.ended
