@@ -34,6 +34,7 @@ MODULES = (
     "sampler",
     "scheduler",
     "server_args",
+    "tokenizer_manager",
     "unquant",
     "weight_updater",
 )

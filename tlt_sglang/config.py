@@ -43,6 +43,10 @@ class Config:
     """No speculation for more running requests than this."""
     ngram_memory_mb: int = 64
     """Of the n-gram index, where n-grams are among several strategies."""
+    events: str | None = None
+    """File that the event log is appended to."""
+    trace: str | None = None
+    """File for what the policy is asked and told, to replay it."""
 
     def __post_init__(self) -> None:
         pool = self.pool
@@ -146,7 +150,11 @@ def from_fields(fields: Any, source: str) -> Config:
     memory = fields.get("ngram_memory_mb", Config.ngram_memory_mb)
     if type(memory) is not int or not 1 <= memory <= 2**20:
         raise ConfigError(f"{source} gives {memory!r} as ngram_memory_mb; write 1 or more.")
-    return Config(tuple(text.strip() for text in strategies), policy, most, memory)
+    files = {name: fields.get(name) for name in ("events", "trace")}
+    for name, path in files.items():
+        if path is not None and (not isinstance(path, str) or not path):
+            raise ConfigError(f"{source} gives {path!r} as {name}; write the path of a file.")
+    return Config(tuple(text.strip() for text in strategies), policy, most, memory, **files)
 
 
 def engine_device(environ: Mapping[str, str] = os.environ) -> Device:

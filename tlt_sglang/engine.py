@@ -7,14 +7,17 @@ SGLang's scheduler once that has been built. Imports nothing of SGLang.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from tlt_sglang import __version__
 from tlt_sglang.config import Config, Device
+from tlt_sglang.errors import ConfigError
 from tlt_sglang.patcher import Patcher
+from tlt_sglang.strategy.arms import Strategy, parse
+from tlt_sglang.telemetry import EventLog, Metrics, Sink, Telemetry
 
 
 @dataclass
@@ -27,10 +30,8 @@ class Engine:
     scheduler: Any = field(default=None, repr=False)
     rollout: Any = field(default=None, repr=False)
     """`tlt_sglang.rollout.Rollout`, where there are several strategies."""
-    rounds: int = 0
-    """Verify steps so far, one for each request of a batch."""
-    committed: int = 0
-    """Tokens those steps committed."""
+    telemetry: Telemetry | None = field(default=None, repr=False)
+    """Where SGLang verifies drafts."""
 
     def attach(self, scheduler: Any) -> None:
         """Called when SGLang's scheduler stands; every patch must be in force by now.
@@ -39,6 +40,9 @@ class Engine:
         """
         self.patcher.verify()
         self.scheduler = scheduler
+        if self.telemetry is None and scheduler.draft_worker is not None:
+            strategy = parse(str(_speculation(scheduler)["strategy"]))
+            self.telemetry = self._telemetry([strategy])
 
     def begin_rollout(self, worker: Any) -> None:
         """SGLang's EAGLE worker stands; several strategies get their states now."""
@@ -48,16 +52,33 @@ class Engine:
         from tlt_sglang.rollout import Rollout, agreed
         from tlt_sglang.strategy import policies
         from tlt_sglang.strategy.driver import Driver
+        from tlt_sglang.strategy.trace import Recorded
 
-        driver = Driver(agreed(policies.make(self.config, pool), pool))
-        self.rollout = Rollout(worker, driver, pool, self.config.ngram_memory_mb)
+        policy = policies.make(self.config, pool)
+        if self.config.trace is not None and _first_rank():
+            policy = Recorded(policy, _trace(self.config.trace))
+        self.telemetry = self._telemetry(pool)
+        driver = Driver(agreed(policy, pool))
+        self.rollout = Rollout(worker, driver, pool, self.config.ngram_memory_mb, self.telemetry)
+
+    def _telemetry(self, strategies: Sequence[Strategy]) -> Telemetry:
+        """With what the configuration and SGLang's flags ask for, on one rank."""
+        from sglang.srt.runtime_context import get_observability
+
+        sinks: list[Sink] = []
+        if _first_rank():
+            if self.config.events is not None:
+                sinks.append(EventLog(self.config.events))
+            if get_observability().enable_metrics:
+                sinks.append(Metrics())
+        return Telemetry(strategies, sinks)
 
     def observe(self, num_correct_drafts: Sequence[int]) -> None:
         """A verify step is complete: drafts accepted per request, the bonus token not counted."""
-        self.rounds += len(num_correct_drafts)
-        self.committed += len(num_correct_drafts) + sum(num_correct_drafts)
         if self.rollout is not None:
             self.rollout.verified(num_correct_drafts)
+        elif self.telemetry is not None:
+            self.telemetry.step(next(iter(self.telemetry.tallies)), num_correct_drafts)
 
     def status(self) -> dict[str, Any]:
         """What `GET /tlt/status` reports for this process; JSON-able."""
@@ -66,10 +87,19 @@ class Engine:
             status |= _speculation(self.scheduler)
             if self.rollout is not None:
                 status |= {"policy": self.config.policy} | self.rollout.report()
-            status["rounds"] = self.rounds
-            if self.rounds:
-                status["accept_length"] = round(self.committed / self.rounds, 4)
+            status |= self._figures()
         return status
+
+    def _figures(self) -> dict[str, Any]:
+        if self.telemetry is None:
+            return {"rounds": 0}
+        tallies = self.telemetry.tallies.values()
+        rounds = sum(tally.rounds for tally in tallies)
+        told: dict[str, Any] = {"strategies": self.telemetry.report(), "rounds": rounds}
+        if rounds:
+            accepted = sum(tally.accepted for tally in tallies)
+            told["accept_length"] = round(1 + accepted / rounds, 4)
+        return told
 
 
 current: Engine | None = None
@@ -87,6 +117,23 @@ def versions() -> dict[str, str]:
     return {"tlt_sglang": __version__} | {
         name: version(name) for name in ("sglang", "torch", "transformers")
     }
+
+
+def _first_rank() -> bool:
+    """Whether this is the first process of its tensor-parallel group."""
+    from sglang.srt.runtime_context import get_parallel
+
+    return bool(get_parallel().tp_group.is_first_rank)
+
+
+def _trace(path: str) -> Callable[[str], object]:
+    """What writes a line of the policy's trace; raises ConfigError if it cannot."""
+    try:
+        return open(path, "w", buffering=1, encoding="utf-8").write
+    except OSError as error:
+        raise ConfigError(
+            f"The trace {path} cannot be written ({error.strerror}); give --tlt-trace another file."
+        ) from error
 
 
 def _speculation(scheduler: Any) -> dict[str, Any]:

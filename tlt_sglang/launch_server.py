@@ -99,6 +99,17 @@ def _parser() -> flags.Parser:
         help="memory of the n-gram index among several strategies (default: 64)",
     )
     group.add_argument(
+        "--tlt-events",
+        metavar="FILE",
+        help="append an event log to this file, in JSON lines: changes of strategy, and what each "
+        "strategy did in every second",
+    )
+    group.add_argument(
+        "--tlt-trace",
+        metavar="FILE",
+        help="write what the policy is asked and told to this file, from which it can be replayed",
+    )
+    group.add_argument(
         "--tlt-config",
         metavar="FILE",
         help="TOML file with these settings (as TLT_CONFIG does); turns TLT on",
@@ -148,7 +159,7 @@ def _config(ours: argparse.Namespace) -> Config | None:
     given: dict[str, Any] = {}
     if ours.tlt_strategies is not None:
         given["strategies"] = tuple(name.strip() for name in ours.tlt_strategies.split(","))
-    for name in ("policy", "max_batch", "ngram_memory_mb"):
+    for name in ("policy", "max_batch", "ngram_memory_mb", "events", "trace"):
         value = getattr(ours, f"tlt_{name}")
         if value is not None:
             given[name] = value

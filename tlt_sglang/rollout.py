@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,22 +29,19 @@ from tlt_sglang.graphs.states import States
 from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.driver import Driver
 from tlt_sglang.strategy.policy import Agreed, Policy
-
-
-@dataclass(slots=True)
-class Tally:
-    """What became of a strategy's steps, a request of a batch at a time."""
-
-    rounds: int = 0
-    proposed: int = 0
-    accepted: int = 0
+from tlt_sglang.telemetry import Telemetry
 
 
 class Rollout:
     """Of one engine with more than one strategy."""
 
     def __init__(
-        self, worker: Any, driver: Driver, strategies: Sequence[Strategy], ngram_memory_mb: int
+        self,
+        worker: Any,
+        driver: Driver,
+        strategies: Sequence[Strategy],
+        ngram_memory_mb: int,
+        telemetry: Telemetry,
     ) -> None:
         self.states = States(worker, strategies)
         self._ngram_memory_mb = ngram_memory_mb
@@ -53,8 +49,7 @@ class Rollout:
         self.ngrams = NgramIndex(ngram_memory_mb) if drafts_ngrams else None
         self.driver = driver
         self.backlog = Backlog()
-        self.tallies: dict[Strategy, Tally] = {arm: Tally() for arm in strategies}
-        self.switches = 0
+        self.telemetry = telemetry
         self.switch_seconds = 0.0
         """In all switches together."""
 
@@ -64,10 +59,10 @@ class Rollout:
         """A decode step of so many requests begins."""
         strategy = self.driver.begin(batch_size)
         if strategy != self.states.current:
-            self.switches += 1
             started = time.perf_counter()
             self.states.switch(strategy)
             self.switch_seconds += time.perf_counter() - started
+            self.telemetry.switched(strategy, batch_size)
 
     def draft(self, original: Callable[[Any], Any], batch: Any) -> Any:
         """The verify input of a strategy that drafts; `original` is the drafter's own."""
@@ -84,6 +79,8 @@ class Rollout:
 
     def draft_extend(self, original: Callable[[], Any], batch: Any, result: Any) -> None:
         """After a verify step; fills `result.next_draft_input`."""
+        # From these SGLang counts what each request had verified, and so what was proposed.
+        result.cap_lens = torch.full_like(result.accept_lens, self.states.current.num_draft_tokens)
         if self.states.current.drafter in ("off", "ngram"):
             self._put_off(batch, result)
         else:
@@ -102,16 +99,12 @@ class Rollout:
     def verified(self, accepted: Sequence[int]) -> None:
         """Drafts accepted for each request in the oldest step that is not told yet."""
         strategy = self.driver.outcome(accepted)
-        if strategy is None:
-            return
-        tally = self.tallies[strategy]
-        tally.rounds += len(accepted)
-        tally.proposed += len(accepted) * (strategy.num_draft_tokens - 1)
-        tally.accepted += sum(accepted)
+        if strategy is not None:
+            self.telemetry.step(strategy, accepted)
 
     def pin(self, place: int) -> None:
         """Use the strategy at this place of the pool from now on; -1: what the policy chooses."""
-        self.driver.pinned = None if place < 0 else list(self.tallies)[place]
+        self.driver.pinned = None if place < 0 else self.states.strategies[place]
 
     def flush(self) -> None:
         """Forget what n-grams were seen, as SGLang forgets prefixes."""
@@ -122,16 +115,7 @@ class Rollout:
         """For `GET /tlt/status`."""
         return {
             "strategy": str(self.states.current),
-            "strategies": {
-                str(arm): {
-                    "rounds": tally.rounds,
-                    "proposed": tally.proposed,
-                    "accepted": tally.accepted,
-                    "verified": tally.rounds * arm.num_draft_tokens,
-                }
-                for arm, tally in self.tallies.items()
-            },
-            "switches": self.switches,
+            "switches": self.telemetry.switches,
             "switch_seconds": round(self.switch_seconds, 6),
             "pinned": None if self.driver.pinned is None else str(self.driver.pinned),
         }

@@ -33,7 +33,8 @@ class States:
                 speculative_num_steps=depth_of(strategy),
                 speculative_num_draft_tokens=strategy.num_draft_tokens,
             )
-        self.current = next(iter(self._states))
+        self.strategies = tuple(self._states)
+        self.current = self.strategies[0]
         self._apply(self.current)
 
     def switch(self, strategy: Strategy) -> None:

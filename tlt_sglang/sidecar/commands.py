@@ -35,6 +35,8 @@ def _data(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines")
     parser.add_argument("--instructions", type=_amount, default=1000, metavar="N",
                         help="made up by the model (default: 1000)")  # fmt: skip
+    parser.add_argument("--composed", type=_amount, default=500, metavar="N",
+                        help="composed of forms and subjects (default: 500)")  # fmt: skip
     parser.add_argument("--reasoning", type=_amount, default=500, metavar="N",
                         help="problems of reasoning-gym (default: 500)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
@@ -46,7 +48,15 @@ def _data(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     from tlt_sglang.sidecar.make_prompts import make_prompts
 
-    make_prompts(args.model, args.out, args.instructions, args.reasoning, args.seed, args.at_once)
+    make_prompts(
+        args.model,
+        args.out,
+        instructions=args.instructions,
+        composed=args.composed,
+        reasoning=args.reasoning,
+        seed=args.seed,
+        at_once=args.at_once,
+    )
 
 
 def _train(argv: Sequence[str]) -> None:

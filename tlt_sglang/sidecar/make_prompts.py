@@ -1,4 +1,4 @@
-"""`tlt data`: write prompts for `tlt train`, made by the target itself and by reasoning-gym."""
+"""`tlt data`: write prompts for `tlt train`: of the target itself, composed, of reasoning-gym."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from tlt_sglang.errors import EnvironmentProblem
 from tlt_sglang.models import resolve_model
-from tlt_sglang.sidecar import generate, prompts
+from tlt_sglang.sidecar import generate, prompts, requests
 from tlt_sglang.sidecar.corpus import Prompt
 from tlt_sglang.sidecar.progress import Bar, say
 from tlt_sglang.sidecar.target import Target
@@ -22,7 +22,14 @@ INSTRUCTION_TOKENS = 160
 
 
 def make_prompts(
-    model: str, out: Path, instructions: int, reasoning: int, seed: int, at_once: int
+    model: str,
+    out: Path,
+    *,
+    instructions: int,
+    composed: int,
+    reasoning: int,
+    seed: int,
+    at_once: int,
 ) -> None:
     """Write `out`, in a random order. Raises EnvironmentProblem where that cannot be done."""
     lines: list[dict[str, Any]] = [
@@ -34,6 +41,10 @@ def make_prompts(
             {"messages": [{"role": "user", "content": text}], "kind": "instruction"}
             for text in _instructions(model, instructions, at_once)
         ]
+    lines += [
+        {"messages": [{"role": "user", "content": text}], "kind": "instruction"}
+        for text in requests.compose(composed, seed)
+    ]
     random.Random(seed).shuffle(lines)
     # One in four without the chat template, as many an RL prompt is.
     lines[::4] = [
@@ -54,14 +65,14 @@ def _instructions(model: str, count: int, at_once: int) -> list[str]:
     start = Prompt(tuple(target.encode(prompts.user_turn(target.tokenizer))), "instruction")
     found: dict[str, None] = {}
 
-    def requests() -> Iterator[generate.Request]:
+    def wanted() -> Iterator[generate.Request]:
         for _ in range(3 * count):
             if len(found) >= count:
                 return
             yield generate.Request(start, 1.0, INSTRUCTION_TOKENS)
 
     with generate.serve(path, at_once, say) as server, Bar("instructions", count) as bar:
-        for response in server.answers(requests()):
+        for response in server.answers(wanted()):
             ended = len(response.output) < INSTRUCTION_TOKENS
             text = target.tokenizer.decode(response.output, skip_special_tokens=True)
             if ended and (message := prompts.clean_instruction(text)) and message not in found:

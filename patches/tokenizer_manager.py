@@ -1,0 +1,31 @@
+"""sglang.srt.managers.tokenizer_manager, in the main process: drafts as they were proposed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlt_sglang.patching import wraps_upstream
+
+
+@wraps_upstream(
+    "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
+    why="SGLang reckons with one number of draft tokens, the largest, for every step",
+    remove_when="SGLang counts the drafts that were proposed",
+    process="main",
+    digests={"0.5.23": "aa6dfb5ca1241c09"},
+)
+def calculate_spec_decoding_metrics(
+    original: Any, manager: Any, meta_info: dict[str, Any], recv_obj: Any, i: int
+) -> None:
+    original(manager, meta_info, recv_obj, i)
+    verified = getattr(recv_obj, "spec_num_cap_tokens", None)
+    if "spec_verify_ct" not in meta_info or not verified or not verified[i]:
+        return
+    # Each step verifies one token that is no draft.
+    proposed = verified[i] - meta_info["spec_verify_ct"]
+    meta_info["spec_num_proposed_drafts"] = proposed
+    accepted = meta_info["spec_num_correct_drafts"]
+    meta_info["spec_accept_rate"] = accepted / proposed if proposed else 0.0
+
+
+PATCHES = (calculate_spec_decoding_metrics,)
