@@ -16,6 +16,7 @@ from tlt_sglang.config import Config, Device
 from tlt_sglang.cpu import memory, ranks
 from tlt_sglang.drafters import checkpoint
 from tlt_sglang.errors import ConfigError
+from tlt_sglang.graphs.planned import planned
 from tlt_sglang.strategy.arms import Strategy
 
 DEFAULT_NGRAM = Strategy("ngram", num_draft_tokens=8)
@@ -71,9 +72,41 @@ def native_fields(config: Config, args: Arguments, device: Device) -> dict[str, 
             "leave one of the two out."
         )
     fields = strategy_fields(choose(config, args), args)
+    _check_limits(config, args)
     if device == "cpu":
         fields |= _cpu_fields(args)
     return fields
+
+
+def _check_limits(config: Config, args: Arguments) -> None:
+    """Refuse strategies beyond the KV pool or the drafter, and a budget without room for graphs.
+
+    What cannot be told from files and flags alone is left to the engine.
+    """
+    target = checkpoint.read_config(args.model_path, "model")
+    path = args.speculative_draft_model_path
+    drafter = None if path is None else checkpoint.read_config(path, "drafter")
+    vocab = (drafter or {}).get("draft_vocab_size") or (drafter or {}).get("vocab_size")
+    for arm in config.pool:
+        if arm.drafter == "off":
+            continue
+        if arm.num_steps and isinstance(vocab, int) and arm.topk > vocab:
+            raise ConfigError(
+                f"Strategy {arm} keeps {arm.topk} branches, and the drafter {path!r} knows {vocab} "
+                "tokens; lower TOPK."
+            )
+        requests = args.max_running_requests or 1
+        slots = requests * max(arm.num_draft_tokens, arm.num_steps * arm.topk)
+        if args.max_total_tokens is not None and slots > args.max_total_tokens:
+            raise ConfigError(
+                f"Strategy {arm} takes {slots} KV slots in a step of {requests} requests, and "
+                f"--max-total-tokens {args.max_total_tokens} is all there are; raise it, or lower "
+                "--max-running-requests."
+            )
+    if config.graph_memory_gb is not None and target is not None and len(config.pool) > 1:
+        known = vocab if isinstance(vocab, int) else None
+        budget = config.graph_memory_gb
+        planned(config.pool, checkpoint.text_part(target), draft_vocab=known, budget_gb=budget)
 
 
 def default_pool(args: Arguments) -> tuple[str, ...]:

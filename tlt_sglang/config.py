@@ -43,6 +43,8 @@ class Config:
     """No speculation for more running requests than this."""
     ngram_memory_mb: int = 64
     """Of the n-gram index, where n-grams are among several strategies."""
+    graph_memory_gb: float | None = None
+    """Of captured graphs, by the plan's reckoning (`tlt plan`); None: as much as they take."""
     events: str | None = None
     """File that the event log is appended to."""
     trace: str | None = None
@@ -150,11 +152,14 @@ def from_fields(fields: Any, source: str) -> Config:
     memory = fields.get("ngram_memory_mb", Config.ngram_memory_mb)
     if type(memory) is not int or not 1 <= memory <= 2**20:
         raise ConfigError(f"{source} gives {memory!r} as ngram_memory_mb; write 1 or more.")
+    budget = fields.get("graph_memory_gb")
+    if budget is not None and (type(budget) not in (int, float) or not 0 < budget < 1e6):
+        raise ConfigError(f"{source} gives {budget!r} as graph_memory_gb; write gigabytes.")
     files = {name: fields.get(name) for name in ("events", "trace")}
     for name, path in files.items():
         if path is not None and (not isinstance(path, str) or not path):
             raise ConfigError(f"{source} gives {path!r} as {name}; write the path of a file.")
-    return Config(tuple(text.strip() for text in strategies), policy, most, memory, **files)
+    return Config(tuple(text.strip() for text in strategies), policy, most, memory, budget, **files)
 
 
 def engine_device(environ: Mapping[str, str] = os.environ) -> Device:

@@ -6,6 +6,7 @@ SGLang's scheduler once that has been built. Imports nothing of SGLang.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,13 @@ from typing import Any
 from tlt_sglang import __version__
 from tlt_sglang.config import Config, Device
 from tlt_sglang.errors import ConfigError
+from tlt_sglang.graphs.plan import Plan
+from tlt_sglang.graphs.planned import BATCH_SIZES, described, planned
 from tlt_sglang.patcher import Patcher
 from tlt_sglang.strategy.arms import Strategy, parse
 from tlt_sglang.telemetry import EventLog, Metrics, Sink, Telemetry
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,17 +54,49 @@ class Engine:
         pool = self.config.pool
         if len(pool) < 2:
             return
+        from tlt_sglang.graphs.states import States
         from tlt_sglang.rollout import Rollout, agreed
         from tlt_sglang.strategy import policies
         from tlt_sglang.strategy.driver import Driver
         from tlt_sglang.strategy.trace import Recorded
 
-        policy = policies.make(self.config, pool)
+        plan = self._plan(worker)
+        policy = policies.make(self.config, pool, plan.strategies if plan else None)
         if self.config.trace is not None and _first_rank():
             policy = Recorded(policy, _trace(self.config.trace))
         self.telemetry = self._telemetry(pool)
         driver = Driver(agreed(policy, pool))
-        self.rollout = Rollout(worker, driver, pool, self.config.ngram_memory_mb, self.telemetry)
+        states = States(worker, pool, plan.captured() if plan else None)
+        self.rollout = Rollout(states, driver, self.config.ngram_memory_mb, self.telemetry)
+
+    def _plan(self, worker: Any) -> Plan | None:
+        """Which graphs the strategies get, told in the log as a table.
+
+        None where nothing is to be planned: on CPU, which has no graphs, and for a model of which
+        the sizes are not known.
+        """
+        from sglang.srt.runtime_context import get_exec
+
+        most = worker.target_worker.model_runner.max_running_requests
+        sizes = get_exec().graph.cuda_graph_bs_decode or BATCH_SIZES
+        try:
+            plan = planned(
+                self.config.pool,
+                worker.target_worker.model_config.hf_text_config.to_dict(),
+                draft_vocab=worker._draft_worker.draft_runner.model_config.vocab_size,
+                batch_sizes=sorted({min(size, most) for size in sizes}),
+                max_batch=self.config.max_batch,
+                budget_gb=self.config.graph_memory_gb,
+            )
+        except ConfigError as error:
+            if self.config.graph_memory_gb is not None:
+                raise
+            logger.info("No plan of graphs: %s", error)
+            return None
+        on_cpu = self.device == "cpu"
+        said = "none is captured on CPU" if on_cpu else "captured as planned"
+        logger.info("Graphs, %s:\n%s", said, described(plan))
+        return None if on_cpu else plan
 
     def _telemetry(self, strategies: Sequence[Strategy]) -> Telemetry:
         """With what the configuration and SGLang's flags ask for, on one rank."""

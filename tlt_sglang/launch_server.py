@@ -99,6 +99,13 @@ def _parser() -> flags.Parser:
         help="memory of the n-gram index among several strategies (default: 64)",
     )
     group.add_argument(
+        "--tlt-graph-memory-gb",
+        type=float,
+        metavar="GB",
+        help="memory of captured graphs on CUDA; where it is short, what costs the least expected "
+        "throughput is left out (see tlt plan)",
+    )
+    group.add_argument(
         "--tlt-events",
         metavar="FILE",
         help="append an event log to this file, in JSON lines: changes of strategy, and what each "
@@ -159,7 +166,7 @@ def _config(ours: argparse.Namespace) -> Config | None:
     given: dict[str, Any] = {}
     if ours.tlt_strategies is not None:
         given["strategies"] = tuple(name.strip() for name in ours.tlt_strategies.split(","))
-    for name in ("policy", "max_batch", "ngram_memory_mb", "events", "trace"):
+    for name in ("policy", "max_batch", "ngram_memory_mb", "graph_memory_gb", "events", "trace"):
         value = getattr(ours, f"tlt_{name}")
         if value is not None:
             given[name] = value

@@ -36,16 +36,11 @@ class Rollout:
     """Of one engine with more than one strategy."""
 
     def __init__(
-        self,
-        worker: Any,
-        driver: Driver,
-        strategies: Sequence[Strategy],
-        ngram_memory_mb: int,
-        telemetry: Telemetry,
+        self, states: States, driver: Driver, ngram_memory_mb: int, telemetry: Telemetry
     ) -> None:
-        self.states = States(worker, strategies)
+        self.states = states
         self._ngram_memory_mb = ngram_memory_mb
-        drafts_ngrams = any(arm.drafter == "ngram" for arm in strategies)
+        drafts_ngrams = any(arm.drafter == "ngram" for arm in states.strategies)
         self.ngrams = NgramIndex(ngram_memory_mb) if drafts_ngrams else None
         self.driver = driver
         self.backlog = Backlog()

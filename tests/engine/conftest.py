@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fitting import fit_drafters
+from fitting import Tiny, fit_drafters, make_tiny
 from identity import Reference
 from prompts import prompts
 from servers import MODEL, Server, Servers, can_bind, model_folder
@@ -78,6 +78,12 @@ def drafters(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> 
     """Folders of an EAGLE and an EAGLE-3 drafter that know the reference by heart."""
     folder = tmp_path_factory.mktemp("drafters")
     return fit_drafters(folder, model_folder(MODEL), reference.texts())
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A target with steps of milliseconds, where thousands are needed."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -9,17 +9,56 @@ They know the texts they were fitted to by heart and are good for nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import make_drafter
+from tiny import make_drafter, make_target
 from transformers import AutoModelForCausalLM
 
 RIDGE = 1e-3
 FAINT = 1e-3
 """Scale of what attention and MLP add to the residual stream."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny random target, what transformers makes of it, and drafters fitted to it."""
+
+    path: str
+    model: Any
+    drafters: dict[str, str]
+    vocab: int = 24
+
+    def greedy(self, prompts: torch.Tensor, length: int) -> list[list[int]]:
+        """What it says to each of `prompts` [B, T]."""
+        said = self.model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=False,
+            max_new_tokens=length, min_new_tokens=length, eos_token_id=None,
+        )  # fmt: skip
+        rows: list[list[int]] = said[:, prompts.shape[1] :].tolist()
+        return rows
+
+
+def make_tiny(folder: Path) -> Tiny:
+    """In `folder`: checkpoints of the target and of both kinds of drafters."""
+    path = make_target(folder / "target", "llama", Tiny.vocab)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".layers." in name and parameter.dim() == 2:
+                parameter.mul_(8)  # so that a token depends on all before it
+    model.save_pretrained(path)
+    torch.manual_seed(0)
+    prompts = torch.randint(3, Tiny.vocab, (256, 4))
+    sampled = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0,
+        max_new_tokens=24, min_new_tokens=24,
+    )  # fmt: skip
+    texts = [(row[:4].tolist(), row[4:].tolist()) for row in sampled]
+    return Tiny(str(path), model, fit_drafters(folder, path, texts))
 
 
 def fit_drafters(

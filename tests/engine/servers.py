@@ -37,7 +37,7 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     # Threads that wait for each other go to sleep soon. By default they spin, and where another
     # program holds one of the cores a step then takes ten times as long.
-    "GOMP_SPINCOUNT": "2000",
+    "GOMP_SPINCOUNT": "20000",
 }
 
 

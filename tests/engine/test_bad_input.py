@@ -74,6 +74,18 @@ CASES = {
         "contradicts the strategy off",
     ),
     "upstream's adaptive": (["--speculative-adaptive"], "contradicts --adaptive-spec"),
+    "a strategy too large": (
+        ["--tlt-strategies", "ngram:32", "--max-running-requests", "8", "--max-total-tokens", "99"],
+        "takes 256 KV slots in a step of 8 requests",
+    ),
+    "no room for graphs": (
+        [
+            *("--speculative-draft-model-path", "{}/eagle3"),
+            *("--tlt-strategies", "off,eagle3:3x1x4", "--tlt-graph-memory-gb", "0.001"),
+        ],
+        "--tlt-graph-memory-gb 0.001 is not possible",
+    ),
+    "no such folder for events": (["--tlt-events", ""], "write the path of a file"),
     "no memory": (["--max-total-tokens", "100000000000"], "GiB of memory are free"),
     "no tokens": (["--max-total-tokens", "0"], "leaves no room"),
     "no requests": (["--max-running-requests", "0"], "serves nobody"),

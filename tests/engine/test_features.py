@@ -417,10 +417,13 @@ def test_retraction(tight: Server, reference: Reference, record_property: Record
         for i, (prompt, output) in enumerate(reference.texts())
         if EOS not in output and len(prompt) < 100
     ]
-    prompts = [reference.prompts[i] for i in endless]
+    endless *= 2  # more than the pool holds at their full length, whichever of them are first
     before = tight.log().count("Retract requests")
-    together = len(prompts)  # more than the pool holds at their full length
-    answers = tight.generate_all(prompts, at_once=together, max_new_tokens=LENGTH, ignore_eos=False)
+    body = {
+        "input_ids": [reference.prompts[i] for i in endless],
+        "sampling_params": {"temperature": 0.0, "max_new_tokens": LENGTH},
+    }
+    answers = tight.post("/generate", body)  # in one request, so that they begin together
     assert tight.log().count("Retract requests") > before
     retractions = [answer["meta_info"]["num_retractions"] for answer in answers]
     record_property("retractions", sum(retractions))

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from distribution import Joint, Sampling, joint, p_value
-from fitting import fit_drafters
+from fitting import Tiny
 from servers import Server, Servers, model_folder
-from tiny import make_target
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-VOCAB = 24
 LENGTH = 3
 SAMPLES = 4000
 AT_ONCE = 500
@@ -45,38 +42,6 @@ WAYS = {
     "min-p": Sampling(min_p=0.2),
     "all": FILTERED,
 }
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A tiny target, what transformers makes of it, and its drafters."""
-
-    path: str
-    model: torch.nn.Module
-    drafters: dict[str, str]
-
-    def joint(self, prompt: Sequence[int], sampling: Sampling) -> Joint:
-        return joint(self.model, prompt, LENGTH, sampling)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folder = tmp_path_factory.mktemp("tiny")
-    path = make_target(folder / "target", "llama", VOCAB)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".layers." in name and parameter.dim() == 2:
-                parameter.mul_(8)  # so that a token depends on all before it
-    model.save_pretrained(path)
-    torch.manual_seed(0)
-    prompts = torch.randint(3, VOCAB, (256, 4))
-    sampled = model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0,
-        max_new_tokens=24, min_new_tokens=24,
-    )  # fmt: skip
-    texts = [(row[:4].tolist(), row[4:].tolist()) for row in sampled]
-    return Tiny(str(path), model, fit_drafters(folder, path, texts))
 
 
 def start(servers: Servers, tiny: Tiny, strategy: str) -> Server:
@@ -134,7 +99,7 @@ def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, w
     prompt = REPEATING if strategy.startswith("ngram") else PROMPT
     answers = drawn(server, prompt, sampling)
     accepted = sum(answer["meta_info"]["spec_num_correct_drafts"] for answer in answers)
-    p = p_value(tiny.joint(prompt, sampling), tokens(answers))
+    p = p_value(joint(tiny.model, prompt, LENGTH, sampling), tokens(answers))
     print(f"{strategy} {way}: p = {p:.3g}, {accepted / SAMPLES:.2f} drafts accepted a sample")
     assert accepted > SAMPLES / 10, "next to nothing was accepted, so next to nothing was tested"
     assert p > UNLIKELY.get(strategy, 0.01)
@@ -153,7 +118,7 @@ def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, w
 def test_the_check_can_fail(servers: Servers, tiny: Tiny, strategy: str, other: Sampling) -> None:
     """Plain samples are told from those of a distribution close by."""
     answers = drawn(start(servers, tiny, strategy), PROMPT, PLAIN)
-    assert p_value(tiny.joint(PROMPT, other), tokens(answers)) < 1e-6
+    assert p_value(joint(tiny.model, PROMPT, LENGTH, other), tokens(answers)) < 1e-6
 
 
 def test_the_check_is_exact() -> None:
@@ -192,13 +157,9 @@ def test_greedy_and_sampled_requests_in_one_batch(
     greedy = {"temperature": 0.0, "max_new_tokens": LENGTH, "ignore_eos": True}
     mixed = [parameters for one in sampled for parameters in (one, greedy)]
     answers = tokens(draw(server, PROMPT, mixed))
-    prompt = torch.tensor([PROMPT])
-    expected = tiny.model.generate(  # type: ignore[operator]
-        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=LENGTH,
-        min_new_tokens=LENGTH, eos_token_id=None,
-    )[0, len(PROMPT) :].tolist()  # fmt: skip
+    expected = tiny.greedy(torch.tensor([PROMPT]), LENGTH)[0]
     assert answers[1::2] == [expected] * len(sampled)
-    p = p_value(tiny.joint(PROMPT, PLAIN), answers[::2])
+    p = p_value(joint(tiny.model, PROMPT, LENGTH, PLAIN), answers[::2])
     print(f"{strategy} beside greedy requests: p = {p:.3g}")
     assert p > UNLIKELY.get(strategy, 0.01)
 
@@ -243,7 +204,7 @@ def rescore(server: Server, prompt: Sequence[int], output: Sequence[int]) -> tor
     )
     rows = answer["meta_info"]["input_token_logprobs"][-len(output) :]
     # SGLang reports the last token of the vocabulary as 0 here, its value is right all the same.
-    assert [token for _, token, _ in rows] == [t if t < VOCAB - 1 else 0 for t in output]
+    assert [token for _, token, _ in rows] == [t if t < Tiny.vocab - 1 else 0 for t in output]
     return torch.tensor([value for value, _, _ in rows])
 
 

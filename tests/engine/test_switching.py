@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import random
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import torch
+from fitting import Tiny
 from identity import LENGTH, Reference
 from servers import Servers
 
+from tlt_sglang.config import Config
+from tlt_sglang.strategy import policies
+from tlt_sglang.strategy.arms import parse
+from tlt_sglang.strategy.trace import replay
+
 POOL = "off,eagle:3x1x4,eagle:1x1x2,eagle:3x4x8,ngram:4"
+TINY = ("--skip-tokenizer-init", "--max-running-requests", "8", "--tlt-policy", "random")
 
 Record = Callable[[str, object], None]
 
@@ -51,3 +64,78 @@ def test_a_strategy_can_be_pinned(
     refused = server.request("POST", "/tlt/strategy", json={"strategy": "ngram:16"})
     assert refused.status_code == 400
     assert "does not have the strategy ngram:16" in refused.text
+
+
+def test_what_is_told_of_it(servers: Servers, tiny: Tiny, tmp_path: Path) -> None:
+    """Per request, in the event log, by Prometheus; and the trace replays to the same choices."""
+    events, trace = tmp_path / "events.jsonl", tmp_path / "trace.jsonl"
+    flags = ("--skip-tokenizer-init", "--enable-metrics")
+    ours = ("--tlt-events", str(events), "--tlt-trace", str(trace))
+    server = servers.get(POOL, *flags, *ours, model=tiny.path, drafter=tiny.drafters["eagle"])
+    server.post("/tlt/strategy", {"strategy": "eagle:3x1x4"})
+    chain = server.generate([5, 6, 7], 60)["meta_info"]
+    assert chain["spec_num_proposed_drafts"] == 3 * chain["spec_verify_ct"]
+    server.post("/tlt/strategy", {"strategy": "off"})
+    plain = server.generate([6, 7, 8], 60)["meta_info"]
+    assert plain["spec_num_proposed_drafts"] == 0
+    assert plain["spec_verify_ct"] == 59
+    assert plain["spec_accept_rate"] == 0
+    server.post("/tlt/strategy", {"strategy": None})
+    prompts = [[n, 7, 9] for n in range(3, 19)]
+    answers = server.generate_all(prompts, max_new_tokens=100)
+    told = server.status()["schedulers"][0]["strategies"].values()
+    infos = [chain, plain, *(answer["meta_info"] for answer in answers)]
+    for status, request in (
+        ("proposed", "spec_num_proposed_drafts"),
+        ("rounds", "spec_verify_ct"),
+    ):
+        assert sum(one[status] for one in told) == sum(info[request] for info in infos)
+    time.sleep(1)
+    server.generate([5, 6, 7], 8)  # ends the second
+    logged = [json.loads(line) for line in events.read_text().splitlines()]
+    seconds = [event["strategies"] for event in logged if event["event"] == "steps"]
+    summed = sum(tally["rounds"] for second in seconds for tally in second.values())
+    assert summed >= sum(one["rounds"] for one in told)
+    assert "eagle:3x1x4" in {event.get("strategy") for event in logged}
+    metrics = server.get("/metrics")
+    assert 'tlt_verified_tokens_total{strategy="off"}' in metrics
+    policy = policies.make(Config(), [parse(name) for name in POOL.split(",")])
+    choices = list(replay(policy, trace.read_text().splitlines(keepends=True)))
+    assert len(choices) > 100
+    assert all(then == now for then, now in choices)
+    servers.drop(server)
+
+
+def test_two_thousand_switches(servers: Servers, tiny: Tiny, record_property: Record) -> None:
+    """Requests of all lengths join and leave, some break off: nothing is said wrongly, or kept."""
+    longest, waves = 160, 0
+    chance = random.Random(0)
+    prompts = torch.randint(3, tiny.vocab, (48, 12), generator=torch.Generator().manual_seed(0))
+    expected = tiny.greedy(prompts, longest)
+    server = servers.get(POOL, *TINY, model=tiny.path, drafter=tiny.drafters["eagle"])
+    while server.status()["schedulers"][0]["switches"] < 2000:
+        lengths = [chance.randint(1, longest) for _ in prompts]
+        parameters = [
+            {"temperature": 0.0, "max_new_tokens": length, "ignore_eos": True} for length in lengths
+        ]
+        body = {"input_ids": prompts.tolist(), "sampling_params": parameters}
+        breaks_off = waves % 4 == 3
+        with ThreadPoolExecutor(1) as threads:
+            wave = threads.submit(server.post, "/generate", body)
+            if breaks_off:
+                time.sleep(0.5)
+                server.post("/abort_request", {"abort_all": True})
+            answers = wave.result()
+        for answer, wanted, length in zip(answers, expected, lengths, strict=True):
+            got = answer["output_ids"]
+            if not breaks_off:
+                assert len(got) == length
+            assert got == wanted[: len(got)]
+        waves += 1
+    used = server.status()["schedulers"][0]["strategies"]
+    record_property("waves", waves)
+    record_property("strategies", used)
+    assert waves > 4
+    assert all(told["rounds"] > 1000 for told in used.values())
+    assert used["eagle:3x4x8"]["accepted"] > used["eagle:3x4x8"]["rounds"] / 4
+    server.wait_until_idle()  # no KV slot is held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -490,3 +491,40 @@ def test_resolved_for_several_ranks_on_cpu() -> None:
     args = Flags(HUB, speculative_algorithm="NGRAM", tp_size=5000)
     assert "--tp-size 5000 needs a core" in message(check_resolved, Config(), args, "cpu")
     check_resolved(Config(), args, "cuda")
+
+
+# -- limits of a strategy --------------------------------------------------------------------------
+
+LIMITS = (
+    (
+        ("eagle3:3x8x16",), {"draft_vocab_size": 6}, {}, Config(),
+        "Strategy eagle3:3x8x16 keeps 8 branches, and the drafter {drafter!r} knows 6 tokens; "
+        "lower TOPK.",
+    ),
+    (
+        ("ngram:16",), {}, {"max_total_tokens": 100, "max_running_requests": 8}, Config(),
+        "Strategy ngram:16 takes 128 KV slots in a step of 8 requests, and --max-total-tokens 100 "
+        "is all there are; raise it, or lower --max-running-requests.",
+    ),
+    (
+        ("off", "eagle3:3x1x4"), {}, {}, Config(graph_memory_gb=0.0001),
+        "--tlt-graph-memory-gb 0.0001 is not possible: plain decoding alone takes 0.10 GB of "
+        "graphs, 0.00 GB are allowed; give more.",
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("strategies", "drafts", "given", "config", "sentence"), LIMITS)
+def test_a_strategy_beyond_what_there_is(
+    tmp_path: Path,
+    strategies: tuple[str, ...],
+    drafts: dict[str, Any],
+    given: dict[str, Any],
+    config: Config,
+    sentence: str,
+) -> None:
+    drafter = save_drafter(tmp_path / "drafter", "eagle3", **drafts)
+    model = save(tmp_path / "model", intermediate_size=128)
+    args = Flags(model, speculative_draft_model_path=drafter, **given)
+    config = dataclasses.replace(config, strategies=strategies)
+    assert message(native_fields, config, args, "cuda") == sentence.format(drafter=drafter)

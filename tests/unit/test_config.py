@@ -161,7 +161,7 @@ def test_what_is_no_table(fields: Any) -> None:
 def test_an_unknown_setting_is_named(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         from_fields({name: []}, "tlt.toml")
-    known = "strategies, policy, max_batch, ngram_memory_mb, events, trace"
+    known = "strategies, policy, max_batch, ngram_memory_mb, graph_memory_gb, events, trace"
     assert str(error.value) == f"tlt.toml has the unknown setting {name!r}; known ones: {known}."
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tlt_sglang.graphs import commands
 from tlt_sglang.graphs.plan import Graph, Use, needs, plan
+from tlt_sglang.graphs.planned import BATCH_SIZES
 from tlt_sglang.graphs.sizes import GPUS, Sizes, step_seconds, worth
 from tlt_sglang.strategy.arms import Strategy, parse
 
@@ -80,7 +81,7 @@ def test_an_eight_billion_model_as_in_the_paper() -> None:
     """Single 7.81 GB, naive 30.39, bucketed 10.69 (arXiv 2511.16665): the same order, and at most
     1.4 times the single one."""
     pool = [parse(t) for t in ("eagle3:8x10x64", "eagle3:6x8x48", "eagle3:5x6x32", "eagle3:4x4x16")]
-    sizes = [size for size in commands.BATCH_SIZES if size <= 128]
+    sizes = [size for size in BATCH_SIZES if size <= 128]
 
     def h100(arm: Strategy, size: int) -> float:
         return worth(SIZES, GPUS["h100"], arm, size)

@@ -1,4 +1,4 @@
-"""The command line of `tlt plan`, and the table that the engine prints at its start, too."""
+"""The command line of `tlt plan`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tlt_sglang.errors import ConfigError, FlagError, TltError
 from tlt_sglang.flags import Parser
-from tlt_sglang.graphs.plan import Plan, Use, plan
-from tlt_sglang.graphs.sizes import GPUS, Sizes, worth
+from tlt_sglang.graphs.plan import Plan
+from tlt_sglang.graphs.planned import BATCH_SIZES, described, planned
+from tlt_sglang.graphs.sizes import GPUS
 from tlt_sglang.strategy.arms import parse
 
-BATCH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 STRATEGIES = "eagle3:5x8x32,eagle3:4x4x16,eagle3:3x4x8,eagle3:3x1x4,ngram:8"
 
 
@@ -43,58 +43,22 @@ def _plan(argv: Sequence[str]) -> None:
         parser.print_help()
         return
     args = parser.parse_args(argv)
-    sizes = Sizes.of(_config(args.model), args.draft_vocab)
-    print(described(_made(args, sizes)))
+    print(described(_made(args)))
 
 
-def _made(args: argparse.Namespace, sizes: Sizes) -> Plan:
-    budget = args.tlt_graph_memory_gb
+def _made(args: argparse.Namespace) -> Plan:
     most = args.max_running_requests
     if most < 1:
         raise ConfigError(f"--max-running-requests {most} is no batch; give 1 or more.")
-    arms = [parse(text) for text in args.tlt_strategies.split(",")]
-    gpu = GPUS[args.gpu]
-    try:
-        return plan(
-            arms,
-            [size for size in BATCH_SIZES if size < most] + [most],
-            sizes.memory,
-            None if budget is None else int(budget * 1e9),
-            lambda arm, size: worth(sizes, gpu, arm, size),
-            max_batch=args.tlt_max_batch,
-        )
-    except ValueError as error:
-        raise ConfigError(f"--tlt-graph-memory-gb {budget:g} is not possible: {error}.") from error
-
-
-def described(made: Plan) -> str:
-    """The plan as a table, a line for each strategy, and what it takes and leaves out."""
-    arms = dict.fromkeys(use.strategy for use in [*made.uses, *made.dropped])
-    rows = [("strategy", "batch sizes", "dropped", "loss")]
-    for arm in arms:
-        gone = [use.batch_size for use in made.dropped if use.strategy == arm]
-        lost = sum(made.dropped[Use(arm, size)] for size in gone)
-        kept = [use.batch_size for use in made.uses if use.strategy == arm]
-        rows.append((str(arm), _spans(kept), _spans(gone), f"{100 * lost:.1f} %" if gone else ""))
-    widths = [max(len(row[at]) for row in rows) for at in range(4)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-             for row in rows]  # fmt: skip
-    lines.append("")
-    for name, size in (
-        ("naive: every strategy its own graphs", made.naive_bytes),
-        ("shared: each graph once", made.shared_bytes),
-        (f"chosen: {len(made.graphs)} graphs", made.bytes),
-    ):
-        lines.append(f"{name:38} {size / 1e9:7.2f} GB")
-    return "\n".join(lines)
-
-
-def _spans(batch_sizes: Sequence[int]) -> str:
-    """`1-8, 16`, in terms of the sizes that are captured at all."""
-    if not batch_sizes:
-        return "-"
-    first, last = min(batch_sizes), max(batch_sizes)
-    return str(first) if first == last else f"{first}-{last} ({len(batch_sizes)})"
+    return planned(
+        [parse(text) for text in args.tlt_strategies.split(",")],
+        _config(args.model),
+        draft_vocab=args.draft_vocab,
+        batch_sizes=[size for size in BATCH_SIZES if size < most] + [most],
+        max_batch=args.tlt_max_batch,
+        budget_gb=args.tlt_graph_memory_gb,
+        gpu=args.gpu,
+    )
 
 
 def _config(model: str) -> dict[str, object]:

@@ -64,8 +64,17 @@ class Plan:
     shared_bytes: int
 
     def strategies(self, batch_size: int) -> list[Strategy]:
-        """Those that can run at a batch of this size."""
-        return [use.strategy for use in self.uses if use.batch_size == batch_size]
+        """Those that can run at a batch of this size: in graphs of the next larger one."""
+        sizes = sorted({use.batch_size for use in self.uses})
+        fitting = next((size for size in sizes if size >= batch_size), sizes[-1])
+        return [use.strategy for use in self.uses if use.batch_size == fitting]
+
+    def captured(self) -> dict[Strategy, list[int]]:
+        """The batch sizes to capture for every strategy."""
+        found: dict[Strategy, list[int]] = {}
+        for use in self.uses:
+            found.setdefault(use.strategy, []).append(use.batch_size)
+        return found
 
 
 def needs(use: Use) -> tuple[Graph, ...]:

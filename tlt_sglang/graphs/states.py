@@ -5,12 +5,17 @@ SGLang's adaptive speculation swaps the resources of one number of draft steps f
 the same for whole strategies, topk included. The configuration that sizes SGLang's buffers stays at
 the pool's maximum; only the workers' own attributes change, so that a switch is some assignments.
 
-Runs in the scheduler process; knows SGLang's EAGLE workers by their attributes and imports nothing.
+What a plan leaves out is not captured, and what two strategies can share is captured once, where
+one of them needs no drafter: its graphs are then those of the other.
+
+Runs in the scheduler process; knows SGLang's EAGLE workers by their attributes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tlt_sglang.strategy.acceptance import depth_of
@@ -20,22 +25,68 @@ from tlt_sglang.strategy.arms import Strategy
 class States:
     """Of SGLang's `EAGLEWorkerV2`, one for each strategy."""
 
-    def __init__(self, worker: Any, strategies: Sequence[Strategy]) -> None:
-        """Build what is not there; captures graphs where SGLang does."""
+    def __init__(
+        self,
+        worker: Any,
+        strategies: Sequence[Strategy],
+        captured: Mapping[Strategy, list[int]] | None = None,
+    ) -> None:
+        """Build what is not there; captures graphs where SGLang does.
+
+        `captured`: the batch sizes to capture for each; None for those that SGLang captures.
+        """
         self.worker = worker
         draft = worker._draft_worker
         self.topk: int = draft.topk
         """Of the pool: as many drafts come out of every draft-extend."""
+        self._started = worker.speculative_num_steps, self.topk, worker.speculative_num_draft_tokens
         self._states: dict[Strategy, Any] = {}
-        for strategy in dict.fromkeys(strategies):
-            self._shape(strategy)
-            self._states[strategy] = worker.build_adaptive_runtime_state(
-                speculative_num_steps=depth_of(strategy),
-                speculative_num_draft_tokens=strategy.num_draft_tokens,
-            )
-        self.strategies = tuple(self._states)
+        self.strategies = tuple(dict.fromkeys(strategies))
+        with _as_sglang_builds(draft):
+            # Those of a drafter first, so that the others find what they can share.
+            for strategy in sorted(self.strategies, key=lambda arm: not arm.num_steps):
+                state = self._present(strategy) or self._shared(strategy)
+                self._states[strategy] = state or self._build(
+                    strategy, None if captured is None else captured.get(strategy, [])
+                )
         self.current = self.strategies[0]
         self._apply(self.current)
+
+    def _present(self, strategy: Strategy) -> Any:
+        """What SGLang has built for its own flags, if those are this strategy's."""
+        from sglang.srt.speculative.adaptive_runtime_state import SpecRuntimeState
+
+        worker, draft = self.worker, self.worker._draft_worker
+        if self._started != (depth_of(strategy), strategy.topk, strategy.num_draft_tokens):
+            return None
+        target = worker._target_worker.model_runner
+        return SpecRuntimeState(
+            speculative_num_steps=depth_of(strategy),
+            speculative_num_draft_tokens=strategy.num_draft_tokens,
+            draft_attn_backend=draft.draft_attn_backend,
+            cuda_graph_runner=draft.cuda_graph_runner,
+            target_attn_backend=target.attn_backend,
+            target_graph_runner=target.decode_cuda_graph_runner,
+            draft_extend_attn_backend=draft.draft_extend_attn_backend,
+            cuda_graph_runner_for_draft_extend=draft.cuda_graph_runner_for_draft_extend,
+        )
+
+    def _shared(self, strategy: Strategy) -> Any:
+        """The state of a strategy that verifies the same tokens, for one without a drafter."""
+        if strategy.num_steps:
+            return None
+        for other, state in self._states.items():
+            if (other.topk, other.num_draft_tokens) == (strategy.topk, strategy.num_draft_tokens):
+                return dataclasses.replace(state, speculative_num_steps=depth_of(strategy))
+        return None
+
+    def _build(self, strategy: Strategy, batch_sizes: list[int] | None) -> Any:
+        self._shape(strategy)
+        return self.worker.build_adaptive_runtime_state(
+            speculative_num_steps=depth_of(strategy),
+            speculative_num_draft_tokens=strategy.num_draft_tokens,
+            cuda_graph_bs=batch_sizes,
+        )
 
     def switch(self, strategy: Strategy) -> None:
         """Make `strategy` the one of the next step."""
@@ -64,3 +115,16 @@ class States:
             one.topk = strategy.topk
             one.speculative_num_steps = depth_of(strategy)
             one.speculative_num_draft_tokens = strategy.num_draft_tokens
+
+
+@contextlib.contextmanager
+def _as_sglang_builds(draft: Any) -> Iterator[None]:
+    """SGLang's own surroundings for building its runtime states."""
+    from sglang.srt.speculative import eagle_worker_v2 as upstream
+
+    with (
+        upstream.draft_tp_context(draft.parallel_layout),
+        upstream.speculative_moe_backend_context(),
+        upstream.speculative_moe_a2a_backend_context(),
+    ):
+        yield

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tlt_sglang.strategy.acceptance import Acceptance
 from tlt_sglang.strategy.arms import Strategy
@@ -35,7 +35,10 @@ STALE = 1000.0
 
 
 class CostModel:
-    """Raises ValueError without strategies. `dwell`: steps a choice is kept at least."""
+    """Raises ValueError without strategies.
+
+    `dwell`: steps a choice is kept at least; `possible`: strategies that a batch size can have.
+    """
 
     def __init__(
         self,
@@ -43,13 +46,14 @@ class CostModel:
         *,
         dwell: int = 2,
         max_batch: int | None = None,
+        possible: Callable[[int], Collection[Strategy]] | None = None,
         seed: int = 0,
     ) -> None:
         if not strategies:
             raise ValueError("there is no strategy to choose from")
         self.arms = tuple(dict.fromkeys(strategies))
         self.acceptance, self.costs = Acceptance(), Costs()
-        self._dwell, self._max_batch = dwell, max_batch
+        self._dwell, self._max_batch, self._possible = dwell, max_batch, possible
         self._chance = random.Random(seed)
         self._now = 0
         self._current = self.arms[0]
@@ -94,4 +98,7 @@ class CostModel:
         if self._max_batch is not None and batch_size > self._max_batch:
             plain = [arm for arm in self.arms if arm.drafter == "off"]
             return plain or self.arms
+        if self._possible is not None:
+            possible = self._possible(batch_size)
+            return [arm for arm in self.arms if arm in possible] or self.arms
         return self.arms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tlt_sglang.config import Config
 from tlt_sglang.errors import ConfigError
@@ -10,11 +10,25 @@ from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.beg_mab import BegMab
 from tlt_sglang.strategy.cost_model import CostModel
 from tlt_sglang.strategy.ema import Ema
-from tlt_sglang.strategy.policy import Fixed, Policy, Shuffle
+from tlt_sglang.strategy.policy import Fixed, Policy, Restricted, Shuffle
 
 
-def make(config: Config, strategies: Sequence[Strategy]) -> Policy:
-    """The policy of `config` over `strategies`; raises ConfigError where they do not suit it."""
+def make(
+    config: Config,
+    strategies: Sequence[Strategy],
+    possible: Callable[[int], Sequence[Strategy]] | None = None,
+) -> Policy:
+    """The policy of `config` over `strategies`, of which not all may be `possible` at a batch size.
+
+    Raises ConfigError where they do not suit it.
+    """
+    if config.policy == "cost-model":
+        return CostModel(strategies, max_batch=config.max_batch, possible=possible)
+    policy = _other(config, strategies)
+    return policy if possible is None else Restricted(policy, possible)
+
+
+def _other(config: Config, strategies: Sequence[Strategy]) -> Policy:
     most = config.max_batch
     try:
         if config.policy == "beg-mab":
@@ -23,8 +37,6 @@ def make(config: Config, strategies: Sequence[Strategy]) -> Policy:
             return Ema(strategies)
         if config.policy == "fixed":
             return Fixed(strategies[0])
-        if config.policy == "random":
-            return Shuffle(strategies)
-        return CostModel(strategies, max_batch=most)
+        return Shuffle(strategies)
     except ValueError as error:
         raise ConfigError(f"The policy {config.policy} cannot be used: {error}.") from error

@@ -81,6 +81,21 @@ class Shuffle:
 
 
 @dataclass(frozen=True)
+class Restricted:
+    """`policy`, but where its choice is not possible, the first strategy that is."""
+
+    policy: Policy
+    possible: Callable[[int], Sequence[Strategy]]
+
+    def choose(self, batch_size: int) -> Strategy:
+        chosen, possible = self.policy.choose(batch_size), self.possible(batch_size)
+        return chosen if chosen in possible or not possible else possible[0]
+
+    def observe(self, seen: Observation) -> None:
+        self.policy.observe(seen)
+
+
+@dataclass(frozen=True)
 class Agreed:
     """The same policy on every tensor-parallel rank, of which the first one's choice counts.
 

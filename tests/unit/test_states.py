@@ -1,0 +1,111 @@
+"""Which runtime states are built for a pool, and with which graphs; SGLang's worker is a mock."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tlt_sglang.graphs.states import States
+from tlt_sglang.strategy.arms import Strategy, parse
+
+OFF, CHAIN, TREE, NGRAM = Strategy("off"), *map(parse, ("eagle:3x1x4", "eagle:3x4x8", "ngram:4"))
+
+
+@dataclass
+class SpecRuntimeState:
+    """SGLang's, as far as it counts here."""
+
+    speculative_num_steps: int
+    speculative_num_draft_tokens: int
+    draft_attn_backend: Any = None
+    cuda_graph_runner: Any = None
+    target_attn_backend: Any = None
+    target_graph_runner: Any = None
+    draft_extend_attn_backend: Any = None
+    cuda_graph_runner_for_draft_extend: Any = None
+
+
+@dataclass
+class Worker:
+    """An EAGLE worker that was started for a tree."""
+
+    topk: int = 4
+    speculative_num_steps: int = 3
+    speculative_num_draft_tokens: int = 8
+    built: list[tuple[int, int, int, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.target = SimpleNamespace(attn_backend="started", decode_cuda_graph_runner="started")
+        self._target_worker = SimpleNamespace(model_runner=self.target)
+        self._draft_worker = SimpleNamespace(
+            topk=4,
+            parallel_layout=None,
+            draft_attn_backend="started",
+            cuda_graph_runner="started",
+            draft_extend_attn_backend=None,
+            cuda_graph_runner_for_draft_extend=None,
+            draft_runner=SimpleNamespace(draft_attn_backend=None, attn_backend=None),
+            _rebuild_topk1_chain_buffers=lambda: None,
+        )
+
+    def build_adaptive_runtime_state(
+        self, speculative_num_steps: int, speculative_num_draft_tokens: int, cuda_graph_bs: Any
+    ) -> SpecRuntimeState:
+        shape = speculative_num_steps, self.topk, speculative_num_draft_tokens
+        self.built.append((*shape, cuda_graph_bs))
+        return SpecRuntimeState(*shape[::2], target_graph_runner=f"verify {shape[2]}")
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    @contextlib.contextmanager
+    def surroundings(*layout: object) -> Iterator[None]:
+        yield
+
+    eagle, adaptive = ModuleType("eagle"), ModuleType("adaptive")
+    for name in ("draft_tp", "speculative_moe_backend", "speculative_moe_a2a_backend"):
+        setattr(eagle, f"{name}_context", surroundings)
+    adaptive.SpecRuntimeState = SpecRuntimeState  # type: ignore[attr-defined]
+    package = ModuleType("sglang.srt.speculative")
+    package.eagle_worker_v2 = eagle  # type: ignore[attr-defined]
+    for name, module in {
+        "sglang": ModuleType("sglang"),
+        "sglang.srt": ModuleType("sglang.srt"),
+        "sglang.srt.speculative": package,
+        "sglang.srt.speculative.eagle_worker_v2": eagle,
+        "sglang.srt.speculative.adaptive_runtime_state": adaptive,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return Worker()
+
+
+def test_only_what_is_missing_is_built(worker: Worker) -> None:
+    """The tree is there, and n-grams are verified in the chain's graphs."""
+    captured = {OFF: [1, 2, 4], CHAIN: [1, 2], TREE: [1], NGRAM: [1, 2]}
+    states = States(worker, [OFF, CHAIN, TREE, NGRAM], captured)
+    assert worker.built == [(3, 1, 4, [1, 2]), (0, 1, 1, [1, 2, 4])]
+    assert states.strategies == (OFF, CHAIN, TREE, NGRAM)
+    assert states.current == OFF
+    states.switch(TREE)
+    assert worker.target.decode_cuda_graph_runner == "started"
+    assert (worker.topk, worker.speculative_num_draft_tokens) == (4, 8)
+    for strategy in (CHAIN, NGRAM):
+        states.switch(strategy)
+        assert worker.target.decode_cuda_graph_runner == "verify 4"
+        assert worker.topk == worker._draft_worker.topk == 1
+
+
+def test_without_a_plan_sglang_says_what_is_captured(worker: Worker) -> None:
+    States(worker, [NGRAM, CHAIN])
+    assert worker.built == [(3, 1, 4, None)]
+
+
+def test_what_a_plan_leaves_out_is_not_captured(worker: Worker) -> None:
+    States(worker, [OFF, CHAIN], {OFF: [1]})
+    assert worker.built == [(3, 1, 4, []), (0, 1, 1, [1])]
