@@ -1,0 +1,66 @@
+"""One entry of the harvest log: consecutive tokens of a request with the target's features.
+
+`features[i]` is what the target computed at position `start + i`, where `tokens[i]` was its input;
+the token after it is what those features predict. A position that was not computed, as its keys
+and values came from the radix cache, is in no record: the next record starts behind the gap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+KEY_SIZE = 16
+"""Bytes that stand for a request."""
+
+PROMPT = 1
+"""Flag: these tokens are of the prompt, not sampled."""
+END = 2
+"""Flag: nothing of this request follows."""
+
+
+def request_key(request: str) -> bytes:
+    """What stands for a request id in the log: a hash, evenly distributed and of fixed size."""
+    return hashlib.blake2b(request.encode(), digest_size=KEY_SIZE).digest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """T tokens at positions [start, end) of a request. With T = 0 it only says that it ended.
+
+    Raises ValueError where the parts do not belong together.
+    """
+
+    request: bytes
+    """Its `request_key`."""
+    start: int
+    """Absolute position of the first token."""
+    tokens: npt.NDArray[np.int32]
+    """[T]"""
+    features: npt.NDArray[Any]
+    """[T, F] float16, or uint16 that holds the bits of bfloat16."""
+    version: int
+    """Of the target's weights, which computed the features."""
+    flags: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.request) != KEY_SIZE:
+            raise ValueError(f"a request is {KEY_SIZE} bytes, not {len(self.request)}")
+        if self.start < 0 or self.version < 0 or not 0 <= self.flags <= PROMPT | END:
+            raise ValueError(f"start {self.start}, version {self.version} or flags {self.flags}")
+        if self.tokens.dtype != np.int32 or self.tokens.ndim != 1:
+            raise ValueError(f"tokens are [T] int32, not {self.tokens.shape} {self.tokens.dtype}")
+        if self.features.ndim != 2 or len(self.features) != len(self.tokens):
+            raise ValueError(f"features {self.features.shape} are not of {len(self.tokens)} tokens")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def end(self) -> int:
+        """The position after the last token."""
+        return self.start + len(self.tokens)
