@@ -24,10 +24,7 @@ model's chat template.
 from __future__ import annotations
 
 import itertools
-import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,9 +34,8 @@ if __package__ in (None, ""):  # started as a file, not with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common, server
-from benchmarks.common import BenchmarkError, Run, Spread, UsageError, say
+from benchmarks.common import Run, Spread, say
 from benchmarks.fleet import PLAIN, Fleet
-from tlt_sglang.errors import TltError
 
 MODEL = "smollm2-135m"
 EVALUATION_SEED = 20
@@ -196,19 +192,8 @@ def parse(argv: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    logs = Path(tempfile.mkdtemp(prefix="bench-drafter-"))
-    try:
-        _benchmark(parse(sys.argv[1:] if argv is None else argv), logs)
-    except KeyboardInterrupt:
-        print("bench_drafter: interrupted; everything it started is stopped.", file=sys.stderr)
-        return 130
-    except (BenchmarkError, UsageError, TltError) as error:
-        print(f"bench_drafter: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    shutil.rmtree(logs, ignore_errors=True)
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return common.run("bench_drafter", lambda logs: _benchmark(parse(words), logs))
 
 
 def _benchmark(options: Options, logs: Path) -> None:

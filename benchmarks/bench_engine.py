@@ -27,10 +27,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,9 +39,8 @@ if __package__ in (None, ""):  # started as a file, not with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common, server
-from benchmarks.common import BenchmarkError, Run, Spread, UsageError, say
+from benchmarks.common import Run, Spread, UsageError, say
 from benchmarks.fleet import BUSY, DEFAULT, PLAIN, STOCK, TRANSFORMERS, Fleet
-from tlt_sglang.errors import ConfigError, TltError
 
 BATCH = 8
 
@@ -296,28 +292,8 @@ def _model(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
-    try:
-        options = parse(sys.argv[1:] if argv is None else argv)
-    except (UsageError, ConfigError) as error:
-        print(f"bench_engine: {error}", file=sys.stderr)
-        return 2
-    except TltError as error:
-        print(f"bench_engine: {error}", file=sys.stderr)
-        return 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    logs = Path(tempfile.mkdtemp(prefix="bench-engine-"))
-    try:
-        _benchmark(options, logs)
-    except KeyboardInterrupt:
-        shutil.rmtree(logs, ignore_errors=True)
-        print("bench_engine: interrupted; everything it started is stopped.", file=sys.stderr)
-        return 130
-    except (BenchmarkError, TltError) as error:
-        print(f"bench_engine: {error}", file=sys.stderr)
-        return 1
-    shutil.rmtree(logs, ignore_errors=True)
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return common.run("bench_engine", lambda logs: _benchmark(parse(words), logs))
 
 
 def _benchmark(options: Options, logs: Path) -> None:

@@ -28,7 +28,7 @@ if __package__ in (None, ""):  # started as a file, not with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
-from benchmarks.common import BenchmarkError, UsageError, say
+from benchmarks.common import say
 from tlt_sglang.strategy.arms import Strategy, parse
 from tlt_sglang.strategy.beg_mab import BegMab
 from tlt_sglang.strategy.cost_model import CostModel
@@ -198,40 +198,36 @@ def measure(seeds: int, steps: int) -> list[dict[str, object]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
-    try:
-        parser = common.Parser("bench_policy", __doc__, "fewer seeds")
-        args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-        json = args.json or common.RESULTS / "bench_policy.json"
-        common.check_writable(json)
-        if args.prompts:
-            common.load_prompts(args.prompts)
-        seeds, steps = (3, 1500) if args.quick else (10, 3000)
-        runs = measure(seeds, steps)
-        names = ("cost_model", "beg_mab", "ema", "fixed", "off")
-        spreads = {
-            f"regret_{name}": common.spread([float(str(run[name])) for run in runs])
-            for name in names
-        }
-        rows = [(n, f"{s.median:.4f}", f"{s.min:.4f}", f"{s.max:.4f}", str(s.count))
-                for n, s in spreads.items()]  # fmt: skip
-        print(common.table(("figure", "median", "min", "max", "count"), rows))
-        summary = {name: round(spread.median, 5) for name, spread in spreads.items()}
-        settings = {"quick": args.quick, "seeds": seeds, "steps": steps, "pool": [*map(str, POOL)]}
-        common.write_json(
-            json,
-            common.document(
-                "policy", summary, settings=settings, runs=runs,
-                spreads={name: spread.as_json() for name, spread in spreads.items()},
-            ),
-        )  # fmt: skip
-        say(f"written to {json}")
-    except KeyboardInterrupt:
-        print("bench_policy: interrupted.", file=sys.stderr)
-        return 130
-    except (BenchmarkError, UsageError) as error:
-        print(f"bench_policy: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return common.run("bench_policy", lambda _: _benchmark(words))
+
+
+def _benchmark(argv: Sequence[str]) -> None:
+    parser = common.Parser("bench_policy", __doc__, "fewer seeds")
+    args = parser.parse_args(argv)
+    json = args.json or common.RESULTS / "bench_policy.json"
+    common.check_writable(json)
+    if args.prompts:
+        common.load_prompts(args.prompts)
+    seeds, steps = (3, 1500) if args.quick else (10, 3000)
+    runs = measure(seeds, steps)
+    names = ("cost_model", "beg_mab", "ema", "fixed", "off")
+    spreads = {
+        f"regret_{name}": common.spread([float(str(run[name])) for run in runs]) for name in names
+    }
+    rows = [(n, f"{s.median:.4f}", f"{s.min:.4f}", f"{s.max:.4f}", str(s.count))
+            for n, s in spreads.items()]  # fmt: skip
+    print(common.table(("figure", "median", "min", "max", "count"), rows))
+    summary = {name: round(spread.median, 5) for name, spread in spreads.items()}
+    settings = {"quick": args.quick, "seeds": seeds, "steps": steps, "pool": [*map(str, POOL)]}
+    common.write_json(
+        json,
+        common.document(
+            "policy", summary, settings=settings, runs=runs,
+            spreads={name: spread.as_json() for name, spread in spreads.items()},
+        ),
+    )  # fmt: skip
+    say(f"written to {json}")
 
 
 if __name__ == "__main__":

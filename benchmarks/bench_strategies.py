@@ -17,11 +17,8 @@ reactivation_accept_ratio    Accept length over the first 16 rounds after 200 st
 
 from __future__ import annotations
 
-import shutil
-import signal
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,9 +28,8 @@ if __package__ in (None, ""):  # started as a file, not with -m
 
 from benchmarks import common, server
 from benchmarks.bench_drafter import in_chat
-from benchmarks.common import BenchmarkError, Run, UsageError, say
+from benchmarks.common import Run, say
 from benchmarks.fleet import PLAIN, Fleet
-from tlt_sglang.errors import TltError
 
 MODEL = "smollm2-135m"
 ADAPTIVE = "adaptive"
@@ -145,19 +141,8 @@ def parse(argv: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    logs = Path(tempfile.mkdtemp(prefix="bench-strategies-"))
-    try:
-        _benchmark(parse(sys.argv[1:] if argv is None else argv), logs)
-    except KeyboardInterrupt:
-        print("bench_strategies: interrupted; everything it started is stopped.", file=sys.stderr)
-        return 130
-    except (BenchmarkError, UsageError, TltError) as error:
-        print(f"bench_strategies: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    shutil.rmtree(logs, ignore_errors=True)
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return common.run("bench_strategies", lambda logs: _benchmark(parse(words), logs))
 
 
 def _benchmark(options: Options, logs: Path) -> None:

@@ -30,8 +30,7 @@ if __package__ in (None, ""):  # started as a file, not with -m
 import torch
 
 from benchmarks import common
-from benchmarks.common import BenchmarkError, Spread, UsageError, say
-from tlt_sglang.errors import TltError
+from benchmarks.common import Spread, say
 from tlt_sglang.models import resolve_model
 from tlt_sglang.sidecar.batches import Document
 from tlt_sglang.sidecar.checkpoints import Checkpoints
@@ -199,15 +198,8 @@ def parse(argv: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
-    try:
-        _benchmark(parse(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:
-        print("bench_trainer: interrupted.", file=sys.stderr)
-        return 130
-    except (BenchmarkError, UsageError, TltError) as error:
-        print(f"bench_trainer: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return common.run("bench_trainer", lambda _: _benchmark(parse(words)))
 
 
 def _benchmark(options: Options) -> None:

@@ -13,9 +13,12 @@ import json
 import os
 import platform
 import shlex
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +82,33 @@ class BenchmarkError(Exception):
 
 class UsageError(Exception):
     """A flag or an input file that cannot be right; the message says what to give instead."""
+
+
+def run(name: str, benchmark: Callable[[Path], None]) -> int:
+    """The exit status of a benchmark: 0 measured, 1 a problem, 2 bad input, 130 interrupted.
+
+    `benchmark` gets a folder for the logs of what it starts; it stays where there was a problem.
+    """
+    from tlt_sglang.errors import ConfigError, TltError
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    logs = Path(tempfile.mkdtemp(prefix=f"{name.replace('_', '-')}-"))
+    try:
+        benchmark(logs)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; everything it started is stopped.", file=sys.stderr)
+        status = 130
+    except (UsageError, ConfigError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        status = 2
+    except (BenchmarkError, TltError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    else:
+        status = 0
+    shutil.rmtree(logs, ignore_errors=True)
+    return status
 
 
 # -- figures ---------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ def resolve_once(original: Any, args: Any) -> None:
 
     assert engine.current is not None
     if not getattr(args, "_resolution_finished", False):
+        engine.current.settle(args)
         for name, value in native_fields(
             engine.current.config, args, engine.current.device
         ).items():

@@ -8,6 +8,7 @@ that the user has set is kept, or refused where it contradicts the strategy. Pur
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
 import psutil
@@ -107,6 +108,13 @@ def _check_limits(config: Config, args: Arguments) -> None:
         known = vocab if isinstance(vocab, int) else None
         budget = config.graph_memory_gb
         planned(config.pool, checkpoint.text_part(target), draft_vocab=known, budget_gb=budget)
+
+
+def settle(config: Config, args: Arguments, device: Device) -> Config:
+    """`config` with the strategies it leaves open, where several are the default: on CPU so far."""
+    if config.strategies or device != "cpu":
+        return config
+    return dataclasses.replace(config, strategies=default_pool(args))
 
 
 def default_pool(args: Arguments) -> tuple[str, ...]:

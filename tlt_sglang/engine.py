@@ -14,7 +14,8 @@ from importlib.metadata import version
 from typing import Any
 
 from tlt_sglang import __version__
-from tlt_sglang.config import Config, Device
+from tlt_sglang.arguments import settle
+from tlt_sglang.config import VARIABLE, Config, Device
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.graphs.plan import Plan
 from tlt_sglang.graphs.planned import BATCH_SIZES, described, planned
@@ -32,11 +33,22 @@ class Engine:
     config: Config
     device: Device
     patcher: Patcher
+    asked: Config | None = None
+    """The configuration as it was before what it leaves open was chosen."""
     scheduler: Any = field(default=None, repr=False)
     rollout: Any = field(default=None, repr=False)
     """`tlt_sglang.rollout.Rollout`, where there are several strategies."""
     telemetry: Telemetry | None = field(default=None, repr=False)
     """Where SGLang verifies drafts."""
+
+    def settle(self, args: Any) -> None:
+        """In the process that starts SGLang: choose what the configuration leaves open, for this
+        process and those it starts. Another engine in the same process chooses anew."""
+        self.asked = self.asked or self.config
+        settled = settle(self.asked, args, self.device)
+        if settled != self.config:
+            self.config = settled
+            os.environ[VARIABLE] = settled.to_json()
 
     def attach(self, scheduler: Any) -> None:
         """Called when SGLang's scheduler stands; every patch must be in force by now.

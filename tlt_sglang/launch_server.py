@@ -139,14 +139,13 @@ def _serve(argv: list[str]) -> int:
     if config is None:
         os.environ.pop(configuration.VARIABLE, None)
         return _run_sglang(rest, forked=False)
-    from tlt_sglang.arguments import default_pool, native_fields
+    from tlt_sglang.arguments import native_fields, settle
 
-    if on_cpu and not config.strategies:
-        config = dataclasses.replace(config, strategies=default_pool(given))
+    device: Device = "cpu" if on_cpu else "cuda"
+    config = settle(config, given, device)
     os.environ[configuration.VARIABLE] = config.to_json()
     from tlt_sglang.environment import require_patchable
 
-    device: Device = "cpu" if on_cpu else "cuda"
     native_fields(config, given, device)
     require_patchable(device)
     os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "tlt_sglang.no_models")

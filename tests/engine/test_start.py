@@ -236,7 +236,8 @@ def expected(target: str) -> list[int]:
 
 
 def test_sglangs_engine(tmp_path: Path, target: str, expected: list[int]) -> None:
-    (tmp_path / "tlt.toml").write_text('strategies = ["eagle:2x2x5"]\n')
+    """With a drafter and no strategies named it has the default ones."""
+    (tmp_path / "tlt.toml").write_text('policy = "random"\n')
     drafter = make_drafter(tmp_path / "drafter", Path(target), "eagle")
     environment = ON_CPU | {"TLT_CONFIG": str(tmp_path / "tlt.toml")}
     arguments = (target, json.dumps(PROMPT), str(drafter))
@@ -244,7 +245,8 @@ def test_sglangs_engine(tmp_path: Path, target: str, expected: list[int]) -> Non
     assert done.status == 0, done.err[-4000:]
     result = json.loads(done.out.splitlines()[-1])
     assert result["ids"] == expected
-    assert result["state"]["strategy"] == "eagle:2x2x5"
+    chosen = ["off", "eagle:1x1x2", "eagle:3x1x4", "eagle:3x4x8", "ngram:4"]
+    assert list(result["state"]["strategies"]) == chosen
     assert_in_force(result["state"], "qwen2", "ngram_worker", "llama_eagle3")
 
 

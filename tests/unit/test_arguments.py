@@ -495,7 +495,7 @@ def test_resolved_for_several_ranks_on_cpu() -> None:
 
 # -- limits of a strategy --------------------------------------------------------------------------
 
-LIMITS = (
+LIMITS: tuple[Any, ...] = (
     (
         ("eagle3:3x8x16",), {"draft_vocab_size": 6}, {}, Config(),
         "Strategy eagle3:3x8x16 keeps 8 branches, and the drafter {drafter!r} knows 6 tokens; "
