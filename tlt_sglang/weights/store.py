@@ -1,0 +1,204 @@
+"""A directory of published drafter versions, `v000042/` each, that appear whole or not at all.
+
+    weights.safetensors     what is trained
+    manifest.json           what it is, its checksum, why it was published (see `manifest`)
+    notes.json              what engines have to say of it (see `notes`)
+    pinned, used@PID@HOST   it is kept, however old
+
+The sidecar publishes; engines load and note. A version is written into a temporary folder, synced
+and renamed; it takes the number after the newest, and the next one where another publisher was
+faster. A killed process leaves a temporary folder at most, which the next publisher removes. All of
+it is readable by its owner only. Knows nothing of SGLang; imports torch to publish and load only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlt_sglang.weights import files, notes, tensors
+from tlt_sglang.weights.manifest import (
+    Base,
+    Expected,
+    Manifest,
+    NoManifest,
+    NoVersion,
+    Truncated,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEEP = 5
+WEIGHTS, MANIFEST, PINNED, USED = "weights.safetensors", "manifest.json", "pinned", "used"
+_VERSION = re.compile(r"v(\d{6,})")
+_TEMPORARY = ".tmp-"
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+
+
+class Store:
+    """The versions in `root`; the newest `keep` of them stay when another is published."""
+
+    def __init__(self, root: Path, keep: int = KEEP) -> None:
+        if keep < 1:
+            raise ValueError("a store keeps at least one version")
+        self.root, self.keep = root, keep
+
+    # -- the sidecar ---------------------------------------------------------------------------
+
+    def publish(
+        self,
+        weights: Mapping[str, Tensor],
+        architecture: str,
+        base: Base,
+        *,
+        parent: int | None = None,
+        gate: Mapping[str, Any] | None = None,
+        made_by: str = "",
+    ) -> int:
+        """The number of the new version. Raises EnvironmentProblem; then there is none."""
+        data = tensors.to_bytes(weights)
+        manifest = Manifest(
+            0, hashlib.sha256(data).hexdigest(), len(data), architecture, base,
+            tensors.specs(weights), parent, gate or {}, made_by,
+        )  # fmt: skip
+        with files.usable(self.root):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._clean()
+            temporary = Path(tempfile.mkdtemp(files.owned(""), _TEMPORARY, self.root))
+            try:
+                files.write(temporary / WEIGHTS, data)
+                version = self._put(temporary, manifest)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        self._prune()
+        return version
+
+    def _put(self, temporary: Path, manifest: Manifest) -> int:
+        version = max(self.versions(), default=0) + 1
+        while True:
+            numbered = replace(manifest, version=version)
+            files.write(temporary / MANIFEST, numbered.to_json().encode())
+            files.sync(temporary)
+            try:
+                temporary.rename(self.path(version))
+                break
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                version += 1
+        files.sync(self.root)
+        return version
+
+    def _prune(self) -> None:
+        """Remove old versions; what cannot be removed now is left to the next publisher."""
+        for version in self.versions()[: -self.keep]:
+            path = self.path(version)
+            if (path / PINNED).exists() or not all(map(files.gone, path.glob(f"{USED}@*"))):
+                continue
+            # Renamed first, so that a reader sees all of a version or none of it.
+            grave = self.root / files.owned(f"{_TEMPORARY}{path.name}")
+            with contextlib.suppress(OSError):
+                path.rename(grave)
+                shutil.rmtree(grave)
+
+    def _clean(self) -> None:
+        """Remove what killed publishers have left."""
+        for path in self.root.glob(f"{_TEMPORARY}*"):
+            if files.gone(path) or files.old(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+    # -- the engine ----------------------------------------------------------------------------
+
+    def versions(self) -> list[int]:
+        """All that are there, the newest last."""
+        with files.usable(self.root):
+            try:
+                names = os.listdir(self.root)
+            except FileNotFoundError:
+                return []
+        return sorted(int(match[1]) for name in names if (match := _VERSION.fullmatch(name)))
+
+    def latest(self) -> int | None:
+        """The newest version that nobody has rejected."""
+        return next((v for v in reversed(self.versions()) if not self.rejected(v)), None)
+
+    def manifest(self, version: int) -> Manifest:
+        """Raises a BadVersion."""
+        try:
+            text = (self.path(version) / MANIFEST).read_bytes()
+        except OSError as error:
+            if not self.path(version).is_dir():
+                raise NoVersion(version, f"{self.path(version)} does not exist") from error
+            raise NoManifest(version, "it has no manifest that can be read") from error
+        return Manifest.from_json(version, text)
+
+    def load(self, version: int, expected: Expected) -> dict[str, Tensor]:
+        """The weights in the dtypes of `expected`, on the CPU; raises a BadVersion.
+
+        What is returned was verified: the very bytes that were published, as the manifest says
+        they are, of the right target, names and shapes; and all numbers are finite.
+        """
+        manifest = self.manifest(version)
+        try:
+            data = (self.path(version) / WEIGHTS).read_bytes()
+        except OSError as error:
+            raise Truncated(version, f"its weights cannot be read ({error.strerror})") from error
+        return tensors.from_bytes(data, manifest, expected)
+
+    def note(
+        self,
+        version: int,
+        text: str,
+        figures: Mapping[str, Any] | None = None,
+        *,
+        rejected: bool = False,
+    ) -> None:
+        """Add to the notes of a version; `rejected`: it is not to be used again.
+
+        Raises a BadVersion where it is gone or its notes are damaged, or EnvironmentProblem.
+        """
+        with files.usable(self.root):
+            notes.add(self.path(version), version, text, figures or {}, rejected)
+
+    def notes(self, version: int) -> list[dict[str, Any]]:
+        """`text`, `figures` and `rejected` of each, in order; raises BadManifest."""
+        return notes.read(self.path(version), version)
+
+    def rejected(self, version: int) -> bool:
+        """Whether a note says so, or notes cannot be read."""
+        return notes.rejected(self.path(version), version)
+
+    # -- what is kept --------------------------------------------------------------------------
+
+    def pin(self, version: int, pinned: bool = True) -> None:
+        """Keep `version` until it is unpinned. Raises NoVersion."""
+        self._mark(version, PINNED, pinned)
+
+    def use(self, version: int, used: bool = True) -> None:
+        """Keep `version` while this process lives, or until it says so. Raises NoVersion."""
+        self._mark(version, files.owned(USED), used)
+
+    def _mark(self, version: int, name: str, there: bool) -> None:
+        mark = self.path(version) / name
+        with files.usable(self.root):
+            if not there:
+                mark.unlink(missing_ok=True)
+                return
+            try:
+                mark.touch()
+            except FileNotFoundError as error:
+                raise NoVersion(version, f"{mark.parent} does not exist") from error
+
+    def path(self, version: int) -> Path:
+        """The folder of a version."""
+        return self.root / f"v{version:06d}"

@@ -1,0 +1,67 @@
+"""Weights as bytes and back, checked against what a manifest says. Imports torch when used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tlt_sglang.weights.manifest import (
+    BadManifest,
+    Damaged,
+    Expected,
+    Manifest,
+    NotFinite,
+    Spec,
+    Truncated,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DTYPES = {
+    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+_NAMES = {f"torch.{name}": short for short, name in DTYPES.items()}
+
+
+def specs(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
+    """Shape and dtype of each."""
+    return {n: Spec(_NAMES[str(t.dtype)], tuple(t.shape)) for n, t in tensors.items()}
+
+
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file. Tensors may be on any device, transposed, and share memory."""
+    from safetensors.torch import save
+
+    return save(
+        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    )
+
+
+def from_bytes(data: bytes, manifest: Manifest, expected: Expected) -> dict[str, Tensor]:
+    """The tensors, in the dtypes of `expected`, after every check; raises a BadVersion."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    manifest.check(expected)
+    version = manifest.version
+    if len(data) != manifest.size:
+        raise Truncated(version, f"its weights have {len(data)} bytes, not {manifest.size}")
+    if hashlib.sha256(data).hexdigest() != manifest.sha256:
+        raise Damaged(version, "its weights have another checksum than its manifest says")
+    try:
+        found = load(data)
+        real = specs(found)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise Damaged(version, "its weights are no safetensors file") from error
+    for name in sorted(real.keys() | manifest.tensors.keys()):
+        if real.get(name) != manifest.tensors.get(name):
+            raise BadManifest(version, f"its manifest is wrong about {name}")
+    for name, tensor in found.items():
+        found[name] = tensor.to(getattr(torch, DTYPES[expected.tensors[name].dtype]))
+        if not bool(torch.isfinite(found[name]).all()):
+            raise NotFinite(version, f"{name} holds NaN or infinity", "train on from its parent")
+    return found
