@@ -5,6 +5,7 @@ tlt prepare smollm2-135m   make the default model ready and print its folder
 tlt data ...               make prompts to train a drafter on
 tlt plan ...               which graphs a pool of strategies needs, and their memory
 tlt train ...              train a drafter on the target's own answers
+tlt coordinator ...        tells trainers when a device is theirs
 tlt serve ...              the same as python -m tlt_sglang.launch_server ...
 """
 
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tlt_sglang.graphs.commands import main as plan
 
         return plan(argv[1:])
+    if argv[:1] == ["coordinator"]:
+        from tlt_sglang.coordinator.commands import main as coordinate
+
+        return coordinate(argv[1:])
     parser = argparse.ArgumentParser(prog="tlt", description="TLT-SGLang.")
     parser.add_argument("--version", action="version", version=f"tlt-sglang {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -41,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("plan", help="graphs and their memory (see tlt plan --help)")
     commands.add_parser("data", help="make prompts to train on (see tlt data --help)")
     commands.add_parser("train", help="train a drafter (see tlt train --help)")
+    commands.add_parser("coordinator", help="who may train, when (see tlt coordinator --help)")
     check = commands.add_parser("check", help="is this environment sound? what is missing?")
     check.add_argument("--device", choices=["cpu", "cuda"], help="default: what this machine has")
     prepare = commands.add_parser("prepare", help="make a model ready and print its folder")
