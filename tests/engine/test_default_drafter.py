@@ -44,12 +44,14 @@ def test_greedy_output_and_the_accept_length_that_is_predicted(
     server = servers.get(None, "--adaptive-spec", "--tlt-strategies", STRATEGY)
     folder = server.status()["drafter"]
     assert folder == str(shipped.default_drafter(MODEL))
-    answers = server.generate_all(reference.prompts, at_once=8, max_new_tokens=LENGTH)
-    record_property("ties", len(reference.compare_all(answers)))
+    texts = reference.texts()[::2]
+    answers = server.generate_all([prompt for prompt, _ in texts], max_new_tokens=LENGTH)
+    ties = [reference.compare(2 * i, answer["output_ids"]) for i, answer in enumerate(answers)]
+    record_property("ties", len(ties) - ties.count(None))
     told = [answer["meta_info"] for answer in answers]
     rounds = sum(info["spec_verify_ct"] for info in told)
     measured = sum(info["completion_tokens"] - 1 for info in told) / rounds
-    expected = predicted(reference.texts(), Path(folder))
+    expected = predicted(texts, Path(folder))
     record_property("measured", round(measured, 3))
     record_property("predicted", round(expected, 3))
     assert measured > 1.3

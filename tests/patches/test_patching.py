@@ -188,7 +188,7 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
 # ---- apply and revert
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(5))))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(5)))[::5])
 @pytest.mark.parametrize("loaded", ["before", "after"])
 def test_every_order(
     patcher_of: Callable[..., Patcher], order: tuple[int, ...], loaded: str

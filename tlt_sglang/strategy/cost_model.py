@@ -20,7 +20,7 @@ from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.costs import Costs
 from tlt_sglang.strategy.policy import Observation
 
-MARGIN = 0.01
+MARGIN = 0.02
 """A strategy is left only for one that is better by more than this."""
 BREADTH = 0.3
 """Standard deviations of a draw, over those of what is known; 0 never explores."""
@@ -44,7 +44,7 @@ class CostModel:
         self,
         strategies: Sequence[Strategy],
         *,
-        dwell: int = 2,
+        dwell: int = 4,
         max_batch: int | None = None,
         possible: Callable[[int], Collection[Strategy]] | None = None,
         seed: int = 0,
