@@ -43,6 +43,8 @@ class Config:
     """No speculation for more running requests than this."""
     ngram_memory_mb: int = 64
     """Of the n-gram index, where n-grams are among several strategies."""
+    backlog_mb: int = 128
+    """Of features that wait for a drafter that is not used."""
     graph_memory_gb: float | None = None
     """Of captured graphs, by the plan's reckoning (`tlt plan`); None: as much as they take."""
     events: str | None = None
@@ -149,9 +151,10 @@ def from_fields(fields: Any, source: str) -> Config:
     most = fields.get("max_batch")
     if most is not None and (type(most) is not int or most < 0):
         raise ConfigError(f"{source} gives {most!r} as max_batch; write a number of requests.")
-    memory = fields.get("ngram_memory_mb", Config.ngram_memory_mb)
-    if type(memory) is not int or not 1 <= memory <= 2**20:
-        raise ConfigError(f"{source} gives {memory!r} as ngram_memory_mb; write 1 or more.")
+    sizes = {n: fields.get(n, getattr(Config, n)) for n in ("ngram_memory_mb", "backlog_mb")}
+    for name, size in sizes.items():
+        if type(size) is not int or not 1 <= size <= 2**20:
+            raise ConfigError(f"{source} gives {size!r} as {name}; write 1 or more.")
     budget = fields.get("graph_memory_gb")
     if budget is not None and (type(budget) not in (int, float) or not 0 < budget < 1e6):
         raise ConfigError(f"{source} gives {budget!r} as graph_memory_gb; write gigabytes.")
@@ -159,7 +162,17 @@ def from_fields(fields: Any, source: str) -> Config:
     for name, path in files.items():
         if path is not None and (not isinstance(path, str) or not path):
             raise ConfigError(f"{source} gives {path!r} as {name}; write the path of a file.")
-    return Config(tuple(text.strip() for text in strategies), policy, most, memory, budget, **files)
+    names = tuple(text.strip() for text in strategies)
+    return Config(
+        names,
+        policy,
+        most,
+        sizes["ngram_memory_mb"],
+        sizes["backlog_mb"],
+        budget,
+        files["events"],
+        files["trace"],
+    )
 
 
 def engine_device(environ: Mapping[str, str] = os.environ) -> Device:

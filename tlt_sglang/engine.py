@@ -79,7 +79,13 @@ class Engine:
         self.telemetry = self._telemetry(pool)
         driver = Driver(agreed(policy, pool))
         states = States(worker, pool, plan.captured() if plan else None)
-        self.rollout = Rollout(states, driver, self.config.ngram_memory_mb, self.telemetry)
+        self.rollout = Rollout(
+            states,
+            driver,
+            self.telemetry,
+            ngram_memory_mb=self.config.ngram_memory_mb,
+            backlog_mb=self.config.backlog_mb,
+        )
 
     def _plan(self, worker: Any) -> Plan | None:
         """Which graphs the strategies get, told in the log as a table.

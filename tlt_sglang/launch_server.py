@@ -99,6 +99,12 @@ def _parser() -> flags.Parser:
         help="memory of the n-gram index among several strategies (default: 64)",
     )
     group.add_argument(
+        "--tlt-backlog-mb",
+        type=int,
+        metavar="MB",
+        help="memory of the features that wait for a drafter that is not used (default: 128)",
+    )
+    group.add_argument(
         "--tlt-graph-memory-gb",
         type=float,
         metavar="GB",
@@ -165,7 +171,15 @@ def _config(ours: argparse.Namespace) -> Config | None:
     given: dict[str, Any] = {}
     if ours.tlt_strategies is not None:
         given["strategies"] = tuple(name.strip() for name in ours.tlt_strategies.split(","))
-    for name in ("policy", "max_batch", "ngram_memory_mb", "graph_memory_gb", "events", "trace"):
+    for name in (
+        "policy",
+        "max_batch",
+        "ngram_memory_mb",
+        "backlog_mb",
+        "graph_memory_gb",
+        "events",
+        "trace",
+    ):
         value = getattr(ours, f"tlt_{name}")
         if value is not None:
             given[name] = value

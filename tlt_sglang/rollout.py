@@ -36,14 +36,20 @@ class Rollout:
     """Of one engine with more than one strategy."""
 
     def __init__(
-        self, states: States, driver: Driver, ngram_memory_mb: int, telemetry: Telemetry
+        self,
+        states: States,
+        driver: Driver,
+        telemetry: Telemetry,
+        *,
+        ngram_memory_mb: int,
+        backlog_mb: int,
     ) -> None:
         self.states = states
         self._ngram_memory_mb = ngram_memory_mb
         drafts_ngrams = any(arm.drafter == "ngram" for arm in states.strategies)
         self.ngrams = NgramIndex(ngram_memory_mb) if drafts_ngrams else None
         self.driver = driver
-        self.backlog = Backlog()
+        self.backlog = Backlog(backlog_mb * 2**20)
         self.telemetry = telemetry
         self.switch_seconds = 0.0
         """In all switches together."""
@@ -160,13 +166,14 @@ class Rollout:
         return _Topk(self.states.worker._draft_worker, self.states.topk)
 
     def _put_off(self, batch: Any, result: Any) -> None:
+        size = len(batch.seq_lens)
+        one_each = self.states.current.num_draft_tokens == 1  # which needs no look at the device
         full = self.backlog.put(
             _ids(batch),
             result.logits_output.hidden_states,
             result.next_token_ids.to(torch.int64),
-            result.accept_lens.tolist(),
+            [1] * size if one_each else result.accept_lens.tolist(),
         )
-        size = len(batch.seq_lens)
         ahead = result.next_draft_input
         hidden = self.states.worker._draft_worker.draft_runner.model_config.hidden_size
         device = batch.seq_lens.device

@@ -8,11 +8,11 @@ from tlt_sglang.drafters.backlog import Backlog
 
 
 def features(*values: float) -> torch.Tensor:
-    return torch.tensor(values).unsqueeze(-1).expand(-1, 3).clone()
+    return torch.tensor(values, dtype=torch.float32).unsqueeze(-1).expand(-1, 3).clone()
 
 
 def test_steps_of_different_widths_are_joined_by_request() -> None:
-    backlog = Backlog()
+    backlog = Backlog(1000)
     backlog.put(["a", "b"], features(1, 2), torch.tensor([11, 12]), [1, 1])
     backlog.put(["a", "b"], features(3, 4, 5, 6, 7, 8), torch.tensor([3, 4, 5, 6, 7, 8]), [2, 3])
     missed = backlog.take(["x", "b", "a"])
@@ -24,7 +24,7 @@ def test_steps_of_different_widths_are_joined_by_request() -> None:
 
 
 def test_it_keeps_copies() -> None:
-    backlog = Backlog()
+    backlog = Backlog(1000)
     hidden, tokens = features(1), torch.tensor([7])
     backlog.put(["a"], hidden, tokens, [1])
     hidden.zero_()
@@ -34,13 +34,19 @@ def test_it_keeps_copies() -> None:
 
 
 def test_it_says_when_there_is_enough() -> None:
-    backlog = Backlog(most=5)
-    told = [backlog.put(["a", "b"], features(*range(4)), torch.arange(4), [2, 1]) for _ in range(3)]
-    assert told == [False, False, True]
+    """Three numbers of four bytes for each of the tokens that count."""
+    backlog = Backlog(5 * 3 * 4)
+    told = [backlog.put(["a", "b"], features(*range(4)), torch.arange(4), [2, 1]) for _ in range(2)]
+    assert told == [False, True]
+    assert backlog.nbytes == 6 * 3 * 4
+    backlog.take(["a"])
+    assert backlog.nbytes == 2 * 3 * 4
+    backlog.drop(["b"])
+    assert backlog.nbytes == 0
 
 
 def test_requests_that_are_gone_are_dropped() -> None:
-    backlog = Backlog()
+    backlog = Backlog(1000)
     backlog.put(list("abcd"), features(*range(4)), torch.arange(4), [1] * 4)
     backlog.drop(["a"])
     assert backlog.take(["a"]) is None

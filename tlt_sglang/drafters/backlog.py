@@ -2,9 +2,9 @@
 
 While the engine decodes plainly or drafts from n-grams, the drafter's own pass over what was
 committed (draft-extend) is put off. The target's features of those tokens are kept, and the drafter
-catches up in one pass: when it is wanted again, or when a request has `most` tokens waiting, so
-that memory is bounded and the drafter never far behind. A pass over many tokens costs hardly more
-than one over a few, so that a drafter that is not used costs next to nothing, and comes back warm.
+catches up in one pass: when it is wanted again, or when `limit` bytes of features wait. So it comes
+back warm, and costs next to nothing until then: a pass over many tokens is cheaper than many over a
+few, and a request that ends before is never paid for.
 
 Runs in the scheduler process.
 """
@@ -15,9 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-
-MOST = 64
-"""Tokens of a request that may wait."""
 
 
 @dataclass(slots=True)
@@ -40,9 +37,11 @@ class Missed:
 class Backlog:
     """By request id."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._waiting: dict[str, _Waiting] = {}
+        self.nbytes = 0
+        """Of the features that wait."""
 
     def put(
         self,
@@ -56,20 +55,19 @@ class Backlog:
         if len(self._waiting) > 2 * len(requests):
             self.keep(requests)
         width = len(tokens) // max(1, len(requests))
-        full = False
         for row, (request, count) in enumerate(zip(requests, committed, strict=True)):
             waiting = self._waiting.setdefault(request, _Waiting())
             part = slice(row * width, row * width + count)
             waiting.features.append(features[part].clone())
             waiting.tokens.append(tokens[part].clone())
             waiting.count += count
-            full |= waiting.count >= self._most
-        return full
+            self.nbytes += waiting.features[-1].nbytes
+        return self.nbytes > self._limit
 
     def take(self, requests: Sequence[str]) -> Missed | None:
         """What these have missed, and no longer wait for; None if that is nothing."""
         found = [
-            (row, self._waiting.pop(request))
+            (row, self._pop(request))
             for row, request in enumerate(requests)
             if request in self._waiting
         ]
@@ -85,11 +83,17 @@ class Backlog:
     def drop(self, requests: Sequence[str]) -> None:
         """These are prefilled anew, the drafter with them, or are gone."""
         for request in requests:
-            self._waiting.pop(request, None)
+            if request in self._waiting:
+                self._pop(request)
 
     def keep(self, requests: Sequence[str]) -> None:
         """Drop all but these."""
         self.drop([request for request in self._waiting if request not in set(requests)])
+
+    def _pop(self, request: str) -> _Waiting:
+        waiting = self._waiting.pop(request)
+        self.nbytes -= sum(part.nbytes for part in waiting.features)
+        return waiting
 
     def __len__(self) -> int:
         return len(self._waiting)
