@@ -27,6 +27,7 @@ Device = Literal["cpu", "cuda"]
 
 
 PolicyName = Literal["cost-model", "beg-mab", "ema", "fixed", "random"]
+DraftDtype = Literal["auto", "float32"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
@@ -43,6 +44,8 @@ class Config:
     """No speculation for more running requests than this."""
     ngram_memory_mb: int = 64
     """Of the n-gram index, where n-grams are among several strategies."""
+    draft_dtype: DraftDtype = "auto"
+    """Of the drafter on CPU. auto: bfloat16 where the processor multiplies it in hardware."""
     backlog_mb: int = 128
     """Of features that wait for a drafter that is not used."""
     graph_memory_gb: float | None = None
@@ -148,6 +151,9 @@ def from_fields(fields: Any, source: str) -> Config:
         raise ConfigError(
             f"{source} gives {policy!r} as policy; choose from {', '.join(POLICIES)}."
         )
+    dtype = fields.get("draft_dtype", Config.draft_dtype)
+    if dtype not in get_args(DraftDtype):
+        raise ConfigError(f"{source} gives {dtype!r} as draft_dtype; choose auto or float32.")
     most = fields.get("max_batch")
     if most is not None and (type(most) is not int or most < 0):
         raise ConfigError(f"{source} gives {most!r} as max_batch; write a number of requests.")
@@ -168,6 +174,7 @@ def from_fields(fields: Any, source: str) -> Config:
         policy,
         most,
         sizes["ngram_memory_mb"],
+        dtype,
         sizes["backlog_mb"],
         budget,
         files["events"],

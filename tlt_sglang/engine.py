@@ -63,6 +63,8 @@ class Engine:
 
     def begin_rollout(self, worker: Any) -> None:
         """SGLang's EAGLE worker stands; several strategies get their states now."""
+        if self.device == "cpu" and self.config.draft_dtype == "auto":
+            _halve_drafter(worker)
         pool = self.config.pool
         if len(pool) < 2:
             return
@@ -172,6 +174,20 @@ def versions() -> dict[str, str]:
     return {"tlt_sglang": __version__} | {
         name: version(name) for name in ("sglang", "torch", "transformers")
     }
+
+
+def _halve_drafter(worker: Any) -> None:
+    """Let the drafter compute in bfloat16; the weights that it shares with the target stay."""
+    from tlt_sglang.cpu import linear
+
+    target = worker.target_worker.model_runner.model.parameters()
+    shared = {parameter.data_ptr() for parameter in target}
+    model = worker._draft_worker.draft_runner.model
+    own = [parameter for parameter in model.parameters() if parameter.data_ptr() not in shared]
+    head = getattr(getattr(model, "lm_head", None), "weight", None)
+    if head is not None and any(head is parameter for parameter in own):
+        linear.repack(head)  # which SGLang does not pack before it is used
+    linear.halve(own)
 
 
 def _first_rank() -> bool:

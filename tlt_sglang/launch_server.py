@@ -99,6 +99,12 @@ def _parser() -> flags.Parser:
         help="memory of the n-gram index among several strategies (default: 64)",
     )
     group.add_argument(
+        "--tlt-draft-dtype",
+        choices=["auto", "float32"],
+        help="what the drafter computes in on CPU (default: auto, which is bfloat16 where the "
+        "processor multiplies it in hardware; the output is the same)",
+    )
+    group.add_argument(
         "--tlt-backlog-mb",
         type=int,
         metavar="MB",

@@ -133,7 +133,8 @@ def test_the_engines_drafter_is_ours(
     target = Target(str(make_target(tmp_path / "target", kind, 512)), torch.device("cpu"))
     drafter, frozen = make(tmp_path / "drafter", target, algorithm)
     server = servers.get(
-        f"{algorithm}:{STEPS}x1x{STEPS + 1}", "--skip-tokenizer-init",
+        f"{algorithm}:{STEPS}x1x{STEPS + 1}",
+        "--skip-tokenizer-init", "--tlt-draft-dtype", "float32",
         model=target.path, drafter=str(tmp_path / "drafter"), environment=watcher(tmp_path),
     )  # fmt: skip
     output = server.generate(PROMPT, 4)["output_ids"]

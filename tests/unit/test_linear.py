@@ -66,3 +66,31 @@ def test_what_cannot_be_packed_is_multiplied_plainly() -> None:
     linear.repack(weight)
     assert not linear.packed(weight)
     assert torch.equal(linear.linear(x, weight, None), torch.nn.functional.linear(x, weight))
+
+
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bfloat16"
+)
+def test_a_drafters_weights_are_halved_and_stay_so() -> None:
+    """Until they are forgotten they follow the weight, in bfloat16."""
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(5, 64)
+    linear.halve([weight])
+    assert not linear.packed(weight)  # what SGLang has not packed is left alone
+    for _ in range(2):
+        linear.repack(weight)
+        linear.halve([weight])
+        wanted = torch.nn.functional.linear(
+            x.bfloat16().double(), weight.bfloat16().double(), bias.double()
+        ).float()
+        for rows in (1, 5):
+            for result in (
+                linear.linear(x[:rows], weight, bias),
+                linear.product(weight, bias)(x[:rows]),
+            ):
+                assert result.dtype == torch.float32
+                torch.testing.assert_close(result, wanted[:rows], atol=0.2, rtol=2**-7)
+                assert not torch.equal(result, torch.nn.functional.linear(x[:rows], weight, bias))
+        weight.mul_(-2)
+    linear.forget(weight)
+    assert not linear.packed(weight)
