@@ -177,16 +177,8 @@ def _config(ours: argparse.Namespace) -> Config | None:
     given: dict[str, Any] = {}
     if ours.tlt_strategies is not None:
         given["strategies"] = tuple(name.strip() for name in ours.tlt_strategies.split(","))
-    for name in (
-        "policy",
-        "max_batch",
-        "ngram_memory_mb",
-        "backlog_mb",
-        "graph_memory_gb",
-        "events",
-        "trace",
-    ):
-        value = getattr(ours, f"tlt_{name}")
+    for name in (field.name for field in dataclasses.fields(Config)):
+        value = getattr(ours, f"tlt_{name}") if name != "strategies" else None
         if value is not None:
             given[name] = value
     if not given:

@@ -60,12 +60,6 @@ class Reference:
         """Pairs of prompt and output."""
         return list(zip(self.prompts, self.outputs, strict=True))
 
-    def compare_all(self, answers: Sequence[dict[str, Any]]) -> list[Tie]:
-        """The ties of answers to all prompts; AssertionError for any other difference."""
-        assert len(answers) == len(self.prompts)
-        ties = (self.compare(i, answer["output_ids"]) for i, answer in enumerate(answers))
-        return [tie for tie in ties if tie is not None]
-
     def compare(self, prompt: int, got: Sequence[int], length: int = LENGTH) -> Tie | None:
         """None if `got` is the first `length` tokens of the reference, or else the tie it left at.
 

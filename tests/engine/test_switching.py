@@ -9,10 +9,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 from fitting import Tiny
 from identity import LENGTH, Reference
-from servers import Servers
+from servers import Server, Servers
 
 from tlt_sglang.config import Config
 from tlt_sglang.strategy import policies
@@ -20,7 +21,10 @@ from tlt_sglang.strategy.arms import parse
 from tlt_sglang.strategy.trace import replay
 
 POOL = "off,eagle:3x1x4,eagle:1x1x2,eagle:3x4x8,ngram:4"
-TINY = ("--skip-tokenizer-init", "--max-running-requests", "8", "--tlt-policy", "random")
+TINY = (
+    *("--skip-tokenizer-init", "--enable-metrics", "--max-running-requests", "8"),
+    *("--tlt-policy", "random"),
+)
 
 Record = Callable[[str, object], None]
 
@@ -30,9 +34,10 @@ def test_greedy_output_stays_the_same(
 ) -> None:
     """Requests join and leave a batch of eight while the strategy changes every few steps."""
     server = servers.get(POOL, "--tlt-policy", "random", drafter=drafters["eagle"])
-    answers = server.generate_all(reference.prompts, at_once=8, max_new_tokens=LENGTH)
-    ties = reference.compare_all(answers)
-    record_property("ties", len(ties))
+    prompts = reference.prompts[::2]
+    answers = server.generate_all(prompts, at_once=8, max_new_tokens=LENGTH)
+    ties = [reference.compare(2 * i, answer["output_ids"]) for i, answer in enumerate(answers)]
+    record_property("ties", len(ties) - ties.count(None))
     status = server.status()["schedulers"][0]
     used = status["strategies"]
     record_property("strategies", used)
@@ -42,8 +47,8 @@ def test_greedy_output_stays_the_same(
     lengths = {name: 1 + told["accepted"] / told["rounds"] for name, told in used.items()}
     assert lengths["off"] == 1.0
     # The drafter comes back warm from plain steps: what it knows by heart is accepted.
-    # Alone the chain of three has 2.47 on these texts.
-    assert lengths["eagle:3x1x4"] > 0.9 * 2.47
+    # Alone the chain of three has 2.47 on all twenty texts.
+    assert lengths["eagle:3x1x4"] > 2.1
     assert lengths["eagle:3x4x8"] > lengths["eagle:3x1x4"] > lengths["eagle:1x1x2"] > 1.4
     server.wait_until_idle()
 
@@ -66,12 +71,22 @@ def test_a_strategy_can_be_pinned(
     assert "does not have the strategy ngram:16" in refused.text
 
 
-def test_what_is_told_of_it(servers: Servers, tiny: Tiny, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server writes its event log and its trace."""
+    return tmp_path_factory.mktemp("told")
+
+
+@pytest.fixture
+def tiny_server(servers: Servers, tiny: Tiny, files: Path) -> Server:
+    told = ("--tlt-events", str(files / "events"), "--tlt-trace", str(files / "trace"))
+    return servers.get(POOL, *TINY, *told, model=tiny.path, drafter=tiny.drafters["eagle"])
+
+
+def test_what_is_told_of_it(tiny_server: Server, files: Path) -> None:
     """Per request, in the event log, by Prometheus; and the trace replays to the same choices."""
-    events, trace = tmp_path / "events.jsonl", tmp_path / "trace.jsonl"
-    flags = ("--skip-tokenizer-init", "--enable-metrics")
-    ours = ("--tlt-events", str(events), "--tlt-trace", str(trace))
-    server = servers.get(POOL, *flags, *ours, model=tiny.path, drafter=tiny.drafters["eagle"])
+    events, trace = files / "events", files / "trace"
+    server = tiny_server
     server.post("/tlt/strategy", {"strategy": "eagle:3x1x4"})
     chain = server.generate([5, 6, 7], 60)["meta_info"]
     assert chain["spec_num_proposed_drafts"] == 3 * chain["spec_verify_ct"]
@@ -99,20 +114,19 @@ def test_what_is_told_of_it(servers: Servers, tiny: Tiny, tmp_path: Path) -> Non
     assert "eagle:3x1x4" in {event.get("strategy") for event in logged}
     metrics = server.get("/metrics")
     assert 'tlt_verified_tokens_total{strategy="off"}' in metrics
-    policy = policies.make(Config(), [parse(name) for name in POOL.split(",")])
+    policy = policies.make(Config(policy="random"), [parse(name) for name in POOL.split(",")])
     choices = list(replay(policy, trace.read_text().splitlines(keepends=True)))
     assert len(choices) > 100
     assert all(then == now for then, now in choices)
-    servers.drop(server)
 
 
-def test_two_thousand_switches(servers: Servers, tiny: Tiny, record_property: Record) -> None:
+def test_two_thousand_switches(tiny_server: Server, tiny: Tiny, record_property: Record) -> None:
     """Requests of all lengths join and leave, some break off: nothing is said wrongly, or kept."""
     longest, waves = 160, 0
     chance = random.Random(0)
     prompts = torch.randint(3, tiny.vocab, (48, 12), generator=torch.Generator().manual_seed(0))
     expected = tiny.greedy(prompts, longest)
-    server = servers.get(POOL, *TINY, model=tiny.path, drafter=tiny.drafters["eagle"])
+    server = tiny_server
     while server.status()["schedulers"][0]["switches"] < 2000:
         lengths = [chance.randint(1, longest) for _ in prompts]
         parameters = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tlt_sglang import cli, environment, flags, launch_server, prefork
+from tlt_sglang.config import Config
 from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, end_process
 from tlt_sglang.flags import Flags
 
@@ -448,3 +450,24 @@ def test_an_error_of_sglangs_is_cut_to_a_sentence() -> None:
         "SGLang did not start: the engine process stopped while starting; its message stands above"
         + hint
     )
+
+
+def test_every_setting_has_a_flag() -> None:
+    """And what it is given arrives."""
+    values: dict[str, tuple[str, object]] = {
+        "strategies": ("off,eagle:1x1x2", ("off", "eagle:1x1x2")),
+        "policy": ("ema", "ema"),
+        "max_batch": ("7", 7),
+        "ngram_memory_mb": ("3", 3),
+        "draft_dtype": ("float32", "float32"),
+        "backlog_mb": ("5", 5),
+        "graph_memory_gb": ("1.5", 1.5),
+        "events": ("e", "e"),
+        "trace": ("t", "t"),
+    }
+    assert set(values) == {field.name for field in dataclasses.fields(Config)}
+    words = ["--model", "m", "--adaptive-spec"]
+    for name, (text, _) in values.items():
+        words += ["--tlt-" + name.replace("_", "-"), text]
+    config = launch_server._config(launch_server._parser().parse_args(words))
+    assert dataclasses.asdict(config or Config()) == {name: v for name, (_, v) in values.items()}
