@@ -20,7 +20,7 @@ from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.costs import Costs
 from tlt_sglang.strategy.policy import Observation
 
-MARGIN = 0.03
+MARGIN = 0.02
 """A strategy is left only for one that is better by more than this."""
 BREADTH = 0.3
 """Standard deviations of a draw, over those of what is known; 0 never explores."""
