@@ -5,7 +5,7 @@
 Two servers: one that decodes plainly and has no drafter, and an adaptive one, whose strategies are
 pinned one after the other (POST /tlt/strategy) and which then chooses by itself. All of them answer
 the same prompts greedily, and so with the same tokens, in turn: A B C ... A B C. Then adaptive, the
-fastest of the fixed ones and plain decoding meet once more, in as many rounds again: the fastest of
+fastest of the fixed ones and plain decoding meet once more, in rounds of their own: the fastest of
 many is so by luck, too, and that luck must not count.
 
 adaptive_vs_best_fixed_min   Adaptive over the best single strategy (plain among them), the worst

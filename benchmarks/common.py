@@ -87,7 +87,7 @@ class UsageError(Exception):
 def run(name: str, benchmark: Callable[[Path], None]) -> int:
     """The exit status of a benchmark: 0 measured, 1 a problem, 2 bad input, 130 interrupted.
 
-    `benchmark` gets a folder for the logs of what it starts; it stays where there was a problem.
+    `benchmark` gets a folder for the logs of what it starts; they stay where there was a problem.
     """
     from tlt_sglang.errors import ConfigError, TltError
 
@@ -104,10 +104,11 @@ def run(name: str, benchmark: Callable[[Path], None]) -> int:
         status = 2
     except (BenchmarkError, TltError) as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 1
+        status = 1
     else:
         status = 0
-    shutil.rmtree(logs, ignore_errors=True)
+    if status != 1 or not any(logs.iterdir()):
+        shutil.rmtree(logs, ignore_errors=True)
     return status
 
 

@@ -84,7 +84,6 @@ def _check_limits(config: Config, args: Arguments) -> None:
 
     What cannot be told from files and flags alone is left to the engine.
     """
-    target = checkpoint.read_config(args.model_path, "model")
     path = args.speculative_draft_model_path
     drafter = None if path is None else checkpoint.read_config(path, "drafter")
     vocab = (drafter or {}).get("draft_vocab_size") or (drafter or {}).get("vocab_size")
@@ -104,9 +103,12 @@ def _check_limits(config: Config, args: Arguments) -> None:
                 f"--max-total-tokens {args.max_total_tokens} is all there are; raise it, or lower "
                 "--max-running-requests."
             )
-    if config.graph_memory_gb is not None and target is not None and len(config.pool) > 1:
+    budget = config.graph_memory_gb
+    if budget is None or len(config.pool) < 2:
+        return
+    target = checkpoint.read_config(args.model_path, "model")
+    if target is not None:
         known = vocab if isinstance(vocab, int) else None
-        budget = config.graph_memory_gb
         planned(config.pool, checkpoint.text_part(target), draft_vocab=known, budget_gb=budget)
 
 

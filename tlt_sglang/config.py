@@ -168,17 +168,16 @@ def from_fields(fields: Any, source: str) -> Config:
     for name, path in files.items():
         if path is not None and (not isinstance(path, str) or not path):
             raise ConfigError(f"{source} gives {path!r} as {name}; write the path of a file.")
-    names = tuple(text.strip() for text in strategies)
     return Config(
-        names,
-        policy,
-        most,
-        sizes["ngram_memory_mb"],
-        dtype,
-        sizes["backlog_mb"],
-        budget,
-        files["events"],
-        files["trace"],
+        strategies=tuple(text.strip() for text in strategies),
+        policy=policy,
+        max_batch=most,
+        ngram_memory_mb=sizes["ngram_memory_mb"],
+        draft_dtype=dtype,
+        backlog_mb=sizes["backlog_mb"],
+        graph_memory_gb=budget,
+        events=files["events"],
+        trace=files["trace"],
     )
 
 

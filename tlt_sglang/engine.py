@@ -1,7 +1,7 @@
 """The object that joins TLT's parts inside one engine process, and what it tells of itself.
 
 One per process that has TLT on, made by the plugin. In the scheduler process it is attached to
-SGLang's scheduler once that has been built. Imports nothing of SGLang.
+SGLang's scheduler once that has been built. Importing it imports nothing of SGLang.
 """
 
 from __future__ import annotations

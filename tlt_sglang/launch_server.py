@@ -174,13 +174,9 @@ def _config(ours: argparse.Namespace) -> Config | None:
         config = configuration.from_environment()
     if ours.adaptive_spec:
         config = config or Config()
-    given: dict[str, Any] = {}
-    if ours.tlt_strategies is not None:
-        given["strategies"] = tuple(name.strip() for name in ours.tlt_strategies.split(","))
-    for name in (field.name for field in dataclasses.fields(Config)):
-        value = getattr(ours, f"tlt_{name}") if name != "strategies" else None
-        if value is not None:
-            given[name] = value
+    settings = (field.name for field in dataclasses.fields(Config))
+    said = {name: getattr(ours, f"tlt_{name}") for name in settings}
+    given = {name: value for name, value in said.items() if value is not None}
     if not given:
         return config
     if config is None:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from tlt_sglang.errors import EnvironmentProblem
@@ -90,7 +90,7 @@ class Telemetry:
         }
         for sink in self._sinks:
             sink.summary(now - self._last, news, running)
-        self._told = {arm: Tally(**asdict(tally)) for arm, tally in self.tallies.items()}
+        self._told = {arm: replace(tally) for arm, tally in self.tallies.items()}
         self._last = now
 
     def report(self) -> dict[str, dict[str, int]]:

@@ -32,15 +32,6 @@ class Tiny:
     drafters: dict[str, str]
     vocab: int = 24
 
-    def greedy(self, prompts: torch.Tensor, length: int) -> list[list[int]]:
-        """What it says to each of `prompts` [B, T]."""
-        said = self.model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), do_sample=False,
-            max_new_tokens=length, min_new_tokens=length, eos_token_id=None,
-        )  # fmt: skip
-        rows: list[list[int]] = said[:, prompts.shape[1] :].tolist()
-        return rows
-
 
 def make_tiny(folder: Path) -> Tiny:
     """In `folder`: checkpoints of the target and of both kinds of drafters."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from servers import Servers
-from tiny import make_target
+from tiny import greedily, make_target
 
 from tlt_sglang.sidecar import export
 from tlt_sglang.sidecar.batches import Batch, Document
@@ -115,17 +115,6 @@ def seen(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def greedily(target: Target, prompt: list[int], length: int) -> list[int]:
-    """What transformers generates."""
-    ids = torch.tensor([prompt])
-    output = target.model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length,
-        min_new_tokens=length, eos_token_id=None,
-    )  # fmt: skip
-    found: list[int] = output[0, len(prompt) :].tolist()
-    return found
-
-
 @pytest.mark.parametrize(("algorithm", "kind"), [("eagle3", "llama"), ("eagle", "qwen2")])
 def test_the_engines_drafter_is_ours(
     servers: Servers, tmp_path: Path, algorithm: Algorithm, kind: str
@@ -140,7 +129,7 @@ def test_the_engines_drafter_is_ours(
     output = server.generate(PROMPT, 4)["output_ids"]
     for prompt in (PROMPT, [7], list(range(70))):  # of Qwen3 the same is shown in test_weights
         answer = server.generate(prompt, 40)["output_ids"]
-        assert answer == greedily(target, prompt, 40)
+        assert [answer] == greedily(target.model, torch.tensor([prompt]), 40)
     servers.drop(server)
     prefill, *steps = seen(tmp_path / "watched")
 

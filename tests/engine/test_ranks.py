@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from servers import Servers
-from tiny import make_target
+from tiny import greedily, make_target
 from transformers import AutoModelForCausalLM
 
 FLAGS = ("--skip-tokenizer-init", "--tp-size", "2")
@@ -24,13 +24,7 @@ def test_two_ranks(servers: Servers, tmp_path: Path) -> None:
     server = servers.get(POOL, *FLAGS, model=str(path))
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 64, (1, n), generator=generator) for n in (1, 5, 17, 70)]
-    expected = [
-        model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-            max_new_tokens=LENGTH, min_new_tokens=LENGTH, eos_token_id=None,
-        )[0, prompt.shape[1] :].tolist()
-        for prompt in prompts
-    ]  # fmt: skip
+    expected = [greedily(model, prompt, LENGTH)[0] for prompt in prompts]
     answers = server.generate_all([prompt[0].tolist() for prompt in prompts], max_new_tokens=LENGTH)
     assert [answer["output_ids"] for answer in answers] == expected
     assert len(server.status()["schedulers"]) == 1  # SGLang asks the first rank

@@ -17,6 +17,7 @@ import torch
 from distribution import Joint, Sampling, joint, p_value
 from fitting import Tiny
 from servers import Server, Servers, model_folder
+from tiny import greedily
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LENGTH = 3
@@ -157,7 +158,7 @@ def test_greedy_and_sampled_requests_in_one_batch(
     greedy = {"temperature": 0.0, "max_new_tokens": LENGTH, "ignore_eos": True}
     mixed = [parameters for one in sampled for parameters in (one, greedy)]
     answers = tokens(draw(server, PROMPT, mixed))
-    expected = tiny.greedy(torch.tensor([PROMPT]), LENGTH)[0]
+    expected = greedily(tiny.model, torch.tensor([PROMPT]), LENGTH)[0]
     assert answers[1::2] == [expected] * len(sampled)
     p = p_value(joint(tiny.model, PROMPT, LENGTH, PLAIN), answers[::2])
     print(f"{strategy} beside greedy requests: p = {p:.3g}")

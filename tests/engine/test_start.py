@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from launching import refused, run, run_file
 from servers import Servers, free_port
-from tiny import make_drafter, make_target
+from tiny import greedily, make_drafter, make_target
 
 from tlt_sglang import __version__
 from tlt_sglang.environment import SGLANG
@@ -226,13 +226,7 @@ def expected(target: str) -> list[int]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-    prompt = torch.tensor([PROMPT])
-    output = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12,
-        min_new_tokens=12, eos_token_id=None,
-    )  # fmt: skip
-    ids: list[int] = output[0, len(PROMPT) :].tolist()
-    return ids
+    return greedily(model, torch.tensor([PROMPT]), 12)[0]
 
 
 def test_sglangs_engine(tmp_path: Path, target: str, expected: list[int]) -> None:

@@ -14,6 +14,7 @@ import torch
 from fitting import Tiny
 from identity import LENGTH, Reference
 from servers import Server, Servers
+from tiny import greedily
 
 from tlt_sglang.config import Config
 from tlt_sglang.strategy import policies
@@ -125,7 +126,7 @@ def test_two_thousand_switches(tiny_server: Server, tiny: Tiny, record_property:
     longest, waves = 160, 0
     chance = random.Random(0)
     prompts = torch.randint(3, tiny.vocab, (48, 12), generator=torch.Generator().manual_seed(0))
-    expected = tiny.greedy(prompts, longest)
+    expected = greedily(tiny.model, prompts, longest)
     server = tiny_server
     while server.status()["schedulers"][0]["switches"] < 2000:
         lengths = [chance.randint(1, longest) for _ in prompts]

@@ -45,6 +45,16 @@ def make_target(folder: Path, kind: str, vocab_size: int, seed: int = 0) -> Path
     return folder
 
 
+def greedily(model: Any, prompts: torch.Tensor, length: int) -> list[list[int]]:
+    """What transformers generates after each of `prompts` [B, T], past the end of sequence."""
+    said = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=False,
+        max_new_tokens=length, min_new_tokens=length, eos_token_id=None,
+    )  # fmt: skip
+    rows: list[list[int]] = said[:, prompts.shape[1] :].tolist()
+    return rows
+
+
 def make_drafter(folder: Path, target: Path, kind: str, seed: int = 1, **config: Any) -> Path:
     """A random drafter of `kind` (eagle, eagle3) for the checkpoint in `target`.
 

@@ -9,22 +9,18 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from tlt_sglang import commands
 from tlt_sglang.coordinator.client import ask
 from tlt_sglang.coordinator.endpoints import default_endpoint, make_keys
 from tlt_sglang.coordinator.server import Server
 from tlt_sglang.coordinator.world import Rules
-from tlt_sglang.errors import ConfigError, FlagError, TltError
+from tlt_sglang.errors import ConfigError
 from tlt_sglang.flags import Parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
-    try:
-        _coordinator(argv)
-    except TltError as error:
-        print(f"tlt coordinator: {error}", file=sys.stderr)
-        return 2 if isinstance(error, FlagError) else 1
-    return 0
+    return commands.run("coordinator", _coordinator, argv)
 
 
 def _coordinator(argv: Sequence[str]) -> None:
@@ -35,19 +31,18 @@ def _coordinator(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("--endpoint", default=default_endpoint(), metavar="ADDRESS",
         help="ipc:///FOLDER/NAME or tcp://HOST:PORT (default: %(default)s)")  # fmt: skip
-    add("--tlt-preempt-ms", type=_count, default=round(1000 * rules.preempt), metavar="MS",
+    add("--tlt-preempt-ms", type=commands.count, default=round(1000 * rules.preempt), metavar="MS",
         help="within which a trainer has to stop (default: %(default)s)")  # fmt: skip
-    add("--threshold", type=_amount, default=rules.threshold, metavar="N",
+    add("--threshold", type=commands.amount, default=rules.threshold, metavar="N",
         help="requests that may run beside training (default: 0)")  # fmt: skip
-    add("--dwell-ms", type=_amount, default=round(1000 * rules.dwell), metavar="MS",
+    add("--dwell-ms", type=commands.amount, default=round(1000 * rules.dwell), metavar="MS",
         help="calm before training starts (default: %(default)s)")  # fmt: skip
-    add("--timeout-ms", type=_count, default=round(1000 * rules.timeout), metavar="MS",
+    add("--timeout-ms", type=commands.count, default=round(1000 * rules.timeout), metavar="MS",
         help="silence after which a member is forgotten (default: %(default)s)")  # fmt: skip
     add("--key", type=Path, metavar="FILE", help="CURVE key; the secret one, to serve")
     add("--make-keys", type=Path, metavar="DIR", help="write such keys, and end")
     add("--status", action="store_true", help="print what the coordinator knows, and end")
-    if any(word in ("-h", "--help") for word in argv):
-        parser.print_help()
+    if commands.helped(parser, argv):
         return
     args = parser.parse_args(argv)
     if args.make_keys is not None:
@@ -91,15 +86,3 @@ def _status(endpoint: str, key: Path | None) -> None:
         ranked = sorted(status.stop_ms)
         last = ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))]
         print(f"stops: p50 {ranked[len(ranked) // 2]:.1f} ms, p99 {last:.1f} ms of {len(ranked)}")
-
-
-def _amount(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not _amount(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)

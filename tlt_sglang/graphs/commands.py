@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlt_sglang.errors import ConfigError, FlagError, TltError
+from tlt_sglang import commands
+from tlt_sglang.errors import ConfigError
 from tlt_sglang.flags import Parser
 from tlt_sglang.graphs.plan import Plan
 from tlt_sglang.graphs.planned import BATCH_SIZES, described, planned
@@ -19,12 +19,7 @@ STRATEGIES = "eagle3:5x8x32,eagle3:4x4x16,eagle3:3x4x8,eagle3:3x1x4,ngram:8"
 
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
-    try:
-        _plan(argv)
-    except TltError as error:
-        print(f"tlt plan: {error}", file=sys.stderr)
-        return 2 if isinstance(error, FlagError) else 1
-    return 0
+    return commands.run("plan", _plan, argv)
 
 
 def _plan(argv: Sequence[str]) -> None:
@@ -39,8 +34,7 @@ def _plan(argv: Sequence[str]) -> None:
     add("--tlt-max-batch", type=int, metavar="N", help="no speculation above this batch size")
     add("--max-running-requests", type=int, default=128, metavar="N", help="(default: 128)")
     add("--draft-vocab", type=int, default=32000, metavar="N", help="(default: 32000)")
-    if any(word in ("-h", "--help") for word in argv):
-        parser.print_help()
+    if commands.helped(parser, argv):
         return
     args = parser.parse_args(argv)
     print(described(_made(args)))

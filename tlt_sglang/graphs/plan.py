@@ -15,8 +15,10 @@ Pure. Memory is told by the caller, see `memory`.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from tlt_sglang.strategy.arms import Strategy
@@ -65,9 +67,16 @@ class Plan:
 
     def strategies(self, batch_size: int) -> list[Strategy]:
         """Those that can run at a batch of this size: in graphs of the next larger one."""
-        sizes = sorted({use.batch_size for use in self.uses})
-        fitting = next((size for size in sizes if size >= batch_size), sizes[-1])
-        return [use.strategy for use in self.uses if use.batch_size == fitting]
+        sizes, strategies = self._by_size
+        return strategies[min(bisect_left(sizes, batch_size), len(sizes) - 1)]
+
+    @cached_property
+    def _by_size(self) -> tuple[list[int], list[list[Strategy]]]:
+        """Batch sizes, ascending, and the strategies of each: looked up at every decode step."""
+        found: dict[int, list[Strategy]] = {}
+        for use in sorted(self.uses, key=lambda use: use.batch_size):
+            found.setdefault(use.batch_size, []).append(use.strategy)
+        return list(found), list(found.values())
 
     def captured(self) -> dict[Strategy, list[int]]:
         """The batch sizes to capture for every strategy."""

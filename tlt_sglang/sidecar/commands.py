@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlt_sglang.errors import ConfigError, TltError
+from tlt_sglang import commands
+from tlt_sglang.errors import ConfigError
 from tlt_sglang.flags import Parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage, 130 interrupted."""
-    from tlt_sglang.errors import FlagError
-
     command, rest = argv[0], argv[1:]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        (_data if command == "data" else _train)(rest)
+        return commands.run(command, _data if command == "data" else _train, rest)
     except KeyboardInterrupt:
         print(f"tlt {command}: interrupted; start it again to go on.", file=sys.stderr)
         return 130
-    except TltError as error:
-        print(f"tlt {command}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, FlagError) else 1
-    return 0
 
 
 def _data(argv: Sequence[str]) -> None:
     parser = Parser("tlt data", "Make prompts to train a drafter on.")
     parser.add_argument("--model", required=True, help="a folder, a hub id, or smollm2-135m")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines")
-    parser.add_argument("--instructions", type=_amount, default=1000, metavar="N",
+    parser.add_argument("--instructions", type=commands.amount, default=1000, metavar="N",
                         help="made up by the model (default: 1000)")  # fmt: skip
-    parser.add_argument("--composed", type=_amount, default=500, metavar="N",
+    parser.add_argument("--composed", type=commands.amount, default=500, metavar="N",
                         help="composed of forms and subjects (default: 500)")  # fmt: skip
-    parser.add_argument("--reasoning", type=_amount, default=500, metavar="N",
+    parser.add_argument("--reasoning", type=commands.amount, default=500, metavar="N",
                         help="problems of reasoning-gym (default: 500)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--at-once", type=_count, default=32, metavar="N", help="requests in flight"
+        "--at-once", type=commands.count, default=32, metavar="N", help="requests in flight"
     )
-    if _helped(parser, argv):
+    if commands.helped(parser, argv):
         return
     args = parser.parse_args(argv)
     from tlt_sglang.sidecar.make_prompts import make_prompts
@@ -69,22 +63,22 @@ def _train(argv: Sequence[str]) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="the drafter, and work/ beside it")
     add("--algorithm", choices=["eagle", "eagle3"], default="eagle3")
     add("--minutes", type=float, metavar="M", help="train so long, in the place of --epochs")
-    add("--epochs", type=_count, default=4, metavar="N")
-    add("--steps", type=_count, metavar="N",
+    add("--epochs", type=commands.count, default=4, metavar="N")
+    add("--steps", type=commands.count, metavar="N",
         help="simulated draft steps (default: 3, with eagle 1)")  # fmt: skip
     add("--learning-rate", type=float, default=1e-3, metavar="LR")
-    add("--batch-tokens", type=_count, default=2048, metavar="N", help="of a packed batch")
-    add("--accumulate", type=_count, default=1, metavar="N", help="batches of one step")
-    add("--draft-vocab", type=_count, default=8192, metavar="N",
+    add("--batch-tokens", type=commands.count, default=2048, metavar="N", help="of a packed batch")
+    add("--accumulate", type=commands.count, default=1, metavar="N", help="batches of one step")
+    add("--draft-vocab", type=commands.count, default=8192, metavar="N",
         help="most frequent tokens that an eagle3 drafter knows")  # fmt: skip
     add("--temperatures", default="0,1", metavar="T[,T]", help="of the answers, in turn")
-    add("--max-new-tokens", type=_count, default=256, metavar="N", help="of an answer")
-    add("--at-once", type=_count, default=32, metavar="N", help="requests in flight")
+    add("--max-new-tokens", type=commands.count, default=256, metavar="N", help="of an answer")
+    add("--at-once", type=commands.count, default=32, metavar="N", help="requests in flight")
     add("--start-from", type=Path, metavar="DIR", help="a drafter to go on from")
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto",
         help="of training (auto: bfloat16 on CUDA, float32 on CPU)")  # fmt: skip
     add("--seed", type=int, default=0)
-    if _helped(parser, argv):
+    if commands.helped(parser, argv):
         return
     args = parser.parse_args(argv)
     if args.minutes is not None and args.minutes <= 0:
@@ -110,25 +104,6 @@ def _train(argv: Sequence[str]) -> None:
         _temperatures(args.temperatures), args.max_new_tokens, args.at_once, args.start_from,
     )  # fmt: skip
     print(train(options))
-
-
-def _helped(parser: argparse.ArgumentParser, argv: Sequence[str]) -> bool:
-    if any(word in ("-h", "--help") for word in argv):
-        parser.print_help()
-        return True
-    return False
-
-
-def _amount(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 def _temperatures(text: str) -> tuple[float, ...]:

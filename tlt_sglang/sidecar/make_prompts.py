@@ -32,24 +32,19 @@ def make_prompts(
     at_once: int,
 ) -> None:
     """Write `out`, in a random order. Raises EnvironmentProblem where that cannot be done."""
-    lines: list[dict[str, Any]] = [
-        {"messages": [{"role": "user", "content": question}], "kind": "reasoning"}
-        for question in prompts.reasoning(reasoning, prompts.TRAINING_SEEDS + seed)
-    ] if reasoning else []  # fmt: skip
+    found: list[tuple[str, str]] = []
+    if reasoning:
+        texts = prompts.reasoning(reasoning, prompts.TRAINING_SEEDS + seed)
+        found += [(text, "reasoning") for text in texts]
     if instructions:
-        lines += [
-            {"messages": [{"role": "user", "content": text}], "kind": "instruction"}
-            for text in _instructions(model, instructions, at_once)
-        ]
-    lines += [
-        {"messages": [{"role": "user", "content": text}], "kind": "instruction"}
-        for text in requests.compose(composed, seed)
+        found += [(text, "instruction") for text in _instructions(model, instructions, at_once)]
+    found += [(text, "instruction") for text in requests.compose(composed, seed)]
+    random.Random(seed).shuffle(found)
+    lines: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": text}], "kind": kind} for text, kind in found
     ]
-    random.Random(seed).shuffle(lines)
     # One in four without the chat template, as many an RL prompt is.
-    lines[::4] = [
-        {"prompt": line["messages"][0]["content"], "kind": line["kind"]} for line in lines[::4]
-    ]
+    lines[::4] = [{"prompt": text, "kind": kind} for text, kind in found[::4]]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
