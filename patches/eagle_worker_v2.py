@@ -39,6 +39,14 @@ def _rollout() -> Any:
     return engine.current.rollout
 
 
+def _live() -> Any:
+    """Of this process's engine; None where it has no store of drafter versions."""
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    return engine.current.live
+
+
 def _wrapped(name: str, digest: str) -> Any:
     return wraps_upstream(
         f"{_MODULE}:{name}",
@@ -60,7 +68,9 @@ def init_cuda_graphs(original: Any, worker: Any) -> None:
 
 @_wrapped("EAGLEWorkerV2.activate_step_by_batch", "f99181ff37c810cd")
 def activate_step_by_batch(original: Any, worker: Any, batch_size: int) -> None:
-    rollout = _rollout()
+    rollout, live = _rollout(), _live()
+    if live is not None:
+        live.between_steps()
     if rollout is None:
         original(worker, batch_size)
     else:
@@ -83,7 +93,9 @@ def draft_extend_for_decode(
     def upstream() -> None:
         original(worker, batch, batch_result, **kwargs)
 
-    rollout = _rollout()
+    rollout, live = _rollout(), _live()
+    if live is not None:
+        live.decoded(batch, batch_result)
     if rollout is None:
         upstream()
     else:
@@ -101,6 +113,19 @@ def draft_extend_for_prefill(
     return upstream() if rollout is None else rollout.prefill(upstream, batch)
 
 
+@_wrapped("EAGLEWorkerV2._forward_prefill_batch", "8ad343044b03119d")
+def forward_prefill_batch(original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    live = _live()
+    if live is None or batch.forward_mode.is_idle():
+        return original(worker, batch, *args, **kwargs)
+    live.between_steps()
+    # The drafter's own prefill moves the tokens by one.
+    tokens, starts, counts = batch.input_ids, list(batch.prefix_lens), list(batch.extend_lens)
+    result = original(worker, batch, *args, **kwargs)
+    live.prefilled(batch, tokens, starts, counts, result.logits_output)
+    return result
+
+
 PATCHES = (
     on_verify_complete_cpu,
     init_cuda_graphs,
@@ -108,4 +133,5 @@ PATCHES = (
     draft,
     draft_extend_for_decode,
     draft_extend_for_prefill,
+    forward_prefill_batch,
 )

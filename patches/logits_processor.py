@@ -33,4 +33,21 @@ def compute_lm_head(
     return linear.linear(hidden_states, weight, None)
 
 
-PATCHES = (compute_lm_head,)
+@wraps_upstream(
+    "sglang.srt.layers.logits_processor:LogitsProcessor.__init__",
+    why="training an EAGLE-3 drafter needs the target's last hidden states beside the features",
+    remove_when="SGLang's own switch for it does not come with a route of its own",
+    process="scheduler",
+    digests={"0.5.23": "97d7c13496c498dc"},
+)
+def init(original: Any, processor: Any, *args: Any, **kwargs: Any) -> None:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    original(processor, *args, **kwargs)
+    config = engine.current.config
+    if config.store is not None and config.harvest_gb > 0:
+        processor.keep_last_hidden_states = True
+
+
+PATCHES = (compute_lm_head, init)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tlt_sglang.patching import wraps_upstream
-from tlt_sglang.status import PIN
+from tlt_sglang.status import ORDER
 
 _MODULE = "sglang.srt.managers.scheduler"
 
@@ -50,7 +50,7 @@ def get_internal_state(original: Any, scheduler: Any, request: Any) -> Any:
 
 @wraps_upstream(
     f"{_MODULE}:Scheduler.set_internal_state",
-    why="carries POST /tlt/strategy to every scheduler, between two steps",
+    why="carries the orders of POST /tlt/... to every scheduler, between two steps",
     remove_when="plugins can add to SGLang's internal state",
     process="scheduler",
     digests={"0.5.23": "af788b2476e5e242"},
@@ -59,14 +59,28 @@ def set_internal_state(original: Any, scheduler: Any, recv_req: Any) -> Any:
     from tlt_sglang import engine
 
     assert engine.current is not None
-    place = recv_req.server_args.get(PIN)
-    if place is None:
+    order = recv_req.server_args.get(ORDER)
+    if order is None:
         return original(scheduler, recv_req)
     from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
-    if engine.current.rollout is not None:
-        engine.current.rollout.pin(int(place))
-    return SetInternalStateReqOutput(updated=engine.current.rollout is not None)
+    return SetInternalStateReqOutput(updated=engine.current.act(order))
 
 
-PATCHES = (init, get_internal_state, set_internal_state)
+@wraps_upstream(
+    f"{_MODULE}:Scheduler.on_idle",
+    why="the end of requests is logged, and a drafter version is taken, without waiting for work",
+    remove_when="SGLang tells plugins when the scheduler is idle",
+    process="scheduler",
+    digests={"0.5.23": "79d57d8c07182133"},
+)
+def on_idle(original: Any, scheduler: Any) -> None:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    if engine.current.live is not None and scheduler.weight_updater._session is None:
+        engine.current.live.idle()
+    original(scheduler)
+
+
+PATCHES = (init, get_internal_state, set_internal_state, on_idle)

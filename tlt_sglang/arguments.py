@@ -113,8 +113,9 @@ def _check_limits(config: Config, args: Arguments) -> None:
 
 
 def settle(config: Config, args: Arguments, device: Device) -> Config:
-    """`config` with the strategies it leaves open, where several are the default: on CPU so far."""
-    if config.strategies or device != "cpu":
+    """`config` with the strategies it leaves open, where several are the default: on CPU so far,
+    and where a drafter is grown, which cannot draft from the start."""
+    if config.strategies or (device != "cpu" and config.store is None):
         return config
     return dataclasses.replace(config, strategies=default_pool(args))
 

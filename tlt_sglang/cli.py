@@ -5,6 +5,8 @@ tlt prepare smollm2-135m   make the default model ready and print its folder
 tlt data ...               make prompts to train a drafter on
 tlt plan ...               which graphs a pool of strategies needs, and their memory
 tlt train ...              train a drafter on the target's own answers
+tlt seed ...               begin a drafter of a target's last layer (a store does it by itself)
+tlt sidecar ...            trains the drafter of a store while engines run
 tlt coordinator ...        tells trainers when a device is theirs
 tlt serve ...              the same as python -m tlt_sglang.launch_server ...
 """
@@ -35,6 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tlt_sglang.graphs.commands import main as plan
 
         return plan(argv[1:])
+    if argv[:1] == ["seed"]:
+        from tlt_sglang.sidecar.seed import main as begin
+
+        return begin(argv[1:])
+    if argv[:1] == ["sidecar"]:
+        from tlt_sglang.sidecar.service import main as train_online
+
+        return train_online(argv[1:])
     if argv[:1] == ["coordinator"]:
         from tlt_sglang.coordinator.commands import main as coordinate
 
@@ -46,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("plan", help="graphs and their memory (see tlt plan --help)")
     commands.add_parser("data", help="make prompts to train on (see tlt data --help)")
     commands.add_parser("train", help="train a drafter (see tlt train --help)")
+    commands.add_parser("seed", help="begin a drafter (see tlt seed --help)")
+    commands.add_parser("sidecar", help="train while engines run (see tlt sidecar --help)")
     commands.add_parser("coordinator", help="who may train, when (see tlt coordinator --help)")
     check = commands.add_parser("check", help="is this environment sound? what is missing?")
     check.add_argument("--device", choices=["cpu", "cuda"], help="default: what this machine has")

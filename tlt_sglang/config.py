@@ -54,6 +54,20 @@ class Config:
     """File that the event log is appended to."""
     trace: str | None = None
     """File for what the policy is asked and told, to replay it."""
+    store: str | None = None
+    """Folder of drafter versions: turns the harvest log and hot swap on."""
+    grow: bool = False
+    """Begin with n-grams and a drafter that is only a seed, whatever drafters there are."""
+    harvest_gb: float = 0.25
+    """Of the harvest log in shared memory; 0 writes none."""
+    harvest_rate: float = 1.0
+    """Fraction of requests that it takes."""
+    coordinator: str | None = None
+    """Its address; None: nobody is told what this engine has to do."""
+    coordinator_key: str | None = None
+    """File of the CURVE key, for tcp://."""
+    device_name: str | None = None
+    """What the coordinator calls this engine's device; None: after host and cores or GPU."""
 
     def __post_init__(self) -> None:
         pool = self.pool
@@ -91,6 +105,16 @@ class Config:
         return json.dumps(
             {k: v for k, v in fields.items() if k == "strategies" or v != standard[k]}
         )
+
+
+_TEXTS = {
+    "events": "the path of a file",
+    "trace": "the path of a file",
+    "store": "the path of a folder",
+    "coordinator": "ipc:///FOLDER/NAME or tcp://HOST:PORT",
+    "coordinator_key": "the path of a file",
+    "device_name": "a name without blanks",
+}
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Config | None:
@@ -164,10 +188,17 @@ def from_fields(fields: Any, source: str) -> Config:
     budget = fields.get("graph_memory_gb")
     if budget is not None and (type(budget) not in (int, float) or not 0 < budget < 1e6):
         raise ConfigError(f"{source} gives {budget!r} as graph_memory_gb; write gigabytes.")
-    files = {name: fields.get(name) for name in ("events", "trace")}
-    for name, path in files.items():
-        if path is not None and (not isinstance(path, str) or not path):
-            raise ConfigError(f"{source} gives {path!r} as {name}; write the path of a file.")
+    texts = {name: fields.get(name) for name in _TEXTS}
+    for name, text in texts.items():
+        if text is not None and (not isinstance(text, str) or not text):
+            raise ConfigError(f"{source} gives {text!r} as {name}; write {_TEXTS[name]}.")
+    harvest_gb = _number(fields, "harvest_gb", 0, 1e6, "gigabytes, or 0 for no log", source)
+    harvest_rate = _number(fields, "harvest_rate", 0, 1, "a fraction from 0 to 1", source)
+    grow = fields.get("grow", False)
+    if type(grow) is not bool:
+        raise ConfigError(f"{source} gives {grow!r} as grow; write true or false.")
+    if grow and texts["store"] is None:
+        raise ConfigError(f"{source} asks to grow a drafter, which needs a store to grow in.")
     return Config(
         strategies=tuple(text.strip() for text in strategies),
         policy=policy,
@@ -176,9 +207,20 @@ def from_fields(fields: Any, source: str) -> Config:
         draft_dtype=dtype,
         backlog_mb=sizes["backlog_mb"],
         graph_memory_gb=budget,
-        events=files["events"],
-        trace=files["trace"],
+        grow=grow,
+        harvest_gb=harvest_gb,
+        harvest_rate=harvest_rate,
+        **texts,
     )
+
+
+def _number(
+    fields: dict[str, Any], name: str, least: float, most: float, what: str, source: str
+) -> float:
+    value = fields.get(name, getattr(Config, name))
+    if type(value) not in (int, float) or not least <= value <= most:
+        raise ConfigError(f"{source} gives {value!r} as {name}; write {what}.")
+    return float(value)
 
 
 def engine_device(environ: Mapping[str, str] = os.environ) -> Device:

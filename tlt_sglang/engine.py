@@ -16,6 +16,7 @@ from typing import Any
 from tlt_sglang import __version__
 from tlt_sglang.arguments import settle
 from tlt_sglang.config import VARIABLE, Config, Device
+from tlt_sglang.drafters import seed
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.graphs.plan import Plan
 from tlt_sglang.graphs.planned import BATCH_SIZES, described, planned
@@ -40,11 +41,15 @@ class Engine:
     """`tlt_sglang.rollout.Rollout`, where there are several strategies."""
     telemetry: Telemetry | None = field(default=None, repr=False)
     """Where SGLang verifies drafts."""
+    live: Any = field(default=None, repr=False)
+    """`tlt_sglang.live.Live`, where there is a store of drafter versions."""
 
     def settle(self, args: Any) -> None:
         """In the process that starts SGLang: choose what the configuration leaves open, for this
         process and those it starts. Another engine in the same process chooses anew."""
         self.asked = self.asked or self.config
+        if seed.grows(self.asked, args):
+            args.speculative_draft_model_path = str(seed.make(args.model_path, self.asked))
         settled = settle(self.asked, args, self.device)
         if settled != self.config:
             self.config = settled
@@ -60,11 +65,17 @@ class Engine:
         if self.telemetry is None and scheduler.draft_worker is not None:
             strategy = parse(str(_speculation(scheduler)["strategy"]))
             self.telemetry = self._telemetry([strategy])
+        if self.live is not None and _first_rank():
+            self.live.report_to(self.config, scheduler)
 
     def begin_rollout(self, worker: Any) -> None:
         """SGLang's EAGLE worker stands; several strategies get their states now."""
         if self.device == "cpu" and self.config.draft_dtype == "auto":
             _halve_drafter(worker)
+        if self.config.store is not None:
+            from tlt_sglang.live import Live
+
+            self.live = Live(self.config, self.device, worker, first_rank=_first_rank())
         pool = self.config.pool
         if len(pool) < 2:
             return
@@ -75,7 +86,10 @@ class Engine:
         from tlt_sglang.strategy.trace import Recorded
 
         plan = self._plan(worker)
-        policy = policies.make(self.config, pool, plan.strategies if plan else None)
+        possible: Callable[[int], Sequence[Strategy]] | None = plan.strategies if plan else None
+        if self.live is not None and self.live.seed:
+            possible = self._grown(possible)
+        policy = policies.make(self.config, pool, possible)
         if self.config.trace is not None and _first_rank():
             policy = Recorded(policy, _trace(self.config.trace))
         self.telemetry = self._telemetry(pool)
@@ -88,6 +102,18 @@ class Engine:
             ngram_memory_mb=self.config.ngram_memory_mb,
             backlog_mb=self.config.backlog_mb,
         )
+
+    def _grown(
+        self, possible: Callable[[int], Sequence[Strategy]] | None
+    ) -> Callable[[int], Sequence[Strategy]]:
+        """`possible` without what the drafter does, as long as that is a seed."""
+        pool = self.config.pool
+
+        def grown(batch_size: int) -> Sequence[Strategy]:
+            known = pool if possible is None else possible(batch_size)
+            return [arm for arm in known if self.live.drafts or not arm.num_steps]
+
+        return grown
 
     def _plan(self, worker: Any) -> Plan | None:
         """Which graphs the strategies get, told in the log as a table.
@@ -132,10 +158,27 @@ class Engine:
 
     def observe(self, num_correct_drafts: Sequence[int]) -> None:
         """A verify step is complete: drafts accepted per request, the bonus token not counted."""
+        strategy = None
         if self.rollout is not None:
-            self.rollout.verified(num_correct_drafts)
+            strategy = self.rollout.verified(num_correct_drafts)
         elif self.telemetry is not None:
-            self.telemetry.step(next(iter(self.telemetry.tallies)), num_correct_drafts)
+            strategy = next(iter(self.telemetry.tallies))
+            self.telemetry.step(strategy, num_correct_drafts)
+        if self.live is not None:
+            learned = strategy is not None and strategy.num_steps
+            self.live.verified(num_correct_drafts, str(strategy) if learned else None)
+
+    def act(self, order: dict[str, Any]) -> bool:
+        """Do what `POST /tlt/...` asks for (see `status`); whether that is possible."""
+        if "strategy" in order and self.rollout is not None:
+            self.rollout.pin(int(order["strategy"]))
+        elif "drafter" in order and self.live is not None:
+            self.live.act(order["drafter"])
+        elif "harvest" in order and self.live is not None and self.live.tap is not None:
+            self.live.tap.writer.sampling = order["harvest"]
+        else:
+            return False
+        return True
 
     def status(self) -> dict[str, Any]:
         """What `GET /tlt/status` reports for this process; JSON-able."""
@@ -145,6 +188,8 @@ class Engine:
             if self.rollout is not None:
                 status |= {"policy": self.config.policy} | self.rollout.report()
             status |= self._figures()
+            if self.live is not None:
+                status |= self.live.status()
         return status
 
     def _figures(self) -> dict[str, Any]:

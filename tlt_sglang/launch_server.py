@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tlt_sglang import config as configuration
-from tlt_sglang import flags, leftovers, prefork
+from tlt_sglang import flags, leftovers, prefork, supervise
 from tlt_sglang.config import Config, Device
+from tlt_sglang.drafters.seed import grows
 from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, TltError
 
 _SPECULATION = (
@@ -128,12 +129,35 @@ def _parser() -> flags.Parser:
         metavar="FILE",
         help="write what the policy is asked and told to this file, from which it can be replayed",
     )
+    _add_drafter_flags(parser.add_argument_group("flags of the adaptive drafter"))
     group.add_argument(
         "--tlt-config",
         metavar="FILE",
         help="TOML file with these settings (as TLT_CONFIG does); turns TLT on",
     )
     return parser
+
+
+def _add_drafter_flags(group: Any) -> None:
+    add = group.add_argument
+    add("--tlt-store", metavar="DIR",
+        help="folder of drafter versions: what the target computes is logged for a sidecar, and "
+        "the versions that it publishes are swapped in while the engine runs")  # fmt: skip
+    add("--tlt-grow", action="store_const", const=True,
+        help="begin with n-grams and grow a drafter from the target's last layer, although there "
+        "is one for this model")  # fmt: skip
+    add("--tlt-harvest-gb", type=float, metavar="GB",
+        help="shared memory of the log (default: 0.25; 0: none)")  # fmt: skip
+    add("--tlt-harvest-rate", type=float, metavar="F",
+        help="fraction of requests that are logged (default: 1)")  # fmt: skip
+    add("--tlt-coordinator", metavar="ADDRESS",
+        help="of the coordinator that this engine reports to, ipc:///FOLDER/NAME or "
+        "tcp://HOST:PORT")  # fmt: skip
+    add("--tlt-coordinator-key", metavar="FILE", help="its CURVE key, for tcp://")
+    add("--tlt-device-name", metavar="NAME",
+        help="what the coordinator calls this engine's device (default: by host and cores or GPU)",
+        )  # fmt: skip
+    supervise.add_flags(group)
 
 
 def _serve(argv: list[str]) -> int:
@@ -148,9 +172,17 @@ def _serve(argv: list[str]) -> int:
     rest = ["--model-path", model, *_drafter(config, model, rest), *rest]
     given = flags.read(rest)
     _check_port(given.host, given.port)
+    sidecar = supervise.options(ours, config)
     if config is None:
         os.environ.pop(configuration.VARIABLE, None)
         return _run_sglang(rest, forked=False)
+    if grows(config, given):
+        from tlt_sglang.drafters.seed import make
+
+        rest = [_SPECULATION[0], str(make(model, config)), *rest]
+        given = flags.read(rest)
+    if sidecar is not None:
+        config = sidecar.joined(config)
     from tlt_sglang.arguments import native_fields, settle
 
     device: Device = "cpu" if on_cpu else "cuda"
@@ -163,7 +195,8 @@ def _serve(argv: list[str]) -> int:
     os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "tlt_sglang.no_models")
     if on_cpu:
         prefork.begin()
-    return _run_sglang(rest, forked=on_cpu)
+    with supervise.running(sidecar, config):
+        return _run_sglang(rest, forked=on_cpu)
 
 
 def _config(ours: argparse.Namespace) -> Config | None:
@@ -200,7 +233,7 @@ def _model(name: str, argv: Sequence[str]) -> str:
 
 def _drafter(config: Config | None, model: str, argv: Sequence[str]) -> list[str]:
     """The flag that names the drafter shipped for `model`, unless the user says what drafts."""
-    if config is None or flag_value(argv, *_SPECULATION) is not None:
+    if config is None or config.grow or flag_value(argv, *_SPECULATION) is not None:
         return []
     if config.strategy is not None and config.strategy.drafter in ("off", "ngram"):
         return []
@@ -299,6 +332,7 @@ def _run_sglang(argv: list[str], forked: bool) -> int:
             raise
         raise EnvironmentProblem(_first_sentence(error)) from error
     finally:
+        supervise.stop()
         kill_process_tree(os.getpid(), include_parent=False)
         leftovers.remove()
         # A ZeroMQ context that is collected on the way out would wait for peers that are gone.

@@ -97,11 +97,12 @@ class Rollout:
         with self._widest():
             return original()
 
-    def verified(self, accepted: Sequence[int]) -> None:
-        """Drafts accepted for each request in the oldest step that is not told yet."""
+    def verified(self, accepted: Sequence[int]) -> Strategy | None:
+        """Drafts accepted for each request in the oldest step not told yet; its strategy."""
         strategy = self.driver.outcome(accepted)
         if strategy is not None:
             self.telemetry.step(strategy, accepted)
+        return strategy
 
     def pin(self, place: int) -> None:
         """Use the strategy at this place of the pool from now on; -1: what the policy chooses."""

@@ -1,23 +1,30 @@
 """`GET /tlt/status`: what TLT is doing, in every process of the engine, as JSON.
 
 `POST /tlt/strategy` with {"strategy": "off"} pins one of several strategies, with null it lets the
-policy choose again; it takes SGLang's admin key where one is set.
+policy choose again. `POST /tlt/drafter` with {"version": 3} loads a version of the drafter's store
+and stays with it, with null it follows the newest again, and with {"reject": true} it goes back
+from the version in use for good. `POST /tlt/harvest` with {"rate": 0.5} logs so many of the
+requests. All take SGLang's admin key where one is set.
 Runs in the HTTP (main) process; asks the schedulers through SGLang's own internal-state calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tlt_sglang import engine
-from tlt_sglang.errors import ConfigError
+from tlt_sglang.errors import ConfigError, TltError
 from tlt_sglang.strategy.arms import parse
+from tlt_sglang.weights.store import Store
 
 PATH = "/tlt/status"
 STRATEGY_PATH = "/tlt/strategy"
-PIN = "tlt_strategy"
-"""The name under which the place of a pinned strategy travels in SGLang's own call."""
+DRAFTER_PATH = "/tlt/drafter"
+HARVEST_PATH = "/tlt/harvest"
+ORDER = "tlt"
+"""The name under which an order travels to the schedulers in SGLang's own call."""
 
 
 def add_route(app: Any, global_state: Callable[[], Any]) -> None:
@@ -30,26 +37,73 @@ def add_route(app: Any, global_state: Callable[[], Any]) -> None:
         return report([state.get("tlt") for state in states])
 
     app.add_api_route(PATH, tlt_status, methods=["GET"])
-    add_pin(app, global_state)
+    for path, order_of in (
+        (STRATEGY_PATH, lambda body: {"strategy": place_of(body)}),
+        (DRAFTER_PATH, drafter_order),
+        (HARVEST_PATH, harvest_order),
+    ):
+        add_order(app, global_state, path, order_of)
 
 
-def add_pin(app: Any, global_state: Callable[[], Any]) -> None:
-    """Add `POST /tlt/strategy`."""
+def add_order(
+    app: Any,
+    global_state: Callable[[], Any],
+    path: str,
+    order_of: Callable[[dict[str, Any]], Any],
+) -> None:
+    """Add a route that carries what `order_of` makes of a request's body to every scheduler."""
     from fastapi import HTTPException
     from sglang.srt.managers.io_struct import SetInternalStateReq
     from sglang.srt.utils.auth import AuthLevel, auth_level
 
-    async def tlt_strategy(body: dict[str, Any]) -> dict[str, Any]:
+    async def tlt_order(body: dict[str, Any]) -> dict[str, Any]:
         try:
-            place = place_of(body)
-        except ConfigError as error:
+            order = order_of(body)
+        except TltError as error:
             raise HTTPException(400, str(error)) from error
-        request = SetInternalStateReq(server_args={PIN: place})
+        request = SetInternalStateReq(server_args={ORDER: order})
         await global_state().tokenizer_manager.set_internal_state(request)
-        return {"strategy": body["strategy"]}
+        return body
 
-    route = auth_level(AuthLevel.ADMIN_OPTIONAL)(tlt_strategy)
-    app.add_api_route(STRATEGY_PATH, route, methods=["POST"])
+    route = auth_level(AuthLevel.ADMIN_OPTIONAL)(tlt_order)
+    app.add_api_route(path, route, methods=["POST"])
+
+
+def drafter_order(body: dict[str, Any]) -> dict[str, Any]:
+    """What a request asks of the drafter: {"version": N or None}, or {"reject": True}.
+
+    Raises ConfigError, or a BadVersion for one that the store does not have.
+    """
+    assert engine.current is not None
+    folder = engine.current.config.store
+    if folder is None:
+        raise ConfigError(
+            "This server has no store of drafter versions; start it with --tlt-store."
+        )
+    if body == {"reject": True}:
+        return {"drafter": body}
+    if set(body) != {"version"} or type(body["version"]) not in (int, type(None)):
+        raise ConfigError(
+            'Write {"version": N} to use one, null for the newest, or {"reject": true} to go back.'
+        )
+    version = body["version"]
+    if version is not None and version < 0:
+        raise ConfigError(f"Drafter version {version} is none; 0 is what the engine began with.")
+    if version:
+        Store(Path(folder).expanduser()).manifest(version)
+    return {"drafter": body}
+
+
+def harvest_order(body: dict[str, Any]) -> dict[str, Any]:
+    """The fraction of requests to log that a request asks for. Raises ConfigError."""
+    assert engine.current is not None
+    config = engine.current.config
+    if config.store is None or config.harvest_gb == 0:
+        raise ConfigError("This server has no harvest log; start it with --tlt-store.")
+    rate: Any = body.get("rate")
+    if set(body) != {"rate"} or type(rate) not in (int, float) or not 0 <= rate <= 1:
+        raise ConfigError('Write {"rate": F}, with a fraction of requests from 0 to 1.')
+    return {"harvest": float(rate)}
 
 
 def place_of(body: dict[str, Any]) -> int:

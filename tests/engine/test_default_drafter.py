@@ -44,9 +44,9 @@ def test_greedy_output_and_the_accept_length_that_is_predicted(
     server = servers.get(None, "--adaptive-spec", "--tlt-strategies", STRATEGY)
     folder = server.status()["drafter"]
     assert folder == str(shipped.default_drafter(MODEL))
-    texts = reference.texts()[::2]
+    texts = reference.texts()[::4]
     answers = server.generate_all([prompt for prompt, _ in texts], max_new_tokens=LENGTH)
-    ties = [reference.compare(2 * i, answer["output_ids"]) for i, answer in enumerate(answers)]
+    ties = [reference.compare(4 * i, answer["output_ids"]) for i, answer in enumerate(answers)]
     record_property("ties", len(ties) - ties.count(None))
     told = [answer["meta_info"] for answer in answers]
     rounds = sum(info["spec_verify_ct"] for info in told)

@@ -7,6 +7,7 @@ what comes out, for our modules to be held against.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ def make(folder: Path, target: Target, algorithm: Algorithm) -> tuple[Drafter, F
         for parameter in drafter.parameters():  # nothing is left at one or at zero
             # As it is stored, in bfloat16.
             parameter.copy_((parameter + 0.1 * torch.randn_like(parameter)).bfloat16())
-    frozen = Frozen(frozen.embedding, frozen.head.bfloat16().float(), frozen.draft_ids,
-                    frozen.draft_index) if algorithm == "eagle3" else frozen  # fmt: skip
+    if algorithm == "eagle3":
+        frozen = replace(frozen, head=frozen.head.bfloat16().float())
     export.write(
         folder,
         {

@@ -86,6 +86,13 @@ def test_a_wrong_strategy_is_refused_at_once() -> None:
         ({"max_batch": -1}, "gives -1 as max_batch"),
         ({"max_batch": "4"}, "gives '4' as max_batch"),
         ({"ngram_memory_mb": 0}, "gives 0 as ngram_memory_mb"),
+        ({"harvest_gb": -1}, "gives -1 as harvest_gb; write gigabytes, or 0 for no log"),
+        ({"harvest_rate": 2}, "gives 2 as harvest_rate; write a fraction from 0 to 1"),
+        ({"harvest_rate": True}, "gives True as harvest_rate"),
+        ({"store": ""}, "gives '' as store; write the path of a folder"),
+        ({"coordinator": 5}, "gives 5 as coordinator; write ipc:///FOLDER/NAME or tcp://"),
+        ({"grow": "yes", "store": "s"}, "gives 'yes' as grow; write true or false"),
+        ({"grow": True}, "asks to grow a drafter, which needs a store to grow in"),
         ({"policy": "best"}, "gives 'best' as policy; choose from cost-model, beg-mab, ema,"),
     ],
 )

@@ -454,7 +454,7 @@ def test_an_error_of_sglangs_is_cut_to_a_sentence() -> None:
 
 def test_every_setting_has_a_flag() -> None:
     """And what it is given arrives."""
-    values: dict[str, tuple[str, object]] = {
+    values: dict[str, tuple[str | None, object]] = {
         "strategies": ("off,eagle:1x1x2", ("off", "eagle:1x1x2")),
         "policy": ("ema", "ema"),
         "max_batch": ("7", 7),
@@ -464,10 +464,17 @@ def test_every_setting_has_a_flag() -> None:
         "graph_memory_gb": ("1.5", 1.5),
         "events": ("e", "e"),
         "trace": ("t", "t"),
+        "store": ("s", "s"),
+        "grow": (None, True),
+        "harvest_gb": ("0.5", 0.5),
+        "harvest_rate": ("0.25", 0.25),
+        "coordinator": ("tcp://a:1", "tcp://a:1"),
+        "coordinator_key": ("k", "k"),
+        "device_name": ("gpu0", "gpu0"),
     }
     assert set(values) == {field.name for field in dataclasses.fields(Config)}
     words = ["--model", "m", "--adaptive-spec"]
     for name, (text, _) in values.items():
-        words += ["--tlt-" + name.replace("_", "-"), text]
+        words += ["--tlt-" + name.replace("_", "-"), *([] if text is None else [text])]
     config = launch_server._config(launch_server._parser().parse_args(words))
     assert dataclasses.asdict(config or Config()) == {name: v for name, (_, v) in values.items()}

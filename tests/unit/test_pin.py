@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tlt_sglang import engine, status
 from tlt_sglang.config import Config
 from tlt_sglang.engine import Engine
-from tlt_sglang.errors import ConfigError
+from tlt_sglang.errors import ConfigError, TltError
 
 POOL = ("off", "eagle:3x1x4", "ngram:4")
 
@@ -49,3 +50,40 @@ def test_with_one_strategy_there_is_nothing_to_pin(monkeypatch: pytest.MonkeyPat
     use(monkeypatch, "off")
     with pytest.raises(ConfigError, match="one strategy only"):
         status.place_of({"strategy": "off"})
+
+
+# ---- POST /tlt/drafter and /tlt/harvest ----------------------------------------------------------
+
+
+def use_store(monkeypatch: pytest.MonkeyPatch, store: Path | None) -> None:
+    patcher: Any = None
+    config = Config(store=None if store is None else str(store))
+    monkeypatch.setattr(engine, "current", Engine(config, "cpu", patcher))
+
+
+def test_orders_for_the_drafter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_store(monkeypatch, tmp_path)
+    for body in ({"version": 0}, {"version": None}, {"reject": True}):
+        assert status.drafter_order(body) == {"drafter": body}
+    with pytest.raises(TltError, match="does not exist"):
+        status.drafter_order({"version": 3})
+    for bad in ({}, {"version": "3"}, {"version": True}, {"version": 1, "reject": True}):
+        with pytest.raises(ConfigError, match="Write"):
+            status.drafter_order(bad)
+    with pytest.raises(ConfigError, match="0 is what the engine began with"):
+        status.drafter_order({"version": -1})
+
+
+def test_orders_for_the_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_store(monkeypatch, tmp_path)
+    assert status.harvest_order({"rate": 1}) == {"harvest": 1.0}
+    for bad in ({}, {"rate": 2}, {"rate": "1"}, {"rate": 0.5, "more": 1}):
+        with pytest.raises(ConfigError, match="a fraction of requests"):
+            status.harvest_order(bad)
+
+
+def test_without_a_store_there_is_nothing_to_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_store(monkeypatch, None)
+    for ask in (status.drafter_order, status.harvest_order):
+        with pytest.raises(ConfigError, match="start it with --tlt-store"):
+            ask({"version": 1})

@@ -62,6 +62,11 @@ class Writer:
         path, file = segments.create(folder, geometry.file_size)
         return cls(path, file, geometry)
 
+    @property
+    def feature_size(self) -> int:
+        """Numbers a token."""
+        return self._geometry.feature_size
+
     def wants(self, request: bytes) -> bool:
         """Whether a request is among the sampled ones: depends on its key and `sampling` only."""
         return int.from_bytes(request[:4], "little") < self.sampling * 2**32

@@ -34,14 +34,20 @@ class Frozen:
     head: Tensor  # [D, N], rows of the target's head for the draft vocabulary
     draft_ids: Tensor  # [D] int64, ascending: the target's id of each draft token
     draft_index: Tensor  # [V] int64: the place in the draft vocabulary, -1 where there is none
+    target_head: Tensor  # [D, N]: as `head`, but of the target as it is now
 
     @staticmethod
-    def of(embedding: Tensor, head: Tensor, draft_ids: Tensor) -> Frozen:
-        """From the target's whole embedding and head [V, N]."""
+    def of(
+        embedding: Tensor, head: Tensor, draft_ids: Tensor, own_head: Tensor | None = None
+    ) -> Frozen:
+        """From the target's whole embedding and head [V, N].
+
+        `own_head` [D, N]: what the drafter has, where that is of an older version of the target.
+        """
         index = torch.full((len(head),), -1, dtype=torch.int64, device=head.device)
         index[draft_ids] = torch.arange(len(draft_ids), device=head.device)
         rows = head if len(draft_ids) == len(head) else head[draft_ids].contiguous()
-        return Frozen(embedding, rows, draft_ids, index)
+        return Frozen(embedding, rows if own_head is None else own_head, draft_ids, index, rows)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Frozen:
         """The same elsewhere."""
@@ -50,6 +56,7 @@ class Frozen:
             self.head.to(device, dtype),
             self.draft_ids.to(device),
             self.draft_index.to(device),
+            self.target_head.to(device, dtype),
         )
 
 
@@ -130,5 +137,5 @@ def _target(frozen: Frozen, batch: Batch, rows: Tensor, steps: int) -> tuple[Ten
     for number in range(steps):
         needed[batch.ahead(1 + number)[0][rows]] = True
     with torch.no_grad(), torch.autocast(batch.last.device.type, enabled=False):
-        logits = nn.functional.linear(batch.last[needed], frozen.head)
+        logits = nn.functional.linear(batch.last[needed], frozen.target_head)
         return logits.float().softmax(-1), needed.cumsum(0) - 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,16 +144,21 @@ def frequent_tokens(texts: Iterable[Sequence[int]], size: int, vocab_size: int) 
     return torch.tensor(sorted(order[:size]))
 
 
-@torch.no_grad()
 def initialise(drafter: Drafter, target: Target) -> None:
-    """Start a drafter from the target's last layer, which already knows most of its task.
+    """Start a drafter from the target's last layer; see `begin_from`."""
+    model = target.model.model
+    begin_from(drafter, dict(model.layers[-1].named_parameters()), model.norm.weight)
+
+
+@torch.no_grad()
+def begin_from(drafter: Drafter, theirs: Mapping[str, Tensor], norm: Tensor) -> None:
+    """Start a drafter from the target's last layer and norm, which know most of its task already.
 
     EAGLE-3's inputs are twice as wide: the half that reads the hidden state is the target's, the
     half that reads the embedding starts at zero, and `fc` passes on the highest of the features.
     Where shapes or names differ (another MLP, say) the random start stays.
     """
     size = drafter.config.hidden_size
-    theirs = dict(target.model.model.layers[-1].named_parameters())
     layer = drafter.layers[0]
     for name, ours in layer.named_parameters():
         weight = theirs.get("input_layernorm.weight" if name.startswith("hidden_norm") else name)
@@ -166,6 +171,6 @@ def initialise(drafter: Drafter, target: Target) -> None:
     torch.nn.init.normal_(drafter.fc.weight, std=0.1 * size**-0.5)
     drafter.fc.weight[:, -size:] += torch.eye(size)
     if drafter.config.algorithm == "eagle3":
-        drafter.norm.weight.copy_(target.model.model.norm.weight)
+        drafter.norm.weight.copy_(norm)
     else:
         drafter.fc.bias.zero_()

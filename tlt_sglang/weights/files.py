@@ -54,6 +54,15 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
+def check(root: Path) -> None:
+    """Make `root`; raises EnvironmentProblem if it cannot be written to."""
+    with usable(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = root / owned(".probe")
+        probe.touch()
+        probe.unlink()
+
+
 @contextlib.contextmanager
 def usable(root: Path) -> Iterator[None]:
     """Raise EnvironmentProblem in the place of OSError."""

@@ -1,0 +1,257 @@
+"""The adaptive drafter in a real engine: what it logs, and versions that come and go under load."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fitting import Tiny
+from identity import LENGTH, Reference
+from servers import Server, Servers, model_folder, wait_for
+from test_weights import checksums
+from tiny import greedily
+
+from tlt_sglang.harvest.assemble import Assembler, Span
+from tlt_sglang.harvest.reader import Reader
+from tlt_sglang.harvest.record import request_key
+from tlt_sglang.sidecar.corpus import Prompt, Response
+from tlt_sglang.sidecar.models import DraftConfig
+from tlt_sglang.sidecar.target import Target
+from tlt_sglang.weights import describe
+from tlt_sglang.weights.store import WEIGHTS, Store
+
+POOL = "off,eagle3:3x1x4,eagle3:3x4x8,ngram:4"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def server(servers: Servers, drafters: dict[str, str], store: Store) -> Server:
+    return servers.get(
+        POOL, "--tlt-policy", "random", "--tlt-store", str(store.root), drafter=drafters["eagle3"]
+    )
+
+
+def told(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = server.status()["schedulers"][0]
+    return found
+
+
+def logged(server: Server) -> dict[bytes, Span]:
+    """The longest span of each request in the server's log."""
+    reader = Reader.open(Path(server.status()["schedulers"][0]["harvest"]["path"]))
+    assembler = Assembler(1 << 30)
+    spans = [span for record in reader.read(1 << 20) for span in assembler.add(record)]
+    spans += assembler.flush()
+    assert (reader.missed, reader.torn) == (0, 0)
+    reader.close()
+    return {span.request: span for span in sorted(spans, key=lambda span: len(span.tokens))}
+
+
+def test_the_log_is_what_the_target_computes(server: Server, reference: Reference) -> None:
+    """Tokens, positions and features of every strategy, against transformers' own."""
+    server.post("/flush_cache")
+    prompts = [*reference.prompts[:6], reference.prompts[0][:40] + reference.prompts[1][:9]]
+    names = [f"logged-{number}" for number in range(len(prompts))]
+    answers = [
+        server.generate(prompt, 40, options={"rid": name})
+        for prompt, name in zip(prompts, names, strict=True)
+    ]
+    assert wait_for(lambda: all(span.ended for span in logged(server).values()), 10)
+    target = Target(str(model_folder("smollm2-135m")), torch.device("cpu"))
+    config = DraftConfig.for_target(target.config, "eagle3", 1024)
+    spans = logged(server)
+    for prompt, name, answer in zip(prompts, names, answers, strict=True):
+        span = spans[request_key(name)]
+        whole = [*prompt, *answer["output_ids"]]
+        # What the radix cache had is left out; the last token was sampled and never read.
+        cached = answer["meta_info"]["cached_tokens"]
+        assert span.start == cached
+        assert span.tokens.tolist() == whole[span.start : -1][: len(span.tokens)]
+        assert len(whole) - 1 - span.end in (0, 1, 2, 3)
+        assert span.prompt == len(prompt) - cached
+        response = Response(Prompt(tuple(prompt)), tuple(answer["output_ids"]))
+        ((document,),) = target.documents([response], config)
+        bits = torch.from_numpy(span.features.view(np.int16)).view(torch.bfloat16).float()
+        wanted = torch.cat([document.features, document.last], dim=-1).float()
+        rows = wanted[span.start : span.end]
+        assert bits.shape == rows.shape
+        error = (bits - rows).norm(dim=-1) / rows.norm(dim=-1)
+        assert float(error.max()) < 0.02, name
+    assert spans[request_key(names[-1])].start > 0
+
+
+def test_twenty_swaps_under_load(
+    server: Server, store: Store, drafters: dict[str, str], reference: Reference,
+    record_property: object,
+) -> None:  # fmt: skip
+    """Output stays, the target's weights stay, and a swap costs no more than a step."""
+    folder = Path(drafters["eagle3"])
+    shape = describe.target_config(str(model_folder("smollm2-135m")))
+    expected = describe.expected(folder, shape, "F32")
+    weights = describe.load(folder)
+    before = checksums(server, "target")
+    base = int(max(store.versions(), default=0))
+    answers: list[dict[str, Any]] = []
+    prompts = [*reference.prompts] * 2
+
+    def load() -> None:
+        answers.extend(server.generate_all(prompts, at_once=8, max_new_tokens=LENGTH))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    for number in range(20):
+        noise = 1 + 0.001 * (number % 3)
+        changed = {name: tensor * noise for name, tensor in weights.items()}
+        version = store.publish(changed, "eagle3", expected.base)
+        assert wait_for(lambda: told(server)["drafter_version"] == version, 20), told(server)  # noqa: B023
+    thread.join()
+    swaps = told(server)["swap"]["swaps"]
+    assert [version for version, _ in swaps][-20:] == list(range(base + 1, base + 21))
+    ties = [
+        reference.compare(number % len(reference.prompts), answer["output_ids"])
+        for number, answer in enumerate(answers)
+    ]
+    assert len(ties) == 40
+    assert checksums(server, "target") == before
+    versions = [answer["meta_info"]["drafter_version"] for answer in answers]
+    assert all(one == sorted(one) for one in versions)
+    assert len({version for one in versions for version in one}) > 10
+    milliseconds = statistics.median(ms for _, ms in swaps)
+    started = time.monotonic()
+    server.post("/tlt/strategy", {"strategy": "off"})
+    server.generate(reference.prompts[0], 32)
+    server.post("/tlt/strategy", {"strategy": None})
+    step = 1000 * (time.monotonic() - started) / 32
+    assert milliseconds < step
+    assert told(server)["swap"]["rolled_back"] == 0
+    server.wait_until_idle()
+
+
+def test_by_hand(server: Server, store: Store) -> None:
+    """Versions are loaded, pinned and rejected by request; a bad order is one sentence."""
+    newest = max(store.versions())
+    for version in (newest - 1, 0, newest):
+        server.post("/tlt/drafter", {"version": version})
+        assert wait_for(lambda: told(server)["drafter_version"] == version, 10)  # noqa: B023
+    server.post("/tlt/drafter", {"reject": True})
+    assert wait_for(lambda: told(server)["drafter_version"] == newest - 1, 10)
+    assert store.rejected(newest)
+    server.post("/tlt/drafter", {"version": None})
+    for body, says in (
+        ({"version": 999999}, "does not exist"),
+        ({"version": "new"}, 'Write {\\"version\\": N}'),
+        ({}, 'Write {\\"version\\": N}'),
+    ):
+        refused = server.request("POST", "/tlt/drafter", json=body)
+        assert refused.status_code == 400
+        assert says in refused.text
+
+
+def test_damaged_versions_are_refused(
+    server: Server, store: Store, drafters: dict[str, str], reference: Reference
+) -> None:
+    """Truncated, bit-flipped, not finite, of another shape or target: the engine goes on."""
+    folder = Path(drafters["eagle3"])
+    shape = describe.target_config(str(model_folder("smollm2-135m")))
+    expected = describe.expected(folder, shape, "F32")
+    weights = describe.load(folder)
+    used = told(server)["drafter_version"]
+    bad = {}
+    for what in ("truncated", "flipped"):
+        bad[what] = store.publish(weights, "eagle3", expected.base)
+        path = store.path(bad[what]) / WEIGHTS
+        data = bytearray(path.read_bytes())
+        if what == "truncated":
+            del data[-1000:]
+        else:
+            data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    worse = {name: tensor * float("nan") for name, tensor in weights.items()}
+    bad["not finite"] = store.publish(worse, "eagle3", expected.base)
+    cut = {name: tensor[:-1] for name, tensor in weights.items()}
+    bad["of another shape"] = store.publish(cut, "eagle3", expected.base)
+    bad["for another target"] = store.publish(weights, "eagle3", type(expected.base)(1, 2, 3, 4))
+    assert wait_for(
+        lambda: all(str(v) in told(server)["swap"]["refused"] for v in bad.values()),
+        20,
+    ), told(server)
+    assert told(server)["drafter_version"] == used
+    reference.compare(2, server.generate(reference.prompts[2], 40)["output_ids"])
+
+
+def test_a_worse_drafter_is_rolled_back(
+    server: Server, store: Store, drafters: dict[str, str], reference: Reference
+) -> None:
+    """The guard sees what the gate did not; what the engine says stays the same."""
+    server.post("/tlt/strategy", {"strategy": "eagle3:3x1x4"})
+    server.generate_all(reference.prompts, at_once=8, max_new_tokens=48)
+    used = told(server)["drafter_version"]
+    folder = Path(drafters["eagle3"])
+    shape = describe.target_config(str(model_folder("smollm2-135m")))
+    noise = torch.Generator().manual_seed(0)
+    worse = {
+        name: torch.randn(tensor.shape, generator=noise) * 0.02
+        for name, tensor in describe.load(folder).items()
+    }
+    base = describe.expected(folder, shape, "F32").base
+    version = store.publish(worse, "eagle3", base)
+    assert wait_for(lambda: told(server)["drafter_version"] == version, 20)
+    answers = server.generate_all(reference.prompts, at_once=8, max_new_tokens=48)
+    for number, answer in enumerate(answers):
+        reference.compare(number, answer["output_ids"])
+    server.post("/tlt/strategy", {"strategy": None})
+    assert told(server)["drafter_version"] == used
+    assert told(server)["swap"]["rolled_back"] == 1
+    assert store.rejected(version)
+
+
+# ---- growing -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def growing(servers: Servers, tiny: Tiny, tmp_path: Path) -> Iterator[tuple[Server, Store]]:
+    store = Store(tmp_path / "store")
+    flags = (
+        *("--skip-tokenizer-init", "--max-running-requests", "8", "--tlt-store", str(store.root)),
+        *("--tlt-sidecar", "always", "--tlt-policy", "cost-model"),
+    )
+    server = servers.get("off,ngram:4,eagle3:3x1x4", *flags, model=tiny.path)
+    yield server, store
+    servers.drop(server)
+
+
+def test_a_drafter_grows_from_nothing(growing: tuple[Server, Store], tiny: Tiny) -> None:
+    """No drafter at the start; then one that the sidecar grew is swapped in, and it is used."""
+    server, store = growing
+    first = told(server)
+    assert first["drafter_ready"] is False
+    longest = 48
+    prompts = torch.randint(3, tiny.vocab, (64, 6), generator=torch.Generator().manual_seed(3))
+    expected = greedily(tiny.model, prompts, longest)
+    deadline = time.monotonic() + 240
+    rounds = 0
+    while time.monotonic() < deadline:
+        answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=longest)
+        assert [answer["output_ids"] for answer in answers] == expected
+        rounds += 1
+        if told(server)["drafter_version"]:
+            break
+    status = told(server)
+    assert status["drafter_version"], (rounds, status, server.tail())
+    assert status["drafter_ready"] is True
+    server.post("/tlt/strategy", {"strategy": "eagle3:3x1x4"})
+    answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=longest)
+    assert [answer["output_ids"] for answer in answers] == expected
+    assert all(answer["meta_info"]["drafter_version"][-1] >= 1 for answer in answers)
+    assert store.manifest(int(status["drafter_version"])).gate["candidate"] > 1

@@ -1,0 +1,226 @@
+"""Hot swap: which version is wanted, when it comes in, and how a bad one goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tlt_sglang.errors import TltError
+from tlt_sglang.weights import swap as swapping
+from tlt_sglang.weights.manifest import Base, Expected, Spec
+from tlt_sglang.weights.store import WEIGHTS, Store
+from tlt_sglang.weights.swap import AGREE_STEPS, Swap
+
+BASE = Base(hidden_size=4, vocab_size=9, draft_vocab_size=9, layers=2)
+EXPECTED = Expected("eagle3", BASE, {"fc.weight": Spec("F32", (2, 2))})
+CHAIN = "eagle3:3x1x4"
+
+
+def weights(value: float) -> dict[str, Tensor]:
+    return {"fc.weight": torch.full((2, 2), value)}
+
+
+def publish(store: Store, value: float, base: Base = BASE) -> int:
+    return store.publish(weights(value), "eagle3", base)
+
+
+class Drafter:
+    """What is swapped into."""
+
+    def __init__(self) -> None:
+        self.weight = torch.zeros(2, 2)
+
+    def copy_in(self, new: Any) -> None:
+        self.weight.copy_(new["fc.weight"])
+
+    @property
+    def value(self) -> float:
+        return float(self.weight[0, 0])
+
+
+def swap(store: Store, drafter: Drafter, agree: Callable[[int], int] | None = None) -> Swap:
+    return Swap(store, EXPECTED, weights(0.0), drafter.copy_in, agree=agree)
+
+
+def step(one: Swap) -> bool:
+    """The thread looks once, and a decode step begins."""
+    one.look()
+    return one.between_steps()
+
+
+def rounds(one: Swap, accepted: int, count: int, names: int = 8) -> None:
+    for number in range(count):
+        requests = [f"{number // 50}-{row}" for row in range(names)]
+        one.observe(requests, [accepted + (row + number) % 2 for row in range(names)], CHAIN)
+
+
+def test_the_newest_version_comes_in_between_steps(tmp_path: Path) -> None:
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    assert not step(one)
+    assert (one.version, drafter.value) == (0, 0.0)
+    place = drafter.weight.data_ptr()
+    publish(store, 1.0)
+    one.look()
+    assert (one.version, drafter.value) == (0, 0.0)  # staged, but no step has begun
+    assert one.between_steps()
+    publish(store, 2.0)
+    publish(store, 3.0)
+    assert step(one)
+    assert not step(one)
+    assert (one.version, drafter.value) == (3, 3.0)
+    assert drafter.weight.data_ptr() == place
+    assert [version for version, _ in one.status()["swaps"]] == [1, 3]
+
+
+def test_a_thread_looks_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swapping, "LOOK_SECONDS", 0.01)
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    one.begin()
+    try:
+        publish(store, 5.0)
+        for _ in range(500):
+            if one.between_steps():
+                break
+            torch.empty(0)
+            one._stop.wait(0.01)
+    finally:
+        one.end()
+    assert drafter.value == 5.0
+
+
+def test_a_pinned_version_stays_and_version_zero_is_what_it_began_with(tmp_path: Path) -> None:
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    publish(store, 1.0)
+    publish(store, 2.0)
+    step(one)
+    for version, value in ((1, 1.0), (0, 0.0), (2, 2.0)):
+        one.pin(version)
+        assert step(one)
+        assert (one.version, drafter.value) == (version, value)
+    one.pin(1)
+    step(one)
+    publish(store, 3.0)
+    assert not step(one)
+    one.pin(None)
+    assert step(one)
+    assert one.version == 3
+
+
+def test_a_rejected_version_goes_for_good(tmp_path: Path) -> None:
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    publish(store, 1.0)
+    step(one)
+    publish(store, 2.0)
+    step(one)
+    one.reject()
+    assert step(one)
+    assert (one.version, drafter.value) == (1, 1.0)
+    assert store.rejected(2)
+    other = swap(store, Drafter())
+    step(other)
+    assert other.version == 1
+    one.reject()
+    step(one)
+    assert (one.version, drafter.value) == (0, 0.0)
+
+
+def test_a_damaged_version_is_refused_once_and_the_one_before_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    publish(store, 1.0)
+    step(one)
+    version = publish(store, 2.0)
+    path = store.path(version) / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1])
+    for _ in range(3):
+        assert not step(one)
+    assert (one.version, drafter.value) == (1, 1.0)
+    assert len(caplog.records) == 1
+    assert "bytes" in one.status()["refused"]["2"]
+    assert store.rejected(2)
+
+
+def test_a_version_for_another_target_is_left_to_others(tmp_path: Path) -> None:
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    version = publish(store, 1.0, Base(5, 9, 9, 2))
+    assert not step(one)
+    assert "hidden size" in one.refused[version]
+    assert not store.rejected(version)
+
+
+def test_a_worse_version_is_rolled_back_at_once(tmp_path: Path) -> None:
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    publish(store, 1.0)
+    step(one)
+    rounds(one, 2, 600)
+    assert not one.status()["guarded"]
+    publish(store, 2.0)
+    step(one)
+    assert one.status()["guarded"]
+    rounds(one, 0, 100)
+    assert (one.version, drafter.value) == (1, 1.0)
+    assert store.rejected(2)
+    assert store.notes(2)[-1]["figures"]["ratio"] < 0.5
+    assert one.rolled_back == 1
+    assert not step(one)
+    rounds(one, 2, 50)
+    assert one.version == 1
+
+
+def test_an_equally_good_version_is_kept(tmp_path: Path) -> None:
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    rounds(one, 2, 600)
+    for value in (1.0, 2.0, 3.0):
+        publish(store, value)
+        step(one)
+        rounds(one, 2, 600)
+        assert not one.status()["guarded"]
+    assert (one.version, one.rolled_back) == (3, 0)
+
+
+def test_nothing_is_held_against_it_when_the_target_changes(tmp_path: Path) -> None:
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    rounds(one, 2, 600)
+    publish(store, 1.0)
+    step(one)
+    one.target_changed()
+    rounds(one, 0, 200)
+    assert (one.version, one.rolled_back) == (1, 0)
+
+
+def test_ranks_swap_at_the_same_step(tmp_path: Path) -> None:
+    """The second rank has not seen the version that the first one decides for."""
+    store = Store(tmp_path)
+    drafters = [Drafter(), Drafter()]
+    told: list[int] = []
+    first = swap(store, drafters[0], lambda own: told.append(own) or own)  # type: ignore[func-returns-value]
+    second = swap(store, drafters[1], lambda own: told[-1])
+    publish(store, 4.0)
+    first.look()
+    for number in range(2 * AGREE_STEPS):
+        swapped = [first.between_steps(), second.between_steps()]
+        assert swapped[0] == swapped[1] == (number == AGREE_STEPS - 1)
+    assert [drafter.value for drafter in drafters] == [4.0, 4.0]
+
+
+def test_a_rank_that_cannot_read_what_the_others_use_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    one = swap(store, Drafter(), lambda own: 7)
+    with pytest.raises(TltError, match="a store that all of its machines can read"):
+        for _ in range(AGREE_STEPS):
+            one.between_steps()

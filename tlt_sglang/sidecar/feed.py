@@ -1,0 +1,134 @@
+"""From the harvest logs of a store's engines to the sidecar's buffer.
+
+Opens the log of every engine that has announced itself, and again when an engine comes back. Only
+records of the target version that an engine has announced are taken: what was computed before its
+heads were known cannot be trained on, and what is older has gone from the buffer anyway.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tlt_sglang.errors import EnvironmentProblem
+from tlt_sglang.harvest import announce
+from tlt_sglang.harvest.announce import Announcement
+from tlt_sglang.harvest.assemble import Assembler, Span
+from tlt_sglang.harvest.reader import Reader
+from tlt_sglang.sidecar.buffer import Buffer, Recorded
+
+QUIET_SECONDS = 2.0
+"""Without new records for so long, unfinished requests are taken as they are."""
+LOOK_SECONDS = 1.0
+"""Between two looks at who has announced itself."""
+AT_ONCE = 256
+"""Records of one engine that are read before the next one's."""
+
+
+@dataclass
+class _Source:
+    reader: Reader
+    assembler: Assembler
+    version: int
+    heard: float
+    dirty: bool = field(default=False)
+    """Whether something came since it was last flushed."""
+
+
+class Feed:
+    """Of one store. `hidden_size`: of the target; `features`: hidden states a token brings."""
+
+    def __init__(
+        self,
+        store: Path,
+        buffer: Buffer,
+        hidden_size: int,
+        features: int,
+        *,
+        assembled: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`assembled`: bytes of unfinished requests that are held for each engine."""
+        self.buffer = buffer
+        self.engines: list[Announcement] = []
+        self.step = 0
+        """Of RL, which documents belong to."""
+        self._store, self._assembled, self._clock = store, assembled, clock
+        self._features = hidden_size * features
+        self._width = self._features + (hidden_size if features > 1 else 0)
+        self._sources: dict[str, _Source] = {}
+        self._looked = float("-inf")
+
+    def pump(self) -> int:
+        """Take in what is new; records read. Never waits."""
+        now = self._clock()
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            self._look(now)
+        read = 0
+        for path, source in list(self._sources.items()):
+            records = source.reader.read(AT_ONCE)
+            read += len(records)
+            for record in records:
+                self._take(source, source.assembler.add(record))
+            if records:
+                source.heard, source.dirty = now, True
+            elif source.dirty and now - source.heard > QUIET_SECONDS:
+                self._take(source, source.assembler.flush())
+                source.dirty = False
+            elif source.reader.ended:
+                self._take(source, source.assembler.flush())
+                source.reader.close()
+                del self._sources[path]
+        return read
+
+    def status(self) -> dict[str, int]:
+        """What could not be read, over all engines that are there."""
+        return {
+            "engines": len(self._sources),
+            "missed": sum(source.reader.missed for source in self._sources.values()),
+            "torn": sum(source.reader.torn for source in self._sources.values()),
+        }
+
+    def close(self) -> None:
+        """Let go of all logs."""
+        for source in self._sources.values():
+            source.reader.close()
+        self._sources.clear()
+
+    def _look(self, now: float) -> None:
+        self.engines = announce.read(self._store)
+        for engine in self.engines:
+            source = self._sources.get(engine.harvest)
+            if source is not None:
+                source.version = engine.target_version
+                continue
+            try:
+                reader = Reader.open(Path(engine.harvest))
+            except EnvironmentProblem:
+                continue  # it has just ended, or is not ready yet
+            if reader.geometry.feature_size != self._width:
+                reader.close()
+                continue
+            self._sources[engine.harvest] = _Source(
+                reader, Assembler(self._assembled), engine.target_version, now
+            )
+
+    def _take(self, source: _Source, spans: list[Span]) -> None:
+        for span in spans:
+            if span.version != source.version:
+                continue
+            wide = torch.from_numpy(span.features.view(np.int16)).view(torch.bfloat16)
+            features = wide[:, : self._features]
+            last = wide[:, self._features :] if self._width > self._features else None
+            ids = torch.from_numpy(span.tokens.astype(np.int64))
+            self.buffer.add(
+                Recorded(
+                    span.request.hex(), span.version, self.step, ids, features, span.prompt, last
+                )
+            )

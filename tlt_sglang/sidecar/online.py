@@ -1,0 +1,238 @@
+"""Training while the engine runs: micro-batches from the buffer, and a gate before publishing.
+
+The learner goes on for ever. One micro-batch is the longest that it keeps a device, so documents
+longer than that are cut: another window of them at each draw. What is published is a candidate that
+beats the version in use on held-out documents of late, by MARGIN; the version in use is kept beside
+it to compare with. A rejected version (an engine saw it do worse) makes it begin again from the
+version before.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from tlt_sglang.sidecar.batches import Batch, Document
+from tlt_sglang.sidecar.buffer import Buffer, Recorded
+from tlt_sglang.sidecar.evaluate import AcceptLength, accept_length
+from tlt_sglang.sidecar.models import Drafter
+from tlt_sglang.sidecar.simulate import Frozen, loss_of
+
+LEAST_CUT = 32
+"""Tokens of a cut document, at least."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train online."""
+
+    steps: int = 3
+    """Simulated draft steps."""
+    batch_tokens: int = 256
+    """Of a micro-batch."""
+    accumulate: int = 2
+    """Micro-batches of one optimizer step."""
+    learning_rate: float = 8e-4
+    warmup: int = 20
+    """Optimizer steps in which the learning rate rises."""
+    clip: float = 0.5
+    betas: tuple[float, float] = (0.9, 0.95)
+    bfloat16: bool = False
+    """Matrix products in bfloat16."""
+    least_tokens: int = 512
+    """Tokens in the buffer before training starts."""
+    gate_steps: int = 40
+    """Optimizer steps between two looks at held-out documents."""
+    gate_tokens: int = 3000
+    """Of held-out documents that are looked at, the latest ones."""
+    margin: float = 0.01
+    """A candidate is published if its accept length is better by this share."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was found at the gate."""
+
+    running: float
+    """Accept length of the version in use."""
+    candidate: float
+    passed: bool
+    rounds: int
+
+
+class Learner:
+    """Trains `drafter` on what `buffer` holds."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        frozen: Frozen,
+        buffer: Buffer,
+        settings: Settings,
+        device: torch.device,
+    ) -> None:
+        self.drafter, self.frozen, self.buffer = drafter, frozen, buffer
+        self.settings, self.device = settings, device
+        self.step = 0
+        """Optimizer steps, over all starts."""
+        self.tokens = 0
+        self.loss = 0.0
+        """Of late."""
+        self._running = _copied(drafter)
+        self._micro = 0
+        self._gated = 0
+        self._chance = random.Random(settings.seed)
+        self.optimizer = torch.optim.AdamW(
+            drafter.parameters(), lr=settings.learning_rate, betas=settings.betas,
+            weight_decay=0.0, fused=True,
+        )  # fmt: skip
+
+    def can_train(self) -> bool:
+        """Whether there is enough to train on."""
+        return self.buffer.status()["tokens"] >= self.settings.least_tokens
+
+    def micro_step(self) -> bool:
+        """One micro-batch, and an optimizer step with every `accumulate`-th; False: no data."""
+        settings = self.settings
+        documents = self.draw()
+        if not documents:
+            return False
+        self.drafter.train()
+        batch = Batch.of(documents).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
+            loss = loss_of(self.drafter, self.frozen, batch, settings.steps)
+        torch.autograd.backward(loss.total / settings.accumulate)
+        value = float(loss.total.detach())
+        self.loss = value if not self.loss else 0.98 * self.loss + 0.02 * value
+        self.tokens += len(batch.ids)
+        self._micro += 1
+        if self._micro % settings.accumulate == 0:
+            self._update()
+        return True
+
+    def _update(self) -> None:
+        settings = self.settings
+        rate = settings.learning_rate * min(1.0, (self.step + 1) / settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def draw(self) -> list[Document]:
+        """Documents of at most `batch_tokens` together, cut where they are longer."""
+        left = self.settings.batch_tokens
+        documents = []
+        for recorded in self.buffer.sample(4 * left):
+            if left < LEAST_CUT:
+                break
+            document = cut(recorded, left, self._chance)
+            documents.append(document)
+            left -= len(document)
+        return documents
+
+    # -- the gate --------------------------------------------------------------------------------
+
+    def gate_is_due(self) -> bool:
+        """Whether the candidate has been trained enough to be looked at."""
+        return self.step - self._gated >= self.settings.gate_steps
+
+    def gate(self) -> Gate | None:
+        """Candidate against the version in use; None where nothing is held out yet."""
+        self._gated = self.step
+        documents = self._held_out()
+        if not documents:
+            return None
+        steps = max(3, self.settings.steps)
+        running = accept_length(self._running, self.frozen, documents, steps=steps)
+        candidate = accept_length(self.drafter, self.frozen, documents, steps=steps)
+        passed = candidate.mean > running.mean * (1 + self.settings.margin)
+        return Gate(running.mean, candidate.mean, passed and _enough(running), running.rounds)
+
+    def published(self) -> None:
+        """The candidate is the version in use now."""
+        self._running = _copied(self.drafter)
+
+    def begin_again(self, weights: dict[str, Tensor]) -> None:
+        """Go back to `weights`, which are the version in use: the optimizer starts anew, too."""
+        own = self.drafter.state_dict()
+        self.drafter.load_state_dict({name: weights[name].to(own[name]) for name in own})
+        self.optimizer.state.clear()
+        self._running = _copied(self.drafter)
+        self._gated = self.step
+
+    def _held_out(self) -> list[Document]:
+        found: list[Document] = []
+        left = self.settings.gate_tokens
+        for recorded in reversed(self.buffer.held_out()):
+            document = whole(recorded)
+            if found and len(document) > left:
+                break
+            found.append(document)
+            left -= len(document)
+        return found
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        """The candidate's, detached."""
+        return {name: tensor.detach() for name, tensor in self.drafter.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """For torch.distributed.checkpoint: trainable weights, optimizer, counters."""
+        model, optimizer = get_state_dict(self.drafter, self.optimizer)
+        progress = {"step": self.step, "tokens": self.tokens}
+        return {"drafter": model, "optimizer": optimizer, "progress": progress}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; the version in use stays what it is."""
+        set_state_dict(
+            self.drafter, self.optimizer, model_state_dict=state["drafter"],
+            optim_state_dict=state["optimizer"],
+        )  # fmt: skip
+        self.step, self.tokens = state["progress"]["step"], state["progress"]["tokens"]
+        self._gated = self.step
+
+    def leave(self) -> None:
+        """Give the device's memory back: gradients, and on CUDA what the allocator holds."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._micro = 0
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def whole(recorded: Recorded) -> Document:
+    """A recorded request as a document; it begins with a prompt of one token at least."""
+    last = recorded.features if recorded.last is None else recorded.last
+    return Document(recorded.ids, recorded.features, last, max(1, recorded.prompt_length))
+
+
+def cut(recorded: Recorded, most: int, chance: random.Random) -> Document:
+    """A window of at most `most` tokens, of which some are of the response."""
+    document = whole(recorded)
+    if len(document) <= most:
+        return document
+    latest = len(document) - most
+    start = chance.randint(min(latest, max(0, document.prompt_length - most // 2)), latest)
+    rows = slice(start, start + most)
+    return Document(
+        document.ids[rows], document.features[rows], document.last[rows],
+        max(1, document.prompt_length - start),
+    )  # fmt: skip
+
+
+def _copied(drafter: Drafter) -> Drafter:
+    found = copy.deepcopy(drafter)
+    return found.requires_grad_(False).eval()
+
+
+def _enough(found: AcceptLength) -> bool:
+    return found.rounds >= 32

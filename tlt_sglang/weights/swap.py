@@ -1,0 +1,283 @@
+"""Hot swap: versions of the store into the drafter that runs, between two decode steps.
+
+A thread looks for a version that is wanted, loads and verifies it, and stages it on the device; the
+main thread copies it into the weights' own storage, through SGLang's loader, so that graphs, tensor
+parallel shards and fused matrices stay as they are. Nothing else of the drafter is written: its
+embedding and head are the target's.
+
+Which version is wanted: one that was pinned, else the newest that nobody has rejected. So a roll
+back is a rejection. After each swap a guard watches the accept length (`weights.guard`); where it
+fell, the weights from before, which are kept, are put back at once.
+
+Runs in the scheduler process, on every tensor-parallel rank; the first one decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tlt_sglang.errors import TltError
+from tlt_sglang.weights.baseline import Baseline
+from tlt_sglang.weights.guard import Guard
+from tlt_sglang.weights.manifest import (
+    BadManifest,
+    BadVersion,
+    Damaged,
+    Expected,
+    NotFinite,
+    Truncated,
+)
+from tlt_sglang.weights.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+"""Between two looks at the store."""
+AGREE_STEPS = 16
+"""Decode steps after which ranks agree on a version to swap in."""
+
+Weights = Mapping[str, "Tensor"]
+
+_BROKEN = (BadManifest, Damaged, NotFinite, Truncated)
+"""What is wrong for every engine, and not just for this one."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A version that can be copied in."""
+
+    version: int
+    weights: Weights
+
+
+class Swap:
+    """Of one engine. `start`: the weights that it began with, which are version 0."""
+
+    def __init__(
+        self,
+        store: Store,
+        expected: Expected,
+        start: Weights,
+        copy_in: Callable[[Weights], None],
+        *,
+        stage: Callable[[Weights], Weights] = lambda weights: weights,
+        agree: Callable[[int], int] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`copy_in` writes weights into the drafter; `stage` brings them to its device; `agree`
+        takes this rank's choice and gives back the first one's, where there are several ranks."""
+        self.version = 0
+        self.pinned: int | None = None
+        self.swaps: list[tuple[int, float]] = []
+        """Version and seconds of the last ones."""
+        self.rolled_back = 0
+        self.refused: dict[int, str] = {}
+        """Why versions were not used."""
+        self._store, self._expected = store, expected
+        self._held: dict[int, Weights] = {0: start}  # of this version and the one before
+        self._copy_in, self._stage, self._agree, self._clock = copy_in, stage, agree, clock
+        self._before = 0
+        self._staged: Staged | None = None
+        self._guard: Guard | None = None
+        self._baseline = Baseline()
+        self._steps = 0
+        self._stop = threading.Event()
+        self._look_now = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Look at the store from now on."""
+        self._thread = threading.Thread(target=self._watch, name="tlt-swap", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop looking."""
+        self._stop.set()
+        self._look_now.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.look()
+            except Exception:  # the engine goes on with the drafter that it has
+                logger.exception("The drafter store %s could not be looked at", self._store.root)
+            self._look_now.wait(LOOK_SECONDS)
+            self._look_now.clear()
+
+    def look(self) -> None:
+        """Stage the version that is wanted, if it is not in use."""
+        wanted = self.wanted()
+        if wanted == self.version or wanted in self.refused:
+            return
+        if self._staged is None or self._staged.version != wanted:
+            weights = self._loaded(wanted)
+            if weights is not None:
+                self._staged = Staged(wanted, weights)
+
+    def wanted(self) -> int:
+        """The version to use; 0 is what the engine began with."""
+        if self.pinned is not None:
+            return self.pinned
+        usable = [
+            version
+            for version in self._store.versions()
+            if version not in self.refused and not self._store.rejected(version)
+        ]
+        return max(usable, default=0)
+
+    def _loaded(self, version: int) -> Weights | None:
+        if version in self._held:
+            return self._stage(self._held[version])
+        try:
+            self._store.use(version)
+            return self._stage(self._store.load(version, self._expected))
+        except BadVersion as error:
+            self.refused[version] = str(error)
+            logger.warning("%s", error)
+            if isinstance(error, _BROKEN):
+                self._note(version, str(error), rejected=True)
+            return None
+
+    # -- the main thread -------------------------------------------------------------------------
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one rank, which may swap whenever it likes."""
+        return self._agree is None
+
+    def between_steps(self) -> bool:
+        """Swap if a version waits; whether one was swapped in."""
+        if self._agree is None:
+            staged = self._staged
+        else:
+            self._steps += 1
+            if self._steps % AGREE_STEPS:
+                return False
+            ready = self._staged
+            version = self._agree(-1 if ready is None else ready.version)
+            if version < 0 or version == self.version:
+                return False
+            if ready is None or ready.version != version:
+                weights = self._loaded(version)  # this rank is late: it has to wait for the file
+                if weights is None:
+                    raise TltError(
+                        f"Drafter version {version} was read by one rank and not by another; "
+                        "restart the engine with a store that all of its machines can read."
+                    )
+                ready = Staged(version, weights)
+            staged = ready
+        if staged is None:
+            return False
+        self._staged = None
+        self._put(staged)
+        return True
+
+    def _put(self, staged: Staged) -> None:
+        started = self._clock()
+        self._copy_in(staged.weights)
+        seconds = self._clock() - started
+        before, self.version = self.version, staged.version
+        self._before = before
+        first, last = self._held[0], self._held[before]
+        self._held = {0: first, before: last, staged.version: staged.weights}
+        self.swaps = [*self.swaps[-63:], (staged.version, seconds)]
+        self._guard = Guard(self._baseline)
+        if before:
+            self._release(before)
+        logger.info("Drafter version %d is in use (%.1f ms)", staged.version, 1000 * seconds)
+
+    def observe(self, requests: Sequence[str], accepted: Sequence[int], strategy: str) -> None:
+        """Drafts accepted of each request in a round of a learned strategy."""
+        guard = self._guard
+        if guard is None:
+            for request, count in zip(requests, accepted, strict=True):
+                self._baseline.observe(request, 1, count, strategy)
+            return
+        for request, count in zip(requests, accepted, strict=True):
+            guard.observe(request, 1, count, strategy)
+        if guard.verdict == "keep":
+            self._baseline, self._guard = guard.after, None
+        elif guard.verdict == "roll back":
+            self._roll_back(guard)
+
+    def _roll_back(self, guard: Guard) -> None:
+        bad, self._guard = self.version, None
+        self.rolled_back += 1
+        figures = guard.figures()
+        logger.warning(
+            "Drafter version %d accepts %.2f times as many drafts: rolled back to version %d",
+            bad, figures["ratio"], self._before,
+        )  # fmt: skip
+        self.refused[bad] = "rolled back: it accepts fewer drafts than the version before"
+        self._note(bad, "rolled back by an engine", figures, rejected=True)
+        if self.pinned == bad:
+            self.pinned = None
+        held = self._held.get(self._before)
+        if held is not None and self._agree is None:
+            baseline = self._baseline
+            self._put(Staged(self._before, held))
+            self._baseline, self._guard = baseline, None
+        self._look_now.set()
+
+    def target_changed(self) -> None:
+        """No drafter does as it did before."""
+        self._baseline, self._guard = Baseline(), None
+
+    # -- by hand ---------------------------------------------------------------------------------
+
+    def pin(self, version: int | None) -> None:
+        """Use this version until another is pinned; None: the newest again."""
+        self.pinned = version
+        if version is not None:
+            self.refused.pop(version, None)
+        self._look_now.set()
+
+    def reject(self) -> None:
+        """Go back from the version in use, for good; nothing where that is what it began with."""
+        if self.version:
+            self.refused[self.version] = "rejected by hand"
+            self._note(self.version, "rejected by hand", rejected=True)
+            self.pinned = None
+        self._look_now.set()
+
+    def status(self) -> dict[str, Any]:
+        """For `GET /tlt/status`."""
+        return {
+            "version": self.version,
+            "pinned": self.pinned,
+            "guarded": self._guard is not None,
+            "rolled_back": self.rolled_back,
+            "refused": {str(version): reason for version, reason in self.refused.items()},
+            "swaps": [[version, round(1000 * seconds, 3)] for version, seconds in self.swaps],
+        }
+
+    def _note(
+        self,
+        version: int,
+        text: str,
+        figures: Mapping[str, Any] | None = None,
+        *,
+        rejected: bool = False,
+    ) -> None:
+        try:
+            self._store.note(version, text, figures, rejected=rejected)
+        except TltError as error:
+            logger.warning("%s", error)
+
+    def _release(self, version: int) -> None:
+        try:
+            self._store.use(version, used=False)
+        except TltError as error:
+            logger.warning("%s", error)
