@@ -1,7 +1,8 @@
 """Shared memory that SGLang's killed processes leave behind, removed when the launcher ends.
 
 SGLang ends its processes by SIGKILL, after which nobody unlinks their segments. Those that belong
-to a server bear its random id or the id of the process that made them. Runs in the main process.
+to a server bear its random id or the id of the process that made them; our own logs, that nobody
+holds their lock any more. Runs in the main process.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+
+from tlt_sglang.config import from_environment
+from tlt_sglang.harvest import announce, segments
 
 _FOLDER = Path("/dev/shm")
 _servers: set[str] = set()
@@ -30,6 +34,10 @@ def remove() -> None:
         with contextlib.suppress(OSError):
             if maker.isdigit() and not Path(f"/proc/{maker}").exists() and _ours(path):
                 path.unlink()
+    segments.remove_stale(_FOLDER)
+    config = from_environment()
+    if config is not None and config.store is not None:
+        announce.read(Path(config.store).expanduser())  # which removes those of dead engines
 
 
 def _ours(path: Path) -> bool:

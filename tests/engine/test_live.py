@@ -77,8 +77,7 @@ def test_the_log_is_what_the_target_computes(server: Server, reference: Referenc
         # What the radix cache had is left out; the last token was sampled and never read.
         cached = answer["meta_info"]["cached_tokens"]
         assert span.start == cached
-        assert span.tokens.tolist() == whole[span.start : -1][: len(span.tokens)]
-        assert len(whole) - 1 - span.end in (0, 1, 2, 3)
+        assert span.tokens.tolist() == whole[span.start : -1]
         assert span.prompt == len(prompt) - cached
         response = Response(Prompt(tuple(prompt)), tuple(answer["output_ids"]))
         ((document,),) = target.documents([response], config)

@@ -25,6 +25,8 @@ class Request:
 
     rid: str
     over: bool = False
+    origin_input_ids: tuple[int, ...] = ()
+    output_ids: tuple[int, ...] = ()
 
     def finished(self) -> bool:
         return self.over
@@ -65,12 +67,13 @@ def test_a_request_from_its_prompt_to_its_end(tap: Tap) -> None:
         [one, other], torch.tensor([[13, 14, 99], [22, 23, 24]]), torch.tensor([3, 2]),
         torch.tensor([2, 3]), features(13, 14, 99, 22, 23, 24), None,
     )  # fmt: skip
-    one.over = True
+    # The text ended with the first draft: what was accepted after it is no part of it.
+    one.over, one.origin_input_ids, one.output_ids = True, (10, 11, 12), (13, 14)
     tap.decode([other], torch.tensor([[25]]), torch.tensor([5]), torch.tensor([1]),
                features(25), None)  # fmt: skip
     found = {span.request: span for span in spans(tap)}
     first, second = found[request_key("one")], found[request_key("other")]
-    assert first.tokens.tolist() == first_column(first) == [10, 11, 12, 13, 14]
+    assert first.tokens.tolist() == first_column(first) == [10, 11, 12, 13]
     assert second.tokens.tolist() == first_column(second) == [20, 21, 22, 23, 24, 25]
     assert (first.start, first.prompt, first.ended) == (0, 3, True)
     assert (second.start, second.prompt, second.ended) == (0, 2, False)
@@ -125,7 +128,7 @@ def test_the_end_is_told_when_the_engine_is_idle(tap: Tap) -> None:
     tap.prefill([request], torch.tensor([1]), [0], [1], features(1), None)
     tap.drain()
     assert not spans(tap)[0].ended
-    request.over = True
+    request.over, request.origin_input_ids, request.output_ids = True, (1,), (2,)
     tap.drain()
     assert spans(tap)[0].ended
     reader = Reader.open(tap.writer.path)

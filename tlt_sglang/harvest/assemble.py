@@ -54,13 +54,14 @@ class _Growing:
         last = self.records[-1]
         return not len(record) or (last.end == record.start and last.version == record.version)
 
-    def finish(self, ended: bool) -> Span:
+    def finish(self, ended: bool, end: int | None) -> Span:
         first = self.records[0]
+        count = None if end is None else max(0, end - first.start)
         return Span(
             first.request,
             first.start,
-            np.concatenate([record.tokens for record in self.records]),
-            np.concatenate([record.features for record in self.records]),
+            np.concatenate([record.tokens for record in self.records])[:count],
+            np.concatenate([record.features for record in self.records])[:count],
             first.version,
             self.prompt,
             ended,
@@ -91,7 +92,8 @@ class Assembler:
             growing.add(record)
             self._size += _size(record)
         if growing is not None and record.flags & END:
-            finished.append(self._finish(growing, True))
+            end = record.start if not len(record) and record.start else None
+            finished.append(self._finish(growing, True, end))
         elif growing is not None:
             self._growing[record.request] = growing
         while self._size > self._most:
@@ -109,9 +111,9 @@ class Assembler:
         """Bytes held."""
         return self._size
 
-    def _finish(self, growing: _Growing, ended: bool) -> Span:
+    def _finish(self, growing: _Growing, ended: bool, end: int | None = None) -> Span:
         self._size -= growing.size
-        return growing.finish(ended)
+        return growing.finish(ended, end)
 
 
 def _size(record: Record) -> int:

@@ -30,7 +30,10 @@ def request_key(request: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """T tokens at positions [start, end) of a request. With T = 0 it only says that it ended.
+    """T tokens at positions [start, end) of a request.
+
+    With T = 0 it only says that the request ended, and `start` is the position after the last of
+    its tokens that counts: a verify step may have gone on past the end of the text.
 
     Raises ValueError where the parts do not belong together.
     """

@@ -11,7 +11,7 @@ Runs in the scheduler process of tensor-parallel rank 0, on its main thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ class Tap:
         while self._pending and (self._pending[0].done is None or self._pending[0].done.query()):
             self._write(self._pending.popleft())
         if not self._pending:
-            self._end(name for name, request in self._running.items() if request.finished())
+            self._end([name for name, request in self._running.items() if request.finished()])
 
     def forget(self) -> None:
         """The target's weights have changed: requests go on in spans of their own."""
@@ -166,16 +166,15 @@ class Tap:
                 record = Record(key, start, tokens[part], bits[part], step.version, step.flags)
                 self.writer.write(record)
 
-    def _end(self, names: Iterable[str]) -> None:
-        size = self.writer.feature_size
-        for name in list(names):
-            del self._running[name]
-            key = self._key(name)
+    def _end(self, names: Sequence[str]) -> None:
+        for name in names:
+            request, key = self._running.pop(name), self._keys.pop(name, None) or request_key(name)
             if self.writer.wants(key):
-                nothing = np.empty((0, size), np.uint16)
+                # The last token was sampled, and never read.
+                end = len(request.origin_input_ids) + len(request.output_ids) - 1
+                nothing = np.empty((0, self.writer.feature_size), np.uint16)
                 empty = np.empty(0, np.int32)
-                self.writer.write(Record(key, 0, empty, nothing, self.version, END))
-            self._keys.pop(name, None)
+                self.writer.write(Record(key, end, empty, nothing, self.version, END))
 
     def _key(self, name: str) -> bytes:
         key = self._keys.get(name)
