@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tlt_sglang import config as configuration
 from tlt_sglang import flags, leftovers, prefork, supervise
 from tlt_sglang.config import Config, Device
@@ -335,9 +333,7 @@ def _run_sglang(argv: list[str], forked: bool) -> int:
         raise EnvironmentProblem(_first_sentence(error)) from error
     finally:
         supervise.stop()
-        children = psutil.Process().children(recursive=True)
         kill_process_tree(os.getpid(), include_parent=False)
-        psutil.wait_procs(children, timeout=5)
         leftovers.remove()
         # A ZeroMQ context that is collected on the way out would wait for peers that are gone.
         gc.disable()

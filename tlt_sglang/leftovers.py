@@ -9,23 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
+
+import psutil
 
 from tlt_sglang.config import from_environment
 from tlt_sglang.harvest import announce, segments
 
 _FOLDER = Path("/dev/shm")
 _servers: set[str] = set()
+_processes: set[int] = set()
+DYING_SECONDS = 3.0
 
 
 def belongs_to(instance_id: str) -> None:
-    """The random id of the server that this process runs."""
+    """The random id of the server that this process runs, whose other processes have started."""
     if instance_id:
         _servers.add(instance_id)
+    _started()
+
+
+def _started() -> None:
+    _processes.update(child.pid for child in psutil.Process().children(recursive=True))
 
 
 def remove() -> None:
-    """Unlink what this server has left; call when its processes have ended."""
+    """Unlink what this server has left; call when its processes have been killed."""
+    _started()
     for path in _FOLDER.glob("sglang_loads_*.shm"):
         if any(f"_{one}_" in path.name for one in _servers):
             path.unlink(missing_ok=True)
@@ -34,10 +45,17 @@ def remove() -> None:
         with contextlib.suppress(OSError):
             if maker.isdigit() and not Path(f"/proc/{maker}").exists() and _ours(path):
                 path.unlink()
-    segments.remove_stale(_FOLDER)
+    deadline = time.monotonic() + DYING_SECONDS
+    while any(_logs(pid) for pid in _processes) and time.monotonic() < deadline:
+        segments.remove_stale(_FOLDER)  # a process holds its lock until it is wholly dead
+        time.sleep(0.02)
     config = from_environment()
     if config is not None and config.store is not None:
         announce.read(Path(config.store).expanduser())  # which removes those of dead engines
+
+
+def _logs(pid: int) -> list[Path]:
+    return list(_FOLDER.glob(f"{segments.PREFIX}{pid}-*"))
 
 
 def _ours(path: Path) -> bool:

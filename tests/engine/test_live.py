@@ -186,7 +186,7 @@ def test_damaged_versions_are_refused(
         20,
     ), told(server)
     assert told(server)["drafter_version"] == used
-    reference.compare(2, server.generate(reference.prompts[2], 40)["output_ids"])
+    reference.compare(2, server.generate(reference.prompts[2], 40)["output_ids"], 40)
 
 
 def test_a_worse_drafter_is_rolled_back(
@@ -208,7 +208,7 @@ def test_a_worse_drafter_is_rolled_back(
     assert wait_for(lambda: told(server)["drafter_version"] == version, 20)
     answers = server.generate_all(reference.prompts, at_once=8, max_new_tokens=48)
     for number, answer in enumerate(answers):
-        reference.compare(number, answer["output_ids"])
+        reference.compare(number, answer["output_ids"], 48)
     server.post("/tlt/strategy", {"strategy": None})
     assert told(server)["drafter_version"] == used
     assert told(server)["swap"]["rolled_back"] == 1

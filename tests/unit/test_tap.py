@@ -27,6 +27,7 @@ class Request:
     over: bool = False
     origin_input_ids: tuple[int, ...] = ()
     output_ids: tuple[int, ...] = ()
+    finished_len: int | None = None
 
     def finished(self) -> bool:
         return self.over
@@ -68,7 +69,8 @@ def test_a_request_from_its_prompt_to_its_end(tap: Tap) -> None:
         torch.tensor([2, 3]), features(13, 14, 99, 22, 23, 24), None,
     )  # fmt: skip
     # The text ended with the first draft: what was accepted after it is no part of it.
-    one.over, one.origin_input_ids, one.output_ids = True, (10, 11, 12), (13, 14)
+    one.over, one.origin_input_ids, one.output_ids = True, (10, 11, 12), (13, 14, 99)
+    one.finished_len = 2
     tap.decode([other], torch.tensor([[25]]), torch.tensor([5]), torch.tensor([1]),
                features(25), None)  # fmt: skip
     found = {span.request: span for span in spans(tap)}

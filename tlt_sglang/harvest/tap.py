@@ -170,8 +170,11 @@ class Tap:
         for name in names:
             request, key = self._running.pop(name), self._keys.pop(name, None) or request_key(name)
             if self.writer.wants(key):
+                said = request.finished_len
+                if said is None:
+                    said = len(request.output_ids)
                 # The last token was sampled, and never read.
-                end = len(request.origin_input_ids) + len(request.output_ids) - 1
+                end = len(request.origin_input_ids) + said - 1
                 nothing = np.empty((0, self.writer.feature_size), np.uint16)
                 empty = np.empty(0, np.int32)
                 self.writer.write(Record(key, end, empty, nothing, self.version, END))

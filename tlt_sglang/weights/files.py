@@ -26,7 +26,11 @@ def gone(path: Path) -> bool:
     owner = _OWNER.search(path.name)
     if owner is None or owner["host"] != os.uname().nodename:
         return False
-    return not Path("/proc", owner["pid"]).exists()
+    try:
+        state = Path("/proc", owner["pid"], "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"  # killed, and not waited for yet
 
 
 def old(path: Path) -> bool:
