@@ -70,6 +70,17 @@ def test_extend_is_causal(seed: int) -> None:
     pool.check(plan, pool.queries(len(slots)), slots)
 
 
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_a_chain_is_an_extend_of_one_width(width: int) -> None:
+    pool = Pool(width)
+    prefix = pool.lengths(0, 90)
+    plan = attention.plan_chain(pool.table, pool.rows, prefix, width)
+    wanted = attention.plan_extend(pool.table, pool.rows, prefix, torch.full((len(prefix),), width))
+    assert torch.equal(plan.rows, wanted.rows) and torch.equal(plan.seen, wanted.seen)
+    q = pool.queries(len(plan.rows))
+    assert torch.equal(pool.run(plan, q), pool.run(wanted, q))
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_tree(seed: int) -> None:
     pool = Pool(seed)

@@ -57,7 +57,7 @@ class CpuAttnBackend(AttentionBackend):
             spec = forward_batch.spec_info
             width = spec.draft_token_num
             if spec.tree_topk == 1:
-                plan = kernels.plan_extend(table, rows, lens, torch.full((len(lens),), width))
+                plan = kernels.plan_chain(table, rows, lens, width)
             else:
                 mask = spec.custom_mask[: len(lens) * width * width]
                 plan = kernels.plan_tree(table, rows, lens, mask.view(len(lens), width, width))

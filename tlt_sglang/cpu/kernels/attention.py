@@ -84,6 +84,14 @@ def plan_extend(
     return _plan(rows[owner], prefix[owner] + place + 1, table)
 
 
+def plan_chain(table: torch.Tensor, rows: torch.Tensor, prefix: torch.Tensor, width: int) -> Plan:
+    """Causal: each request adds `width` queries after prefix[i] tokens. rows, prefix [B]."""
+    if width == 1:
+        return _plan(rows, prefix + 1, table)
+    seen = prefix.unsqueeze(1) + torch.arange(1, width + 1)
+    return _plan(rows.repeat_interleave(width), seen.view(-1), table)
+
+
 def plan_tree(
     table: torch.Tensor, rows: torch.Tensor, prefix: torch.Tensor, mask: torch.Tensor
 ) -> Plan:
