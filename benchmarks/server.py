@@ -92,6 +92,15 @@ class Process:
                 f"{self.name} ended with status {status}: {reasons[-1]} (its log: {self.log})"
             )
 
+    def wait_done(self, seconds: float) -> None:
+        """Return when it has ended well; raises BenchmarkError if it has not."""
+        try:
+            status = self._child.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise BenchmarkError(f"{self.name} took more than {seconds:.0f} s.") from error
+        if status:
+            self.check_alive()
+
     def close(self) -> None:
         """Let go of a process that has been stopped."""
         for pipe in (self._child.stdin, self._child.stdout):
@@ -205,9 +214,9 @@ class Server(Process):
                 pinned += 1
         return steps
 
-    def post(self, path: str, body: dict[str, Any]) -> None:
+    def post(self, path: str, body: dict[str, Any], timeout: float = 60) -> None:
         """A POST of JSON of which only the status counts."""
-        status, text = self._ask("POST", path, body=body)
+        status, text = self._ask("POST", path, timeout, body)
         if status != 200:
             raise BenchmarkError(f"{self.name} answered {status} to {path}: {text[:200]}")
 

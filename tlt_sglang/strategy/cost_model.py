@@ -22,6 +22,8 @@ from tlt_sglang.strategy.policy import Observation
 
 MARGIN = 0.02
 """A strategy is left only for one that is better by more than this."""
+WAKING = 0.05
+"""And the same of a strategy whose drafter has waited: it has to catch up first."""
 BREADTH = 0.3
 """Standard deviations of a draw, over those of what is known; 0 never explores."""
 WIDEST = 2.0
@@ -66,7 +68,8 @@ class CostModel:
             return self._current
         drawn = {arm: self.worth(arm, batch_size, self._draw(), self._draw()) for arm in arms}
         best = max(arms, key=lambda arm: drawn[arm])
-        if self._current not in arms or drawn[best] > drawn[self._current] * (1 + MARGIN):
+        margin = WAKING if best.num_steps and not self._current.num_steps else MARGIN
+        if self._current not in arms or drawn[best] > drawn[self._current] * (1 + margin):
             self._current = best
         self._keep_until = self._now + self._dwell
         return self._current
