@@ -20,10 +20,10 @@ from typing import Any
 from benchmarks import server
 from benchmarks.common import BenchmarkError, say
 
-AT_ONCE = 8
+AT_ONCE = 4
 FLAGS = ("--device", "cpu", "--max-total-tokens", "12288", "--max-running-requests", str(AT_ONCE))
 CHAIN, NGRAM = "eagle3:3x1x4", "ngram:4"
-POOL = f"off,{NGRAM},{CHAIN}"
+POOL = f"off,{NGRAM},eagle3:1x1x2,{CHAIN}"
 
 
 @dataclass

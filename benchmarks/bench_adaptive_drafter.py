@@ -2,8 +2,8 @@
 
     python benchmarks/bench_adaptive_drafter.py [--quick] [--prompts FILE] [--json PATH] [--part P]
 
-The engine has one core and the sidecar another. Traffic are prompts sampled at temperature 1, eight
-at once; accept lengths are those of a chain of three, greedy, on prompts that the traffic never had.
+The engine has one core and the sidecar another. Traffic are prompts sampled at temperature 1, four
+at once; accept lengths are of a chain of three, greedy, on prompts that the traffic never had.
 
 grow      From nothing: n-grams, until a drafter that the sidecar grew is swapped in.
 domain    From the shipped drafter, on prompts of one kind.
@@ -40,6 +40,7 @@ if __package__ in (None, ""):  # started as a file, not with -m
 
 from benchmarks import common, server
 from benchmarks.adaptive_engine import (
+    AT_ONCE,
     CHAIN,
     NGRAM,
     Bench,
@@ -57,6 +58,8 @@ MODEL = "smollm2-135m"
 PARTS = ("grow", "domain", "drift", "cost", "preempt")
 HELD_OUT = 16
 """Prompts that only measure."""
+PROBE_EVERY = 4
+"""Batches of traffic between two looks at some of them."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Measurement:
         self.options, self.path, self.folder = options, path, folder
         self.bench = Bench(path, folder)
         self.found = Found()
+        self._probe: list[server.Prompt] = []
 
     def run(self, part: str) -> None:
         """One part; whatever it started has ended afterwards."""
@@ -219,10 +223,17 @@ class Measurement:
         self, name: str, engine: Engine, prompts: Sequence[server.Prompt], minutes: float
     ) -> None:
         traffic = Traffic(engine, prompts, self.options.tokens)
-        until = time.monotonic() + 60 * minutes
-        while time.monotonic() < until:
-            traffic.batch()
+        began = time.monotonic()
+        probes = self.found.curves.setdefault(f"{name}, held out", [])
+        while time.monotonic() - began < 60 * minutes:
+            for _ in range(PROBE_EVERY):
+                traffic.batch()
             told(traffic.points)
+            length = engine.accept_length(self._probe, 48, CHAIN)
+            version = engine.status()["drafter_version"]
+            probes.append(
+                {"seconds": time.monotonic() - began, "accept_length": length, "version": version}
+            )
         self.found.curves[name] = [asdict(point) for point in traffic.points]
         self.found.details[f"{name}_swaps"] = engine.status()["swap"]
 
@@ -250,7 +261,7 @@ class Measurement:
             speed = {}
             for on in (True, False):
                 switch(on)
-                speed[on] = engine.generate(prompts[:8], 64).tokens_per_s
+                speed[on] = engine.generate(prompts[:AT_ONCE], 64).tokens_per_s
             if number >= 0:
                 found.append((speed[True], speed[False]))
         return found
@@ -271,10 +282,10 @@ class Measurement:
         assert folder is not None
         expected = describe.expected(folder, describe.target_config(self.path), "F32")
         weights, versions = describe.load(folder), Store(store)
-        plain = engine.generate(prompts[:8], 64)
+        plain = engine.generate(prompts[:AT_ONCE], 64)
         rounds = engine.status()["strategies"][CHAIN]["rounds"]
-        engine.generate(prompts[:8], 64)
-        rounds = (engine.status()["strategies"][CHAIN]["rounds"] - rounds) / 8
+        engine.generate(prompts[:AT_ONCE], 64)
+        rounds = (engine.status()["strategies"][CHAIN]["rounds"] - rounds) / AT_ONCE
         step_ms = 1000 * plain.seconds / rounds
         with Traffic(engine, prompts, self.options.tokens).beside():
             for _ in range(self.options.swaps):
@@ -290,6 +301,7 @@ class Measurement:
     def _prompts(self, texts: Sequence[str]) -> tuple[list[server.Prompt], list[server.Prompt]]:
         """(for traffic, held out)."""
         tokens = in_chat(self.path, texts)
+        self._probe = tokens[:AT_ONCE]
         return tokens[HELD_OUT:] or tokens, tokens[:HELD_OUT]
 
     def _store(self, name: str) -> Path:
@@ -348,25 +360,30 @@ def plot(found: Found, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [name for name in found.curves if found.curves[name]]
+    names = [name for name in found.curves if found.curves.get(f"{name}, held out")]
     if not names:
         return
-    figure, rows = pyplot.subplots(len(names), 2, figsize=(12, 3 * len(names)), squeeze=False)
+    figure, rows = pyplot.subplots(len(names), 2, figsize=(12, 3.2 * len(names)), squeeze=False)
     for name, (left, right) in zip(names, rows, strict=True):
         points = [Point(**point) for point in found.curves[name]]
+        probes = found.curves[f"{name}, held out"]
         at = [point.seconds / 60 for point in points]
-        left.plot(at, [point.accept_length for point in points], label="all strategies")
-        left.plot(at, [point.chain for point in points], label=CHAIN)
-        left.plot(at, [point.ngram for point in points], label=NGRAM)
+        left.plot(
+            [probe["seconds"] / 60 for probe in probes],
+            [probe["accept_length"] for probe in probes], "o-", ms=3,
+            label=f"{CHAIN}, greedy, held-out prompts",
+        )  # fmt: skip
+        left.plot(at, [point.accept_length for point in points], color="0.6", lw=0.8,
+                  label="as chosen, traffic")  # fmt: skip
         right.plot(at, [point.tokens_per_s for point in points], color="tab:green")
         for axes in (left, right):
             for before, after in itertools.pairwise(points):
                 if after.version != before.version:
                     axes.axvline(after.seconds / 60, color="grey", lw=0.6, ls=":")
-            axes.set_xlabel("minutes of traffic (dotted: a version is swapped in)")
+            axes.set_xlabel("minutes (dotted: a version is swapped in)")
         left.set_title(f"{name}: accept length")
-        right.set_title(f"{name}: tokens/s")
-        left.legend()
+        right.set_title(f"{name}: tokens/s of the traffic")
+        left.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import bench_adaptive_drafter as bench
 from benchmarks import fine_tune
-from benchmarks.adaptive_engine import CHAIN, NGRAM, _point
+from benchmarks.adaptive_engine import AT_ONCE, CHAIN, NGRAM, _point
 from benchmarks.common import UsageError
 
 
@@ -32,7 +32,7 @@ def test_what_the_traffic_of_a_batch_showed() -> None:
         return {"strategies": told, "drafter_version": version, "strategy": CHAIN}
 
     point = _point(status((10, 5), (4, 4), 1), status((30, 45), (4, 4), 2), 4.0, 96, 0.0)
-    assert point.tokens_per_s == 8 * 96 / 4
+    assert point.tokens_per_s == AT_ONCE * 96 / 4
     assert (point.chain, point.ngram, point.accept_length) == (3.0, None, 3.0)
     assert point.version == 2
 
@@ -60,5 +60,8 @@ def test_a_picture(tmp_path: Path) -> None:
         for i in range(9)
     ]  # fmt: skip
     found.curves["grow"] = points
+    found.curves["grow, held out"] = [
+        {"seconds": 20.0 * i, "accept_length": 1.0 + 0.1 * i, "version": i} for i in range(5)
+    ]
     bench.plot(found, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000

@@ -177,8 +177,10 @@ def test_it_learns_and_the_gate_lets_it_through() -> None:
     assert first is not None and not first.passed and first.running == first.candidate
     for _ in range(150):
         assert learner.micro_step()
+    assert learner.depth == 1
     gate = learner.gate()
     assert gate is not None and gate.passed
+    assert learner.depth == SETTINGS.steps
     assert gate.candidate > 1.3 * gate.running
     learner.published()
     again = learner.gate()

@@ -33,12 +33,15 @@ class Settings:
     """How to train online."""
 
     steps: int = 3
-    """Simulated draft steps."""
+    """Simulated draft steps, once the first one is right often."""
+    deeper_from: float = 1.5
+    """Accept length from which on they are: before that, later steps would cost three times the
+    time to learn what is hardly ever asked for."""
     batch_tokens: int = 256
     """Of a micro-batch."""
     accumulate: int = 2
     """Micro-batches of one optimizer step."""
-    learning_rate: float = 8e-4
+    learning_rate: float = 1e-3
     warmup: int = 20
     """Optimizer steps in which the learning rate rises."""
     clip: float = 0.5
@@ -85,6 +88,8 @@ class Learner:
         self.tokens = 0
         self.loss = 0.0
         """Of late."""
+        self.depth = 1
+        """Draft steps that are simulated now."""
         self._running = _copied(drafter)
         self._micro = 0
         self._gated = 0
@@ -107,7 +112,7 @@ class Learner:
         self.drafter.train()
         batch = Batch.of(documents).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
-            loss = loss_of(self.drafter, self.frozen, batch, settings.steps)
+            loss = loss_of(self.drafter, self.frozen, batch, self.depth)
         torch.autograd.backward(loss.total / settings.accumulate)
         value = float(loss.total.detach())
         self.loss = value if not self.loss else 0.98 * self.loss + 0.02 * value
@@ -154,6 +159,7 @@ class Learner:
         steps = max(3, self.settings.steps)
         running = accept_length(self._running, self.frozen, documents, steps=steps)
         candidate = accept_length(self.drafter, self.frozen, documents, steps=steps)
+        self.depth = self.settings.steps if candidate.mean >= self.settings.deeper_from else 1
         passed = candidate.mean > running.mean * (1 + self.settings.margin)
         return Gate(running.mean, candidate.mean, passed and _enough(running), running.rounds)
 
