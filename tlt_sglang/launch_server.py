@@ -24,6 +24,7 @@ from tlt_sglang import flags, leftovers, prefork, supervise
 from tlt_sglang.config import Config, Device
 from tlt_sglang.drafters.seed import grows
 from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, TltError
+from tlt_sglang.harvest import segments
 
 _SPECULATION = (
     "--speculative-draft-model-path",
@@ -176,6 +177,9 @@ def _serve(argv: list[str]) -> int:
     if config is None:
         os.environ.pop(configuration.VARIABLE, None)
         return _run_sglang(rest, forked=False)
+    if config.store is not None and config.harvest_gb > 0:
+        segments.remove_stale()
+        segments.require_room(int(config.harvest_gb * 1e9))
     if grows(config, given):
         from tlt_sglang.drafters.seed import make
 

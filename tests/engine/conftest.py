@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fitting import Tiny, fit_drafters, make_tiny
-from identity import Reference
+from identity import PINNED, POOL, Reference
 from prompts import prompts
 from servers import MODEL, Server, Servers, can_bind, model_folder
 
@@ -97,7 +97,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture
 def server(servers: Servers, drafters: dict[str, str], strategy: str) -> Server:
     """The default model under the test's `strategy`; see `identity.each`."""
-    return servers.get(strategy, drafter=drafters.get(strategy.partition(":")[0]))
+    drafter = drafters.get(strategy.partition(":")[0])
+    if strategy != PINNED:
+        return servers.get(strategy, drafter=drafter)
+    server = servers.get(POOL, "--tlt-policy", "random", drafter=drafter)
+    server.post("/tlt/strategy", {"strategy": strategy})
+    return server
 
 
 def shared_memory() -> set[Path]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -218,9 +223,11 @@ def test_a_worse_drafter_is_rolled_back(
 # ---- growing -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def growing(servers: Servers, tiny: Tiny, tmp_path: Path) -> Iterator[tuple[Server, Store]]:
-    store = Store(tmp_path / "store")
+@pytest.fixture(scope="module")
+def growing(
+    servers: Servers, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Store]]:
+    store = Store(tmp_path_factory.mktemp("growing"))
     flags = (
         *("--skip-tokenizer-init", "--max-running-requests", "8", "--tlt-store", str(store.root)),
         *("--tlt-sidecar", "always", "--tlt-policy", "cost-model"),
@@ -254,3 +261,51 @@ def test_a_drafter_grows_from_nothing(growing: tuple[Server, Store], tiny: Tiny)
     assert [answer["output_ids"] for answer in answers] == expected
     assert all(answer["meta_info"]["drafter_version"][-1] >= 1 for answer in answers)
     assert store.manifest(int(status["drafter_version"])).gate["candidate"] > 1
+
+
+# ---- what goes wrong beside the engine -----------------------------------------------------------
+
+
+def test_killed_sidecars_change_nothing(growing: tuple[Server, Store], tiny: Tiny) -> None:
+    """Twenty that are killed at random moments: output stays, and every version is whole."""
+    server, store = growing
+    words = ["--store", str(store.root), "--gate-steps", "1", "--threads", "1"]
+    command = [sys.executable, "-m", "tlt_sglang.cli", "sidecar", *words]
+    prompts = torch.randint(3, tiny.vocab, (16, 6), generator=torch.Generator().manual_seed(5))
+    expected = greedily(tiny.model, prompts, 24)
+    chance = random.Random(0)
+    for _ in range(20):
+        sidecar = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + chance.choice((0.2, 1.0, 4.0)) * chance.random()
+        while time.monotonic() < until:
+            answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=24)
+            assert [answer["output_ids"] for answer in answers] == expected
+        sidecar.kill()
+        sidecar.wait()
+    folder = store.root / "seed"
+    expected_weights = describe.expected(folder, describe.target_config(tiny.path), "F32")
+    for version in store.versions():
+        assert store.load(version, expected_weights)
+    assert told(server)["swap"]["refused"] == {}
+    server.wait_until_idle()
+
+
+def test_a_killed_engine_leaves_nothing_that_the_next_one_keeps(
+    servers: Servers, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Its log and its announcement go when the next engine of the store starts."""
+    flags = ("--skip-tokenizer-init", "--tlt-store", str(tmp_path / "store"))
+    strategies = "off,eagle3:3x1x4"
+    drafter = tiny.drafters["eagle3"]
+    server = servers.get(strategies, *flags, model=tiny.path, drafter=drafter)
+    log = Path(told(server)["harvest"]["path"])
+    for pid in server.processes():
+        os.kill(pid, signal.SIGKILL)
+    servers.running.pop(server.spec)
+    server._kill()
+    assert log.exists()
+    again = servers.get(strategies, *flags, model=tiny.path, drafter=drafter)
+    assert not log.exists()
+    assert len(list((tmp_path / "store" / "engines").iterdir())) == 1
+    servers.drop(again)
+    assert list((tmp_path / "store" / "engines").iterdir()) == []

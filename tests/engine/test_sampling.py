@@ -28,8 +28,8 @@ REPEATING = (5, 9, 14, 3) * 8
 FLAGS = ("--skip-tokenizer-init", "--max-running-requests", "64")
 SEEDED = (*FLAGS, "--enable-deterministic-inference")
 STRATEGIES = ("eagle:3x1x4", "eagle:3x4x8", "eagle3:3x4x8", "ngram:8")
-SWITCHING = "eagle:3x4x8,off,eagle:1x1x2,ngram:4"
-"""One of these at random, for a few steps each."""
+SWITCHING = "eagle:3x4x8,eagle:3x1x4,off,eagle:1x1x2,ngram:4"
+"""One of these at random, for a few steps each; EAGLE's are pinned on the same server."""
 UNLIKELY = {"ngram:8": 1e-4, SWITCHING: 1e-4}
 """The least p-value that passes, 0.01 elsewhere: these are not the same in every run."""
 
@@ -47,8 +47,12 @@ WAYS = {
 
 def start(servers: Servers, tiny: Tiny, strategy: str) -> Server:
     drafter = tiny.drafters.get(strategy.partition(":")[0])
-    policy = ("--tlt-policy", "random") if strategy == SWITCHING else ()
-    return servers.get(strategy, *SEEDED, *policy, model=tiny.path, drafter=drafter)
+    if not strategy.startswith("eagle:"):
+        return servers.get(strategy, *SEEDED, model=tiny.path, drafter=drafter)
+    policy = ("--tlt-policy", "random")
+    server = servers.get(SWITCHING, *SEEDED, *policy, model=tiny.path, drafter=drafter)
+    server.post("/tlt/strategy", {"strategy": None if strategy == SWITCHING else strategy})
+    return server
 
 
 def draw(
@@ -67,8 +71,10 @@ def draw(
 
 
 @functools.cache
-def drawn(server: Server, prompt: tuple[int, ...], sampling: Sampling) -> list[dict[str, Any]]:
-    """`SAMPLES` answers, drawn once: their seeds are always the same."""
+def drawn(
+    server: Server, strategy: str, prompt: tuple[int, ...], sampling: Sampling
+) -> list[dict[str, Any]]:
+    """`SAMPLES` answers by `strategy`, drawn once: their seeds are always the same."""
     return draw(server, prompt, seeded(sampling, range(SAMPLES)))
 
 
@@ -83,7 +89,8 @@ def tokens(answers: list[dict[str, Any]]) -> list[list[int]]:
 
 def on(name: str, *values: object) -> Any:
     """A case of a test that uses the server called `name`."""
-    return pytest.param(name, *values, marks=pytest.mark.server(f"tiny {name}"))
+    server = SWITCHING if name.startswith("eagle:") else name
+    return pytest.param(name, *values, marks=pytest.mark.server(f"tiny {server}"))
 
 
 # ---- the distribution ----------------------------------------------------------------------------
@@ -98,7 +105,7 @@ CASES += [(way, "eagle:3x4x8") for way in ("cold", "top-p", "top-k", "min-p")]
 def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, way: str) -> None:
     server, sampling = start(servers, tiny, strategy), WAYS[way]
     prompt = REPEATING if strategy.startswith("ngram") else PROMPT
-    answers = drawn(server, prompt, sampling)
+    answers = drawn(server, strategy, prompt, sampling)
     accepted = sum(answer["meta_info"]["spec_num_correct_drafts"] for answer in answers)
     p = p_value(joint(tiny.model, prompt, LENGTH, sampling), tokens(answers))
     print(f"{strategy} {way}: p = {p:.3g}, {accepted / SAMPLES:.2f} drafts accepted a sample")
@@ -118,7 +125,7 @@ def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, w
 )
 def test_the_check_can_fail(servers: Servers, tiny: Tiny, strategy: str, other: Sampling) -> None:
     """Plain samples are told from those of a distribution close by."""
-    answers = drawn(start(servers, tiny, strategy), PROMPT, PLAIN)
+    answers = drawn(start(servers, tiny, strategy), strategy, PROMPT, PLAIN)
     assert p_value(joint(tiny.model, PROMPT, LENGTH, other), tokens(answers)) < 1e-6
 
 

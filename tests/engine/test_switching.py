@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fitting import Tiny
-from identity import LENGTH, Reference
+from identity import LENGTH, PINNED, POOL, Reference
 from servers import Server, Servers
 from tiny import greedily
 
@@ -21,7 +22,6 @@ from tlt_sglang.strategy import policies
 from tlt_sglang.strategy.arms import parse
 from tlt_sglang.strategy.trace import replay
 
-POOL = "off,eagle:3x1x4,eagle:1x1x2,eagle:3x4x8,ngram:4"
 TINY = (
     *("--skip-tokenizer-init", "--enable-metrics", "--max-running-requests", "8"),
     *("--tlt-policy", "random"),
@@ -30,19 +30,31 @@ TINY = (
 Record = Callable[[str, object], None]
 
 
+def told(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = server.status()["schedulers"][0]
+    return found
+
+
+@pytest.mark.server(PINNED)
 def test_greedy_output_stays_the_same(
     servers: Servers, drafters: dict[str, str], reference: Reference, record_property: Record
 ) -> None:
     """Requests join and leave a batch of eight while the strategy changes every few steps."""
     server = servers.get(POOL, "--tlt-policy", "random", drafter=drafters["eagle"])
+    server.post("/tlt/strategy", {"strategy": None})
+    before = told(server)
     prompts = reference.prompts[::2]
     answers = server.generate_all(prompts, at_once=8, max_new_tokens=LENGTH)
     ties = [reference.compare(2 * i, answer["output_ids"]) for i, answer in enumerate(answers)]
     record_property("ties", len(ties) - ties.count(None))
-    status = server.status()["schedulers"][0]
-    used = status["strategies"]
+    after = told(server)
+    used = {
+        name: {key: count - before["strategies"].get(name, {}).get(key, 0)
+               for key, count in tally.items() if isinstance(count, int)}
+        for name, tally in after["strategies"].items()
+    }  # fmt: skip
     record_property("strategies", used)
-    record_property("switches", status["switches"])
+    record_property("switches", after["switches"] - before["switches"])
     assert set(used) == set(POOL.split(","))
     assert all(told["rounds"] > 20 for told in used.values())
     lengths = {name: 1 + told["accepted"] / told["rounds"] for name, told in used.items()}
@@ -54,6 +66,7 @@ def test_greedy_output_stays_the_same(
     server.wait_until_idle()
 
 
+@pytest.mark.server(PINNED)
 def test_a_strategy_can_be_pinned(
     servers: Servers, drafters: dict[str, str], reference: Reference
 ) -> None:

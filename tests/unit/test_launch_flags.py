@@ -432,6 +432,17 @@ def test_one_flags_value(argv: list[str], value: str | None) -> None:
     assert launch_server.flag_value(argv, "--device") == value
 
 
+def test_a_log_that_does_not_fit_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch_server, "_model", lambda name, argv: str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    words = ["--model", "m", "--adaptive-spec", "--tlt-store", str(tmp_path / "s"), "--port", "0"]
+    monkeypatch.setattr(launch_server, "_check_port", lambda host, port: None)
+    assert launch_server.main([*words, "--device", "cpu", "--tlt-harvest-gb", "900000"]) == 1
+    assert "has no room for a harvest log of 900000.00 GB" in capsys.readouterr().err
+
+
 def test_an_engine_process_ends_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         end_process(ConfigError("No."))

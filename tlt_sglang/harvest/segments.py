@@ -48,6 +48,16 @@ def create(folder: Path, size: int) -> tuple[Path, int]:
         os.close(file)
 
 
+def require_room(size: int, folder: Path = FOLDER) -> None:
+    """Raise EnvironmentProblem if `folder` has no room for a log of `size` bytes now."""
+    try:
+        there = os.statvfs(folder)
+    except OSError as error:
+        raise _problem(folder, size, error) from error
+    if there.f_bavail * there.f_frsize < size:
+        raise _problem(folder, size, OSError(errno.ENOSPC, ""))
+
+
 def open_to_read(path: Path) -> int:
     """A descriptor of one of this user's files; raises EnvironmentProblem."""
     try:
