@@ -102,7 +102,7 @@ class Engine(server.Server):
         after = self.status()["strategies"][strategy]
         self.pin(None)
         rounds = after["rounds"] - before["rounds"]
-        return 1 + (after["accepted"] - before["accepted"]) / max(1, rounds)
+        return 1 + float(after["accepted"] - before["accepted"]) / max(1, rounds)
 
 
 class Sidecar(server.Process):

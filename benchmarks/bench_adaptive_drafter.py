@@ -10,6 +10,7 @@ domain    From the shipped drafter, on prompts of one kind.
 drift     The target is fine-tuned on another style and updated; the frozen drafter, then adapted.
 cost      Harvesting on and off, the sidecar training and halted, in turn; swaps under load.
 preempt   The sidecar trains while the engine is idle, and leaves when work comes.
+replicas  Two engines; the first to finish its share trains while the other decodes its tail.
 
 ngram_accept_len           Of n-grams, on the held-out prompts of `grow`.
 grown_accept_len           Of the grown drafter, on the same.
@@ -19,6 +20,7 @@ harvest_cost_fraction      Of throughput: 1 - with the log / without, median of 
 training_cost_fraction     The same of a sidecar that trains on the other core.
 swap_steps_p50, _p99       Time of a swap in decode steps of eight requests.
 preempt_ms_p50, _p99       From the order to stop to the sidecar's word that it has.
+replicas_overlap_fraction  Of the tail of one engine, in which the other's core was trained on.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -55,7 +58,7 @@ from benchmarks.bench_drafter import in_chat
 from benchmarks.common import say
 
 MODEL = "smollm2-135m"
-PARTS = ("grow", "domain", "drift", "cost", "preempt")
+PARTS = ("grow", "domain", "drift", "cost", "preempt", "replicas")
 HELD_OUT = 16
 """Prompts that only measure."""
 PROBE_EVERY = 4
@@ -119,6 +122,7 @@ class Measurement:
             getattr(self, part)()
         finally:
             self.bench.stop()
+        say(", ".join(f"{name} {value}" for name, value in self.found.summary.items()))
 
     # -- the parts -------------------------------------------------------------------------------
 
@@ -217,6 +221,40 @@ class Measurement:
             "preempt_ms_p99": round(quantile(stops, 0.99), 2),
         }
 
+    def replicas(self) -> None:
+        from tlt_sglang.coordinator.client import ask
+
+        traffic, _ = self._prompts(self.options.prompts or composed(400))
+        store = self._store("replicas")
+        endpoint = f"ipc://{self.folder}/coordinator2"
+        self.bench.other(
+            "coordinator", "-m", "tlt_sglang.cli", "coordinator", "--endpoint", endpoint
+        )
+        obeys = ("--tlt-coordinator", endpoint, "--tlt-device-name")
+        engines = [
+            self.bench.engine(store, *self._shipped(), *obeys, f"core{core}", core=core)
+            for core in self.bench.cores
+        ]
+        for engine in engines:
+            self._ready(engine)
+        first = self.bench.cores[0]
+        self.bench.sidecar(store, *obeys, f"core{first}", core=first)
+        for engine in engines:
+            Traffic(engine, traffic, self.options.tokens).run(10)
+        short = threading.Thread(target=engines[0].generate, args=(traffic[:AT_ONCE], 64))
+        long = threading.Thread(target=engines[1].generate, args=(traffic[:AT_ONCE], 384))
+        short.start()
+        long.start()
+        short.join()
+        seen = trained = 0
+        while long.is_alive():
+            status = ask(endpoint)
+            seen += 1
+            trained += status is not None and status.states.get(f"core{first}") == "TRAINING"
+            time.sleep(0.1)
+        self.found.details["replicas"] = {"looks": seen, "trained": trained}
+        self.found.summary["replicas_overlap_fraction"] = round(trained / max(1, seen), 4)
+
     # -- what they share -------------------------------------------------------------------------
 
     def _learn(
@@ -261,7 +299,8 @@ class Measurement:
             speed = {}
             for on in (True, False):
                 switch(on)
-                speed[on] = engine.generate(prompts[:AT_ONCE], 64).tokens_per_s
+                sample = engine.generate(prompts[:AT_ONCE], 64)
+                speed[on] = sample.tokens / sample.seconds
             if number >= 0:
                 found.append((speed[True], speed[False]))
         return found
@@ -416,6 +455,7 @@ def _benchmark(options: Options, logs: Path) -> None:
     try:
         for part in options.parts:
             measurement.run(part)
+            _write(options, measurement)  # what is measured is kept if a later part fails
     except BaseException:
         for log in work.glob("*.log"):
             shutil.copy(log, logs)
@@ -425,6 +465,11 @@ def _benchmark(options: Options, logs: Path) -> None:
     found = measurement.found
     rows = [(name, f"{value:.3f}") for name, value in found.summary.items()]
     print(common.table(("figure", "value"), rows))
+    say(f"written to {options.json}")
+
+
+def _write(options: Options, measurement: Measurement) -> None:
+    found = measurement.found
     settings = {
         "model": MODEL, "minutes": options.minutes, "tokens": options.tokens,
         "quick": options.quick, "parts": list(options.parts), "cores": measurement.bench.cores,
@@ -436,7 +481,6 @@ def _benchmark(options: Options, logs: Path) -> None:
     )  # fmt: skip
     common.write_json(options.json, document)
     plot(found, options.json.with_suffix(".png"))
-    say(f"written to {options.json}")
 
 
 if __name__ == "__main__":

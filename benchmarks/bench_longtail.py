@@ -308,6 +308,7 @@ def plot(found: Sequence[Played], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
     systems = list(dict.fromkeys(one.system for one in found))
     longest = max(one.seconds for one in found)
@@ -331,7 +332,7 @@ def plot(found: Sequence[Played], path: Path) -> None:
         speed.set_ylabel("tokens/s")
         axes.set_title(f"{system}: {one.seconds:.0f} s", loc="left", fontsize=10)
         axes.set_xlim(0, 1.02 * longest)
-    handles = [pyplot.Line2D([], [], color=colours[n], marker=".", ls="", label=n) for n in names]
+    handles = [Line2D([], [], color=colours[n], marker=".", ls="", label=n) for n in names]
     figure.legend(handles=handles, loc="upper right", ncols=len(names) or 1, fontsize=8)
     rows[-1][0].set_xlabel("seconds")
     figure.tight_layout()

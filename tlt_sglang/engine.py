@@ -82,6 +82,7 @@ class Engine:
         from tlt_sglang.graphs.states import States
         from tlt_sglang.rollout import Rollout, agreed
         from tlt_sglang.strategy import policies
+        from tlt_sglang.strategy.clocks import CudaEvents, Wall
         from tlt_sglang.strategy.driver import Driver
         from tlt_sglang.strategy.trace import Recorded
 
@@ -93,7 +94,7 @@ class Engine:
         if self.config.trace is not None and _first_rank():
             policy = Recorded(policy, _trace(self.config.trace))
         self.telemetry = self._telemetry(pool)
-        driver = Driver(agreed(policy, pool))
+        driver = Driver(agreed(policy, pool), Wall() if self.device == "cpu" else CudaEvents())
         states = States(worker, pool, plan.captured() if plan else None)
         self.rollout = Rollout(
             states,

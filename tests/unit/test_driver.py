@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tlt_sglang.strategy.arms import Strategy, parse
+from tlt_sglang.strategy.clocks import CudaEvents, Wall
 from tlt_sglang.strategy.driver import IN_FLIGHT, Driver
 from tlt_sglang.strategy.policy import Observation
 
@@ -43,7 +44,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def driver(told: Told, clock: Clock) -> Driver:
-    return Driver(told, clock)
+    return Driver(told, Wall(clock))
 
 
 def step(driver: Driver, clock: Clock, work: float, between: float, accepted: list[int]) -> None:
@@ -92,3 +93,40 @@ def test_outcomes_that_never_come_are_forgotten(driver: Driver, clock: Clock, to
     driver.outcome([1])
     driver.begin(1)
     assert len(told.seen) == 1
+
+
+# ---- by events -----------------------------------------------------------------------------------
+
+
+class Event:
+    """As torch.cuda's; the device is `behind` what was recorded."""
+
+    behind = 0
+    recorded = 0
+
+    def record(self) -> None:
+        Event.recorded += 1
+        self.at = Event.recorded
+
+    def query(self) -> bool:
+        return self.at <= Event.recorded - Event.behind
+
+    def elapsed_time(self, end: Event) -> float:
+        assert end.query(), "nobody may wait for an event"
+        return 10.0 * (end.at - self.at)
+
+
+def test_events_are_read_when_they_are_due(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is three events behind; outcomes are known before the times."""
+    monkeypatch.setattr(Event, "recorded", 0)
+    monkeypatch.setattr(Event, "behind", 3)
+    driver = Driver(told, CudaEvents(Event))
+    for size in range(1, 6):
+        driver.begin(size)
+        driver.end()
+        driver.outcome([0] * size)
+    assert [seen.batch_size for seen in told.seen] == [1, 2, 3]
+    assert all(seen.seconds == pytest.approx(0.01) for seen in told.seen)
+    monkeypatch.setattr(Event, "behind", 0)
+    driver.begin(1)
+    assert [seen.batch_size for seen in told.seen] == [1, 2, 3, 4, 5]

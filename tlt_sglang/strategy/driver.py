@@ -7,44 +7,48 @@ prefill, or it waited for requests) it lasts to the end of the step's own work.
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.clocks import Clock, Wall
 from tlt_sglang.strategy.policy import Observation, Policy
 
 MOST_BETWEEN = 0.5
 """Time between two steps that is taken for the scheduler's, as a share of the step."""
-IN_FLIGHT = 4
-"""Steps of which the outcome may be missing: overlap scheduling leaves one or two open."""
+IN_FLIGHT = 8
+"""Steps of which outcome or time may be missing: overlap scheduling leaves one or two open, and
+events of a GPU are read late."""
 
 
 @dataclass(slots=True)
 class _Step:
     strategy: Strategy
     batch_size: int
-    began: float
-    ended: float | None = None
-    seconds: float | None = None
+    began: Any
+    ended: Any = None
+    next: Any = None
+    """When the step after it began."""
     accepted: Sequence[int] | None = None
 
 
 class Driver:
     """Of one engine."""
 
-    def __init__(self, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._policy, self._clock = policy, clock
+    def __init__(self, policy: Policy, clock: Clock | None = None) -> None:
+        self._policy, self._clock = policy, clock or Wall()
         self._steps: deque[_Step] = deque(maxlen=IN_FLIGHT)
         self.pinned: Strategy | None = None
         """Used in the place of what the policy would choose; the policy goes on learning."""
 
     def begin(self, batch_size: int) -> Strategy:
         """A decode step begins: its strategy."""
-        now = self._clock()
-        if self._steps and self._steps[-1].seconds is None:
-            self._close(self._steps[-1], now)
+        now = self._clock.mark()
+        if self._steps and self._steps[-1].next is None:
+            self._steps[-1].next = now
+            self._tell()
         strategy = self.pinned or self._policy.choose(batch_size)
         self._steps.append(_Step(strategy, batch_size, now))
         return strategy
@@ -52,7 +56,7 @@ class Driver:
     def end(self) -> None:
         """The work of the step that began last is done."""
         if self._steps:
-            self._steps[-1].ended = self._clock()
+            self._steps[-1].ended = self._clock.mark()
 
     def outcome(self, accepted: Sequence[int]) -> Strategy | None:
         """Drafts accepted in the oldest step of which that is not known yet; its strategy."""
@@ -63,20 +67,24 @@ class Driver:
                 return step.strategy
         return None
 
-    def _close(self, step: _Step, now: float) -> None:
-        ended = now if step.ended is None else step.ended
-        work = ended - step.began
-        whole = now - step.began
-        step.seconds = whole if whole <= work * (1 + MOST_BETWEEN) else work
-        self._tell()
-
     def _tell(self) -> None:
         while self._steps:
             step = self._steps[0]
-            if step.seconds is None or step.accepted is None:
+            seconds = self._seconds(step)
+            if seconds is None or step.accepted is None:
                 return
             self._steps.popleft()
-            if step.accepted and step.seconds > 0:
+            if step.accepted and seconds > 0:
                 self._policy.observe(
-                    Observation(step.strategy, step.batch_size, step.accepted, step.seconds)
+                    Observation(step.strategy, step.batch_size, step.accepted, seconds)
                 )
+
+    def _seconds(self, step: _Step) -> float | None:
+        """Of a step; None as long as that is not known."""
+        if step.next is None:
+            return None
+        whole = self._clock.seconds(step.began, step.next)
+        work = whole if step.ended is None else self._clock.seconds(step.began, step.ended)
+        if whole is None or work is None:
+            return None
+        return whole if whole <= work * (1 + MOST_BETWEEN) else work
