@@ -102,7 +102,8 @@ class Engine(server.Server):
         after = self.status()["strategies"][strategy]
         self.pin(None)
         rounds = after["rounds"] - before["rounds"]
-        return 1 + float(after["accepted"] - before["accepted"]) / max(1, rounds)
+        accepted: float = after["accepted"] - before["accepted"]
+        return 1 + accepted / max(1.0, float(rounds))
 
 
 class Sidecar(server.Process):

@@ -57,6 +57,7 @@ class Sidecar:
             sys.executable, "-m", "tlt_sglang.cli", "sidecar", "--store", config.store,
             "--tlt-sidecar-memory-gb", f"{self.memory_gb:g}", "--threads", str(self.threads),
             "--cores", self.cores, "--parent", str(os.getpid()),
+            "--tlt-preempt-ms", str(self.preempt_ms),
         ]  # fmt: skip
         if self.when == "idle" and config.coordinator is not None:
             words += ["--tlt-coordinator", config.coordinator]

@@ -214,3 +214,31 @@ def test_it_goes_on_where_it_was_and_begins_again_from_other_weights() -> None:
     for name, weight in start.items():
         assert torch.equal(weight, other.weights()[name])
     assert not other.optimizer.state
+
+
+def test_micro_batches_get_as_small_as_they_have_to() -> None:
+    now = [0.0]
+    settings = replace(SETTINGS, batch_tokens=512, micro_seconds=0.1)
+    device = torch.device("cpu")
+    one = Learner(drafter(), frozen(), filled(length=90), settings, device, lambda: now[0])
+    for _ in range(30):
+        one._fit_in(0.3)
+    assert one.batch_tokens == 64
+    assert sum(map(len, one.draw())) <= 64
+    for _ in range(60):
+        one._fit_in(0.01)
+    assert one.batch_tokens == 512
+    for _ in range(9):
+        one._fit_in(0.07)
+    assert one.batch_tokens == 512
+
+
+def test_a_gate_gives_way() -> None:
+    learner = Learner(drafter(), frozen(), filled(), SETTINGS, torch.device("cpu"))
+    for _ in range(6):
+        learner.micro_step()
+    looks = iter([True, True, True, False])
+    assert learner.gate(lambda: next(looks)) is None
+    assert learner.gate_is_due()
+    assert learner.gate() is not None
+    assert not learner.gate_is_due()

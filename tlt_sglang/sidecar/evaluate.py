@@ -37,6 +37,14 @@ class AcceptLength:
         """Committed tokens a round, the target's own one among them; 1.0 without rounds."""
         return self.committed / self.rounds if self.rounds else 1.0
 
+    def join(self, other: AcceptLength) -> None:
+        """Take in the rounds of another."""
+        self.rounds += other.rounds
+        self.committed += other.committed
+        self.depth_hits += [0] * (len(other.depth_hits) - len(self.depth_hits))
+        for depth, hits in enumerate(other.depth_hits):
+            self.depth_hits[depth] += hits
+
     def add(self, accepted: int) -> None:
         """A round in which so many drafts were accepted."""
         self.rounds += 1

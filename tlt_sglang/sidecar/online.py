@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,9 @@ from tlt_sglang.sidecar.simulate import Frozen, loss_of
 
 LEAST_CUT = 32
 """Tokens of a cut document, at least."""
+LEAST_BATCH = 64
+MOST_EVALUATED = 512
+"""Tokens of a held-out document that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class Settings:
     """Accept length from which on they are: before that, later steps would cost three times the
     time to learn what is hardly ever asked for."""
     batch_tokens: int = 256
-    """Of a micro-batch."""
+    """Of a micro-batch, at most."""
+    micro_seconds: float | None = None
+    """That it may take: it gets smaller until it does, down to LEAST_BATCH tokens."""
     accumulate: int = 2
     """Micro-batches of one optimizer step."""
     learning_rate: float = 1e-3
@@ -80,11 +87,14 @@ class Learner:
         buffer: Buffer,
         settings: Settings,
         device: torch.device,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.drafter, self.frozen, self.buffer = drafter, frozen, buffer
-        self.settings, self.device = settings, device
+        self.settings, self.device, self._clock = settings, device, clock
         self.step = 0
         """Optimizer steps, over all starts."""
+        self.batch_tokens = settings.batch_tokens
+        """Of the next micro-batch, at most."""
         self.tokens = 0
         self.loss = 0.0
         """Of late."""
@@ -109,6 +119,7 @@ class Learner:
         documents = self.draw()
         if not documents:
             return False
+        started = self._clock()
         self.drafter.train()
         batch = Batch.of(documents).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
@@ -120,7 +131,16 @@ class Learner:
         self._micro += 1
         if self._micro % settings.accumulate == 0:
             self._update()
+        self._fit_in(self._clock() - started)
         return True
+
+    def _fit_in(self, seconds: float) -> None:
+        """Adapt the size of micro-batches to what the last one took."""
+        most = self.settings.micro_seconds
+        if most is not None and seconds > most:
+            self.batch_tokens = max(LEAST_BATCH, self.batch_tokens * 3 // 4)
+        elif most is not None and seconds < most / 2:
+            self.batch_tokens = min(self.settings.batch_tokens, self.batch_tokens * 9 // 8)
 
     def _update(self) -> None:
         settings = self.settings
@@ -134,7 +154,7 @@ class Learner:
 
     def draw(self) -> list[Document]:
         """Documents of at most `batch_tokens` together, cut where they are longer."""
-        left = self.settings.batch_tokens
+        left = self.batch_tokens
         documents = []
         for recorded in self.buffer.sample(4 * left):
             if left < LEAST_CUT:
@@ -150,15 +170,22 @@ class Learner:
         """Whether the candidate has been trained enough to be looked at."""
         return self.step - self._gated >= self.settings.gate_steps
 
-    def gate(self) -> Gate | None:
-        """Candidate against the version in use; None where nothing is held out yet."""
-        self._gated = self.step
+    def gate(self, may_go_on: Callable[[], bool] = lambda: True) -> Gate | None:
+        """Candidate against the version in use; None where nothing is held out yet.
+
+        Between two documents it asks whether it `may_go_on`; None, too, if it may not.
+        """
         documents = self._held_out()
+        steps = max(3, self.settings.steps)
+        running, candidate = AcceptLength(), AcceptLength()
+        for document in documents:
+            for found, drafter in ((running, self._running), (candidate, self.drafter)):
+                if not may_go_on():
+                    return None
+                found.join(accept_length(drafter, self.frozen, [document], steps=steps))
+        self._gated = self.step
         if not documents:
             return None
-        steps = max(3, self.settings.steps)
-        running = accept_length(self._running, self.frozen, documents, steps=steps)
-        candidate = accept_length(self.drafter, self.frozen, documents, steps=steps)
         self.depth = self.settings.steps if candidate.mean >= self.settings.deeper_from else 1
         passed = candidate.mean > running.mean * (1 + self.settings.margin)
         return Gate(running.mean, candidate.mean, passed and _enough(running), running.rounds)
@@ -179,7 +206,7 @@ class Learner:
         found: list[Document] = []
         left = self.settings.gate_tokens
         for recorded in reversed(self.buffer.held_out()):
-            document = whole(recorded)
+            document = beginning(recorded)
             if found and len(document) > left:
                 break
             found.append(document)
@@ -219,6 +246,17 @@ def whole(recorded: Recorded) -> Document:
     """A recorded request as a document; it begins with a prompt of one token at least."""
     last = recorded.features if recorded.last is None else recorded.last
     return Document(recorded.ids, recorded.features, last, max(1, recorded.prompt_length))
+
+
+def beginning(recorded: Recorded) -> Document:
+    """As much of a request as is looked at in evaluation: the response from where it begins."""
+    document = whole(recorded)
+    start = max(0, document.prompt_length - MOST_EVALUATED // 2)
+    rows = slice(start, start + MOST_EVALUATED)
+    return Document(
+        document.ids[rows], document.features[rows], document.last[rows],
+        document.prompt_length - start,
+    )  # fmt: skip
 
 
 def cut(recorded: Recorded, most: int, chance: random.Random) -> Document:

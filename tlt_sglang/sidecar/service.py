@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 BUFFER_SHARE, ASSEMBLED_SHARE = 0.6, 0.2
 """Of the memory it may use; the rest is weights, optimizer and a micro-batch."""
 IDLE_SECONDS = 0.02
+MICRO_SHARE = 0.2
+"""Of the time within which the device has to be left, that a micro-batch may take."""
 TELL_SECONDS = 1.0
 SAVE_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
@@ -56,6 +58,7 @@ class Options:
     coordinator: str | None
     coordinator_key: Path | None
     device_name: str | None
+    preempt_ms: int
     threads: int
     cores: tuple[int, ...]
     learning_rate: float | None
@@ -82,6 +85,8 @@ def _sidecar(argv: Sequence[str]) -> None:
     add("--tlt-coordinator", metavar="ADDRESS", help="whom to obey; without it, train always")
     add("--tlt-coordinator-key", type=Path, metavar="FILE", help="its CURVE key, for tcp://")
     add("--tlt-device-name", metavar="NAME", help="the device to train on (default: the engine's)")
+    add("--tlt-preempt-ms", type=commands.count, default=500, metavar="MS",
+        help="as the coordinator's: within which the device is left (default: 500)")  # fmt: skip
     add("--threads", type=commands.count, default=1, metavar="N", help="on CPU (default: 1)")
     add("--cores", default="", metavar="N[,N]", help="on CPU, to run on (default: any)")
     add("--learning-rate", type=float, metavar="LR")
@@ -99,7 +104,8 @@ def _sidecar(argv: Sequence[str]) -> None:
         _end_with(args.parent)
     options = Options(
         args.store.expanduser(), args.tlt_sidecar_memory_gb, args.tlt_coordinator,
-        args.tlt_coordinator_key, args.tlt_device_name, args.threads, _cores(args.cores),
+        args.tlt_coordinator_key, args.tlt_device_name, args.tlt_preempt_ms, args.threads,
+        _cores(args.cores),
         args.learning_rate, args.batch_tokens, args.gate_steps, args.seconds, args.seed,
     )  # fmt: skip
     Sidecar(options).run()
@@ -228,6 +234,10 @@ class _Training:
             "gate_steps": options.gate_steps,
         }
         settings = Settings(seed=options.seed, bfloat16=_halves(self.device))
+        if options.coordinator is not None:
+            # A micro-batch that has begun is ended beside an engine that wants the device.
+            seconds = options.preempt_ms / 1000 * MICRO_SHARE
+            settings = replace(settings, micro_seconds=seconds)
         settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
         if algorithm == "eagle":
             settings = replace(settings, steps=1)
@@ -272,7 +282,7 @@ class _Training:
 
     def _gate(self) -> None:
         self._follow()
-        gate = self.learner.gate()
+        gate = self.learner.gate(lambda: self.sidecar.allowed(self.learner.leave))
         if gate is None:
             return
         self.sidecar.gate = gate
@@ -406,7 +416,8 @@ def _device(options: Options) -> torch.device:
         return torch.device("cuda")
     if options.cores:
         os.sched_setaffinity(0, options.cores)
-    os.nice(10)
+    if options.coordinator is None:
+        os.nice(10)  # else the engine is idle, and what has begun should end soon
     torch.set_num_threads(options.threads)
     return torch.device("cpu")
 
