@@ -5,6 +5,8 @@ tlt prepare smollm2-135m   make the default model ready and print its folder
 tlt data ...               make prompts to train a drafter on
 tlt plan ...               which graphs a pool of strategies needs, and their memory
 tlt train ...              train a drafter on the target's own answers
+tlt top, tlt status        what a server does, live or once
+tlt report EVENTS          a page of what an engine did, from its event log
 tlt seed ...               begin a drafter of a target's last layer (a store does it by itself)
 tlt sidecar ...            trains the drafter of a store while engines run
 tlt coordinator ...        tells trainers when a device is theirs
@@ -37,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tlt_sglang.graphs.commands import main as plan
 
         return plan(argv[1:])
+    if argv[:1] in (["top"], ["status"]):
+        from tlt_sglang.observe.top import main as watch
+
+        return watch(argv)
+    if argv[:1] == ["report"]:
+        from tlt_sglang.observe.report import main as report
+
+        return report(argv[1:])
     if argv[:1] == ["seed"]:
         from tlt_sglang.sidecar.seed import main as begin
 
@@ -56,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("plan", help="graphs and their memory (see tlt plan --help)")
     commands.add_parser("data", help="make prompts to train on (see tlt data --help)")
     commands.add_parser("train", help="train a drafter (see tlt train --help)")
+    commands.add_parser("top", help="what a server does, live (see tlt top --help)")
+    commands.add_parser("status", help="the same, once")
+    commands.add_parser("report", help="a page of an event log (see tlt report --help)")
     commands.add_parser("seed", help="begin a drafter (see tlt seed --help)")
     commands.add_parser("sidecar", help="train while engines run (see tlt sidecar --help)")
     commands.add_parser("coordinator", help="who may train, when (see tlt coordinator --help)")

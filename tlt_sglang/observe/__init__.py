@@ -1,0 +1,1 @@
+"""What people look at: a live view of a server, and a page made of its event log."""

@@ -1,0 +1,170 @@
+"""`tlt top`: a live view of a server, its drafter and who may train; `tlt status`: it once."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+
+from tlt_sglang import commands
+from tlt_sglang.coordinator.client import ask
+from tlt_sglang.errors import ConfigError
+from tlt_sglang.flags import Parser
+
+EVERY = 1.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known at a moment."""
+
+    at: float
+    status: dict[str, Any] | None
+    """`GET /tlt/status`; None where nobody answers."""
+    load: dict[str, Any]
+    """Of `GET /v1/loads`, its first engine."""
+    sidecar: dict[str, Any]
+    """STORE/sidecar.json."""
+    devices: dict[str, str]
+    """States that the coordinator tells."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
+    try:
+        return commands.run(argv[0], _watch, argv)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _watch(argv: Sequence[str]) -> None:
+    command, rest = argv[0], argv[1:]
+    about = "What a server does, live." if command == "top" else "What a server does."
+    parser = Parser(f"tlt {command}", about)
+    parser.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
+    parser.add_argument("--tlt-coordinator", metavar="ADDRESS", help="also show its devices")
+    parser.add_argument("--api-key", default="", help="the server's admin key, if it has one")
+    if commands.helped(parser, rest):
+        return
+    args = parser.parse_args(rest)
+
+    def look() -> Look:
+        return seen(args.url, args.api_key, args.tlt_coordinator)
+
+    first = look()
+    if first.status is None:
+        raise ConfigError(f"No server with TLT answers at {args.url}; start one, or give --url.")
+    if command == "status":
+        Console().print(view(first, None))
+        return
+    with Live(view(first, None), refresh_per_second=4, screen=True) as live:
+        before = first
+        while True:
+            time.sleep(EVERY)
+            now = look()
+            live.update(view(now, before))
+            before = now
+
+
+def seen(url: str, key: str, coordinator: str | None) -> Look:
+    """Ask everybody."""
+    status = _get(f"{url}/tlt/status", key)
+    loads = _get(f"{url}/v1/loads", key) or {}
+    first = ((status or {}).get("schedulers") or [{}])[0]
+    sidecar: dict[str, Any] = {}
+    if first.get("store"):
+        try:
+            sidecar = json.loads((Path(first["store"]) / "sidecar.json").read_text())
+        except (OSError, ValueError):
+            sidecar = {}
+    told = ask(coordinator, wait=0.3) if coordinator else None
+    load = (loads.get("loads") or [{}])[0]
+    return Look(time.monotonic(), status, load, sidecar, {} if told is None else told.states)
+
+
+def view(now: Look, before: Look | None) -> Panel:
+    """What is shown; `before` is the look that speeds are reckoned from."""
+    if now.status is None:
+        return Panel("the server does not answer", title="tlt top")
+    first = (now.status.get("schedulers") or [{}])[0]
+    parts: list[Any] = [_head(now, first, _speed(now, before)), _strategies(first)]
+    if first.get("store"):
+        parts.append(_drafter(first, now.sidecar))
+    if now.devices:
+        states = "   ".join(f"{name}: {state}" for name, state in sorted(now.devices.items()))
+        parts.append(f"[bold]devices[/]  {states}")
+    return Panel(Group(*parts), title="TLT-SGLang", border_style="cyan")
+
+
+def _head(now: Look, first: dict[str, Any], speed: float | None) -> str:
+    running = now.load.get("num_running_reqs", "?")
+    queued = now.load.get("num_waiting_reqs", "?")
+    rate = "" if speed is None else f"   [bold]tokens/s[/] {speed:.1f}"
+    return (
+        f"[bold]running[/] {running}   [bold]queued[/] {queued}{rate}   [bold]strategy[/] "
+        f"[green]{first.get('strategy')}[/]   [bold]accept length[/] {first.get('accept_length')}"
+    )
+
+
+def _strategies(first: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("strategy", "verify steps", "proposed", "accepted", "accept length"):
+        table.add_column(name, justify="left" if name == "strategy" else "right")
+    for name, tally in (first.get("strategies") or {}).items():
+        rounds = tally["rounds"]
+        length = f"{1 + tally['accepted'] / rounds:.2f}" if rounds else "-"
+        table.add_row(
+            name, f"{rounds:,}", f"{tally['proposed']:,}", f"{tally['accepted']:,}", length
+        )
+    return table
+
+
+def _drafter(first: dict[str, Any], sidecar: dict[str, Any]) -> str:
+    swap = first.get("swap") or {}
+    told = f"[bold]drafter[/] version {first.get('drafter_version')}"
+    if swap.get("rolled_back"):
+        told += f", {swap['rolled_back']} rolled back"
+    if not sidecar:
+        return told + "   [bold]sidecar[/] none"
+    doing = "[green]training[/]" if sidecar.get("training") else "waiting"
+    told += f"   [bold]sidecar[/] {doing}, step {sidecar.get('step')}, loss {sidecar.get('loss')}"
+    gate = sidecar.get("gate")
+    if gate:
+        told += f", accept length {gate['running']:.2f} -> {gate['candidate']:.2f}"
+    return told
+
+
+def _speed(now: Look, before: Look | None) -> float | None:
+    if before is None or before.status is None or now.status is None or now.at <= before.at:
+        return None
+    return max(0.0, (_made(now) - _made(before)) / (now.at - before.at))
+
+
+def _made(look: Look) -> int:
+    found = 0
+    for scheduler in (look.status or {}).get("schedulers") or []:
+        for tally in (scheduler.get("strategies") or {}).values():
+            found += tally["rounds"] + tally["accepted"]
+    return found
+
+
+def _get(url: str, key: str) -> dict[str, Any] | None:
+    request = urllib.request.Request(url)
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            found: dict[str, Any] = json.load(answer)
+    except (OSError, ValueError, urllib.error.URLError):
+        return None
+    return found
