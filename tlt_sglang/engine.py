@@ -246,11 +246,23 @@ def _first_rank() -> bool:
 def _trace(path: str) -> Callable[[str], object]:
     """What writes a line of the policy's trace; raises ConfigError if it cannot."""
     try:
-        return open(path, "w", buffering=1, encoding="utf-8").write
+        to_file = open(path, "w", buffering=1, encoding="utf-8").write
     except OSError as error:
         raise ConfigError(
             f"The trace {path} cannot be written ({error.strerror}); give --tlt-trace another file."
         ) from error
+    broken = False
+
+    def write(line: str) -> None:
+        nonlocal broken
+        try:
+            if not broken:
+                to_file(line)
+        except OSError as error:  # the engine goes on; a trace with a gap would replay to nothing
+            broken = True
+            logger.warning("The trace %s ends here (%s)", path, error.strerror)
+
+    return write
 
 
 def _speculation(scheduler: Any) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import bench_policy
+from tlt_sglang.config import POLICIES, Config, PolicyName
 from tlt_sglang.strategy.acceptance import Acceptance
 from tlt_sglang.strategy.arms import Strategy, parse
 from tlt_sglang.strategy.beg_mab import BegMab
 from tlt_sglang.strategy.cost_model import CostModel
 from tlt_sglang.strategy.costs import Costs
 from tlt_sglang.strategy.ema import Ema
+from tlt_sglang.strategy.policies import make
 from tlt_sglang.strategy.policy import Agreed, Fixed, Observation, Policy, bucket
 
 OFF, CHAIN, TREE = parse("off"), parse("eagle3:3x1x4"), parse("eagle3:3x4x8")
@@ -273,3 +275,17 @@ def test_an_oracle_loses_nothing_in_the_simulation() -> None:
     off = bench_policy.regret_of(Fixed(OFF), world, 0, best)
     model = bench_policy.regret_of(CostModel(bench_policy.POOL), world, 0, best)
     assert model < 0.1 < off
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_no_policy_speculates_above_the_largest_batch(name: PolicyName) -> None:
+    """Whatever it would choose; and no policy chooses what is not possible."""
+    chain, other = parse("eagle:3x1x4"), parse("eagle:1x1x2")
+    config = Config(("eagle:3x1x4", "eagle:1x1x2", "off"), policy=name, max_batch=4)
+    policy = make(config, config.pool)
+    assert {str(policy.choose(5)) for _ in range(20)} == {"off"}
+    narrow = make(config, config.pool, lambda batch_size: [other])
+    assert {narrow.choose(2) for _ in range(20)} == {other}
+    assert {str(narrow.choose(9)) for _ in range(20)} == {"off"}
+    fixed = make(Config(("eagle:3x1x4", "off"), policy="fixed"), [chain, parse("off")])
+    assert fixed.choose(99) == chain

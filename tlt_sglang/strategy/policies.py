@@ -25,7 +25,26 @@ def make(
     if config.policy == "cost-model":
         return CostModel(strategies, max_batch=config.max_batch, possible=possible)
     policy = _other(config, strategies)
-    return policy if possible is None else Restricted(policy, possible)
+    limited = _limited(config.max_batch, strategies, possible)
+    return policy if limited is None else Restricted(policy, limited)
+
+
+def _limited(
+    most: int | None,
+    strategies: Sequence[Strategy],
+    possible: Callable[[int], Sequence[Strategy]] | None,
+) -> Callable[[int], Sequence[Strategy]] | None:
+    """`possible`, and above a batch size of `most` plain decoding only."""
+    plain = [arm for arm in strategies if arm.drafter == "off"]
+    if most is None or not plain:
+        return possible
+
+    def limited(batch_size: int) -> Sequence[Strategy]:
+        if batch_size > most:
+            return plain
+        return strategies if possible is None else possible(batch_size)
+
+    return limited
 
 
 def _other(config: Config, strategies: Sequence[Strategy]) -> Policy:
