@@ -245,13 +245,7 @@ def _first_rank() -> bool:
 
 def _trace(path: str) -> Callable[[str], object]:
     """What writes a line of the policy's trace; raises ConfigError if it cannot."""
-    try:
-        to_file = open(path, "w", buffering=1, encoding="utf-8").write
-    except OSError as error:
-        raise ConfigError(
-            f"The trace {path} cannot be written ({error.strerror}); give --tlt-trace another file."
-        ) from error
-    broken = False
+    to_file, broken = _writer(path), False
 
     def write(line: str) -> None:
         nonlocal broken
@@ -263,6 +257,16 @@ def _trace(path: str) -> Callable[[str], object]:
             logger.warning("The trace %s ends here (%s)", path, error.strerror)
 
     return write
+
+
+def _writer(path: str) -> Callable[[str], object]:
+    """What writes to a new file, line by line; raises ConfigError."""
+    try:
+        return open(path, "w", buffering=1, encoding="utf-8").write
+    except OSError as error:
+        raise ConfigError(
+            f"The trace {path} cannot be written ({error.strerror}); give --tlt-trace another file."
+        ) from error
 
 
 def _speculation(scheduler: Any) -> dict[str, Any]:

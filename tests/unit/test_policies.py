@@ -102,9 +102,9 @@ def test_a_choice_is_kept_for_a_while() -> None:
 
 
 def test_without_strategies_there_is_no_policy() -> None:
-    for make in (CostModel, BegMab, Ema):
+    for kind in (CostModel, BegMab, Ema):
         with pytest.raises(ValueError, match="there is no"):
-            make(())
+            kind(())
     with pytest.raises(ValueError, match="there is no"):
         BegMab([OFF])
     with pytest.raises(ValueError, match="there is no chain"):
