@@ -85,7 +85,10 @@ class Buffer:
         self.target_version = -1
         self.step = -1
         self._kept: dict[str, Recorded] = {}
+        self._held_out: set[str] = set()
         self._bytes = 0
+        self.tokens = 0
+        """Of all documents."""
         self._long = 0  # response length from which documents of the step before are kept
         self._draws = 0
         self._counts: Counter[str] = Counter()
@@ -100,7 +103,10 @@ class Buffer:
         if document.key in self._kept:
             self._drop("replaced", document.key)
         self._kept[document.key] = document
+        if self._hash(f"held out {document.key}") % HELD_OUT == 0:
+            self._held_out.add(document.key)
         self._bytes += document.nbytes
+        self.tokens += len(document)
         while self._bytes > self.limit:
             self._drop("evicted", min(self._kept, key=self._priority))
         return document.key in self._kept
@@ -128,7 +134,7 @@ class Buffer:
         drawn = [
             (math.log(1.0 - chance.random()) / document.response_length, document)
             for document in self._kept.values()
-            if not self._is_held_out(document.key)
+            if document.key not in self._held_out
         ]
         drawn.sort(key=lambda pair: -pair[0])
         found: list[Recorded] = []
@@ -141,21 +147,20 @@ class Buffer:
 
     def held_out(self) -> list[Recorded]:
         """Documents that `sample` never returns, in the order in which they came."""
-        return [document for key, document in self._kept.items() if self._is_held_out(key)]
+        return [document for key, document in self._kept.items() if key in self._held_out]
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def status(self) -> dict[str, int]:
         """What is there, and what became of all that was seen since the start."""
-        held_out = self.held_out()
         return {
             "target_version": self.target_version,
             "step": self.step,
             "documents": len(self._kept),
-            "held_out": len(held_out),
+            "held_out": len(self._held_out),
             "of_the_step_before": sum(d.step < self.step for d in self._kept.values()),
-            "tokens": sum(map(len, self._kept.values())),
+            "tokens": self.tokens,
             "bytes": self._bytes,
             "limit": self.limit,
         } | {reason: self._counts[reason] for reason in REASONS}
@@ -179,14 +184,14 @@ class Buffer:
         u = (self._hash(key) + 1) / 2**64
         return math.log(u) / self._kept[key].response_length
 
-    def _is_held_out(self, key: str) -> bool:
-        return self._hash(f"held out {key}") % HELD_OUT == 0
-
     def _hash(self, text: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{text}".encode()).digest()[:8])
 
     def _drop(self, reason: str, key: str) -> None:
-        self._bytes -= self._kept.pop(key).nbytes
+        document = self._kept.pop(key)
+        self._held_out.discard(key)
+        self._bytes -= document.nbytes
+        self.tokens -= len(document)
         self._counts[reason] += 1
 
     def _drop_where(self, reason: str, old: Callable[[Recorded], bool]) -> None:

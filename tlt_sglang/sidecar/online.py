@@ -111,7 +111,7 @@ class Learner:
 
     def can_train(self) -> bool:
         """Whether there is enough to train on."""
-        return self.buffer.status()["tokens"] >= self.settings.least_tokens
+        return self.buffer.tokens >= self.settings.least_tokens
 
     def micro_step(self) -> bool:
         """One micro-batch, and an optimizer step with every `accumulate`-th; False: no data."""

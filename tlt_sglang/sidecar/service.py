@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 BUFFER_SHARE, ASSEMBLED_SHARE = 0.6, 0.2
 """Of the memory it may use; the rest is weights, optimizer and a micro-batch."""
-IDLE_SECONDS = 0.02
+IDLE_SECONDS = 0.05
 MICRO_SHARE = 0.2
 """Of the time within which the device has to be left, that a micro-batch may take."""
 TELL_SECONDS = 1.0
