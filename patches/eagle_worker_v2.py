@@ -116,9 +116,10 @@ def draft_extend_for_prefill(
 @_wrapped("EAGLEWorkerV2._forward_prefill_batch", "8ad343044b03119d")
 def forward_prefill_batch(original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
     live = _live()
+    if live is not None:
+        live.between_steps()  # on idle ranks, too: all of them count the same steps
     if live is None or batch.forward_mode.is_idle():
         return original(worker, batch, *args, **kwargs)
-    live.between_steps()
     # The drafter's own prefill moves the tokens by one.
     tokens, starts, counts = batch.input_ids, list(batch.prefix_lens), list(batch.extend_lens)
     result = original(worker, batch, *args, **kwargs)
