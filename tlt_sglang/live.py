@@ -77,6 +77,7 @@ class Live:
         self, config: Config, args: Any, folder: Path, kind: str, shape: dict[str, Any], target: Any
     ) -> None:
         segments.remove_stale()
+        announce.read(self.store.root)  # removes what killed engines have announced
         size = shape["hidden_size"] * (4 if kind == "eagle3" else 1)
         writer = Writer.create(int(config.harvest_gb * 1e9), size, "bfloat16")
         self._end.append(writer.close)
