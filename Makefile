@@ -80,9 +80,20 @@ lint: setup ## ruff, mypy, and the patches against the installed SGLang
 	.venv/bin/mypy
 	$(PYTHON) apply_patches.py --check
 
-# Directories are given in this order so that the quick tests speak first.
-test: setup prepare lint ## lint and all tests; ARGS="..." go to pytest
-	@$(PYTHON) -m pytest --durations=15 $(wildcard tests/unit tests/patches tests/engine tests/gpu) $(ARGS)
+# Directories are given in this order so that the quick tests speak first. mypy has a core to itself
+# while the unit tests run on another.
+test: setup prepare ## lint and all tests; ARGS="..." go to pytest
+	@.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PYTHON) apply_patches.py --check
+	log=$$(mktemp)
+	.venv/bin/mypy >"$$log" 2>&1 & typing=$$!
+	trap 'kill $$typing 2>/dev/null || true; rm -f "$$log"' EXIT
+	failed=0
+	$(PYTHON) -m pytest --durations=15 $(wildcard tests/unit tests/patches tests/engine tests/gpu) $(ARGS) || failed=$$?
+	wait $$typing || failed=1
+	cat "$$log"
+	exit $$failed
 
 lock: $(ENVIRONMENT) ## write requirements/cpu.txt anew; ARGS=--upgrade to take newer versions
 	@$(UV) pip compile requirements/cpu.in --override requirements/cpu-overrides.txt \

@@ -107,7 +107,7 @@ def test_twenty_swaps_under_load(
     before = checksums(server, "target")
     base = int(max(store.versions(), default=0))
     answers: list[dict[str, Any]] = []
-    prompts = [*reference.prompts] * 2
+    prompts = [*reference.prompts, *reference.prompts[:4]]
 
     def load() -> None:
         answers.extend(server.generate_all(prompts, at_once=8, max_new_tokens=LENGTH))
@@ -126,7 +126,7 @@ def test_twenty_swaps_under_load(
         reference.compare(number % len(reference.prompts), answer["output_ids"])
         for number, answer in enumerate(answers)
     ]
-    assert len(ties) == 40
+    assert len(ties) == len(prompts)
     assert checksums(server, "target") == before
     versions = [answer["meta_info"]["drafter_version"] for answer in answers]
     assert all(one == sorted(one) for one in versions)
@@ -276,7 +276,7 @@ def test_killed_sidecars_change_nothing(growing: tuple[Server, Store], tiny: Tin
     chance = random.Random(0)
     for _ in range(20):
         sidecar = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + chance.choice((0.2, 1.0, 4.0)) * chance.random()
+        until = time.monotonic() + chance.choice((0.2, 1.0, 2.5)) * chance.random()
         while time.monotonic() < until:
             answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=24)
             assert [answer["output_ids"] for answer in answers] == expected
@@ -291,21 +291,20 @@ def test_killed_sidecars_change_nothing(growing: tuple[Server, Store], tiny: Tin
 
 
 def test_a_killed_engine_leaves_nothing_that_the_next_one_keeps(
-    servers: Servers, tiny: Tiny, tmp_path: Path
+    growing: tuple[Server, Store], servers: Servers, tiny: Tiny
 ) -> None:
     """Its log and its announcement go when the next engine of the store starts."""
-    flags = ("--skip-tokenizer-init", "--tlt-store", str(tmp_path / "store"))
-    strategies = "off,eagle3:3x1x4"
-    drafter = tiny.drafters["eagle3"]
-    server = servers.get(strategies, *flags, model=tiny.path, drafter=drafter)
+    server, store = growing
     log = Path(told(server)["harvest"]["path"])
     for pid in server.processes():
         os.kill(pid, signal.SIGKILL)
     servers.running.pop(server.spec)
     server._kill()
     assert log.exists()
-    again = servers.get(strategies, *flags, model=tiny.path, drafter=drafter)
+    flags = ("--skip-tokenizer-init", "--tlt-store", str(store.root))
+    again = servers.get("off,eagle3:3x1x4", *flags, model=tiny.path)
     assert not log.exists()
-    assert len(list((tmp_path / "store" / "engines").iterdir())) == 1
+    assert len(list((store.root / "engines").iterdir())) == 1
+    assert told(again)["drafter_version"] == max(store.versions(), default=0)
     servers.drop(again)
-    assert list((tmp_path / "store" / "engines").iterdir()) == []
+    assert list((store.root / "engines").iterdir()) == []
