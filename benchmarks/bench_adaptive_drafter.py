@@ -181,6 +181,9 @@ class Measurement:
         adapted = engine.accept_length(unseen, self.options.tokens, CHAIN)
         self.found.details["drift"] = {"before": before, "fallen": fallen, "adapted": adapted}
         lost = before - fallen
+        if lost < 0.05:
+            say("the update cost the drafter nothing, so there is nothing to recover")
+            return
         self.found.summary["drift_recovered_fraction"] = round((adapted - fallen) / lost, 4)
 
     def cost(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tlt_sglang.config import Config
+from tlt_sglang.drafters import seed as seeds
 from tlt_sglang.drafters.seed import grows, make
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.flags import Flags
@@ -79,7 +80,10 @@ def test_it_is_a_checkpoint_of_the_targets_last_layer(
     assert (expected.base.draft_vocab_size, expected.base.layers) == (32, 6)
 
 
-def test_it_is_made_once_and_belongs_to_its_target(target: Path, tmp_path: Path) -> None:
+def test_it_is_made_once_and_belongs_to_its_target(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeds, "_run", seed._seed)  # without a process of its own
     folder = make(str(target), config(tmp_path))
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert make(str(target), config(tmp_path)) == folder
