@@ -94,13 +94,16 @@ class Engine(server.Server):
         self.post("/tlt/strategy", {"strategy": strategy})
 
     def accept_length(self, prompts: Sequence[server.Prompt], tokens: int, strategy: str) -> float:
-        """Greedy, tokens a step of `strategy` over these prompts."""
+        """Greedy, tokens a step of `strategy` over these prompts, which are not logged: nothing is
+        to be learned from what only measures."""
+        self.post("/tlt/harvest", {"rate": 0.0})
         self.pin(strategy)
         before = self.status()["strategies"].get(strategy, {"rounds": 0, "accepted": 0})
         for first in range(0, len(prompts), AT_ONCE):
             self.generate(prompts[first : first + AT_ONCE], tokens)
         after = self.status()["strategies"][strategy]
         self.pin(None)
+        self.post("/tlt/harvest", {"rate": 1.0})
         rounds = after["rounds"] - before["rounds"]
         accepted: float = after["accepted"] - before["accepted"]
         return 1 + accepted / max(1.0, float(rounds))
