@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve lint test lock clean
+.PHONY: help setup prepare serve lint style test lock clean
 
 PYTHON := .venv/bin/python
 UV := .venv/bin/uv
@@ -74,19 +74,18 @@ prepare: setup ## put the small model into the cache folder (once, under a minut
 serve: prepare ## serve the small model on port 30000; ARGS="..." go to SGLang
 	@exec $(PYTHON) -m tlt_sglang.launch_server --model $(MODEL) --adaptive-spec $(ARGS)
 
-lint: setup ## ruff, mypy, and the patches against the installed SGLang
+lint: style ## ruff, mypy, and the patches against the installed SGLang
+	@.venv/bin/mypy
+
+style: setup
 	@.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
 	$(PYTHON) apply_patches.py --check
 
 # Directories are given in this order so that the quick tests speak first. mypy has a core to itself
 # while the unit tests run on another.
-test: setup prepare ## lint and all tests; ARGS="..." go to pytest
-	@.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	$(PYTHON) apply_patches.py --check
-	log=$$(mktemp)
+test: setup prepare style ## lint and all tests; ARGS="..." go to pytest
+	@log=$$(mktemp)
 	.venv/bin/mypy >"$$log" 2>&1 & typing=$$!
 	trap 'kill $$typing 2>/dev/null || true; rm -f "$$log"' EXIT
 	failed=0

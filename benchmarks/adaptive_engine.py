@@ -28,10 +28,10 @@ POOL = f"off,{NGRAM},eagle3:1x1x2,{CHAIN}"
 
 @dataclass
 class Bench:
-    """One model, its folder for stores and logs, and the processes that run."""
+    """One model, the folder for logs, and the processes that run."""
 
     path: str
-    folder: Path
+    logs: Path
     running: list[server.Process] = field(default_factory=list)
     commands: dict[str, str] = field(default_factory=dict)
 
@@ -45,21 +45,21 @@ class Bench:
         """A server with this store, on one core; not ready yet."""
         words = ["--model", self.path, *FLAGS, "--adaptive-spec", "--tlt-strategies", POOL]
         words += ["--tlt-store", str(store), *flags]
-        started = Engine("engine", words, 1, self.folder)
+        started = Engine("engine", words, 1, self.logs)
         self.keep(started, self.cores[0] if core is None else core)
         return started
 
     def sidecar(self, store: Path, *flags: str, core: int | None = None) -> Sidecar:
         """A sidecar for this store, on another core."""
         words = ["-m", "tlt_sglang.cli", "sidecar", "--store", str(store), *flags]
-        started = Sidecar("sidecar", words, 1, self.folder)
+        started = Sidecar("sidecar", words, 1, self.logs)
         started.store = store
         self.keep(started, self.cores[1] if core is None else core)
         return started
 
     def other(self, name: str, *words: str) -> server.Process:
         """Another process of this benchmark's."""
-        started = server.Process(name, words, 1, self.folder)
+        started = server.Process(name, words, 1, self.logs)
         self.keep(started, None)
         return started
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -56,6 +55,7 @@ from benchmarks.adaptive_engine import (
 )
 from benchmarks.bench_drafter import in_chat
 from benchmarks.common import say
+from tlt_sglang.coordinator.client import ask
 
 MODEL = "smollm2-135m"
 PARTS = ("grow", "domain", "drift", "cost", "preempt", "replicas")
@@ -109,9 +109,10 @@ class Found:
 class Measurement:
     """The parts, one after the other, on one model."""
 
-    def __init__(self, options: Options, path: str, folder: Path) -> None:
+    def __init__(self, options: Options, path: str, folder: Path, logs: Path) -> None:
+        """`folder`: for stores and whatever else is made."""
         self.options, self.path, self.folder = options, path, folder
-        self.bench = Bench(path, folder)
+        self.bench = Bench(path, logs)
         self.found = Found()
         self._probe: list[server.Prompt] = []
 
@@ -201,10 +202,7 @@ class Measurement:
     def preempt(self) -> None:
         traffic, _ = self._prompts(self.options.prompts or composed(400))
         store = self._store("preempt")
-        endpoint = f"ipc://{self.folder}/coordinator"
-        self.bench.other(
-            "coordinator", "-m", "tlt_sglang.cli", "coordinator", "--endpoint", endpoint
-        )
+        endpoint = self._coordinator()
         obeys = ("--tlt-coordinator", endpoint)
         engine = self._ready(self.bench.engine(store, *self._shipped(), *obeys))
         sidecar = self.bench.sidecar(store, *obeys, core=self.bench.cores[0])
@@ -213,8 +211,6 @@ class Measurement:
             wait("training", lambda: sidecar.status().get("training") is True, 120)
             time.sleep(0.3 + 0.1 * (number % 7))
             engine.generate(traffic[:1], 24)
-        from tlt_sglang.coordinator.client import ask
-
         status = ask(endpoint)
         stops = sorted([] if status is None else status.stop_ms)
         late = None if status is None else status.late
@@ -225,14 +221,9 @@ class Measurement:
         }
 
     def replicas(self) -> None:
-        from tlt_sglang.coordinator.client import ask
-
         traffic, _ = self._prompts(self.options.prompts or composed(400))
         store = self._store("replicas")
-        endpoint = f"ipc://{self.folder}/coordinator2"
-        self.bench.other(
-            "coordinator", "-m", "tlt_sglang.cli", "coordinator", "--endpoint", endpoint
-        )
+        endpoint = self._coordinator()
         obeys = ("--tlt-coordinator", endpoint, "--tlt-device-name")
         engines = [
             self.bench.engine(store, *self._shipped(), *obeys, f"core{core}", core=core)
@@ -346,6 +337,14 @@ class Measurement:
         self._probe = tokens[:AT_ONCE]
         return tokens[HELD_OUT:] or tokens, tokens[:HELD_OUT]
 
+    def _coordinator(self) -> str:
+        """The address of one that runs."""
+        endpoint = f"ipc://{self.folder}/coordinator"
+        self.bench.other(
+            "coordinator", "-m", "tlt_sglang.cli", "coordinator", "--endpoint", endpoint
+        )
+        return endpoint
+
     def _store(self, name: str) -> Path:
         return self.folder / f"store-{name}"
 
@@ -453,18 +452,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _benchmark(options: Options, logs: Path) -> None:
     from tlt_sglang.models import resolve_model
 
-    work = Path(tempfile.mkdtemp(prefix="bench-adaptive-"))
-    measurement = Measurement(options, resolve_model(MODEL), work)
-    try:
+    with tempfile.TemporaryDirectory(prefix="bench-adaptive-") as work:
+        measurement = Measurement(options, resolve_model(MODEL), Path(work), logs)
         for part in options.parts:
             measurement.run(part)
             _write(options, measurement)  # what is measured is kept if a later part fails
-    except BaseException:
-        for log in work.glob("*.log"):
-            shutil.copy(log, logs)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     found = measurement.found
     rows = [(name, f"{value:.3f}") for name, value in found.summary.items()]
     print(common.table(("figure", "value"), rows))

@@ -22,7 +22,6 @@ from __future__ import annotations
 import http.client
 import json
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -245,8 +244,8 @@ def _progress(process: server.Server) -> tuple[float, str | None]:
     return float(sum(one["rounds"] + one["accepted"] for one in each)), first.get("strategy")
 
 
-def measure(options: Options, path: str, folder: Path) -> list[Played]:
-    """All systems, round after round."""
+def measure(options: Options, path: str, folder: Path, logs: Path) -> list[Played]:
+    """All systems, round after round; stores go into `folder`."""
     from tlt_sglang.drafters.shipped import default_drafter
 
     drafter = default_drafter(options.model)
@@ -260,7 +259,7 @@ def measure(options: Options, path: str, folder: Path) -> list[Played]:
     for number in range(options.rounds):
         for system in options.systems:
             flags = ["--model", path, *flags_of(system, options, str(drafter), folder)]
-            process = server.Server(system.replace(" ", "_"), flags, threads, folder)
+            process = server.Server(system.replace(" ", "_"), flags, threads, logs)
             try:
                 process.wait_ready()
                 process.generate(prompts[:1], 16)
@@ -381,15 +380,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _benchmark(options: Options, logs: Path) -> None:
     from tlt_sglang.models import resolve_model
 
-    work = Path(tempfile.mkdtemp(prefix="bench-longtail-"))
-    try:
-        found = measure(options, resolve_model(options.model), work)
-    except BaseException:
-        for log in work.glob("*.log"):
-            shutil.copy(log, logs)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="bench-longtail-") as work:
+        found = measure(options, resolve_model(options.model), Path(work), logs)
     summary = summarise(found)
     rows = []
     for system in dict.fromkeys(one.system for one in found):

@@ -14,6 +14,15 @@ _WHY = "SGLang's adaptive speculation changes the number of steps of a chain, an
 _REMOVE = "SGLang's runtime states are of whole strategies, and plugins may choose them"
 
 
+def _engine() -> Any:
+    """Of this process. Its `rollout` is None where there is one strategy, its `live` where there is
+    no store of drafter versions."""
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    return engine.current
+
+
 @wraps_upstream(
     f"{_MODULE}:EAGLEWorkerV2.on_verify_complete_cpu",
     why="SGLang updates its own totals only when it prints a log line",
@@ -24,27 +33,8 @@ _REMOVE = "SGLang's runtime states are of whole strategies, and plugins may choo
 def on_verify_complete_cpu(
     original: Any, worker: Any, num_correct_drafts_per_req: list[int], batch_size: int = 0
 ) -> None:
-    from tlt_sglang import engine
-
-    assert engine.current is not None
-    engine.current.observe(num_correct_drafts_per_req)
+    _engine().observe(num_correct_drafts_per_req)
     original(worker, num_correct_drafts_per_req, batch_size)
-
-
-def _rollout() -> Any:
-    """Of this process's engine; None where it has one strategy."""
-    from tlt_sglang import engine
-
-    assert engine.current is not None
-    return engine.current.rollout
-
-
-def _live() -> Any:
-    """Of this process's engine; None where it has no store of drafter versions."""
-    from tlt_sglang import engine
-
-    assert engine.current is not None
-    return engine.current.live
 
 
 def _wrapped(name: str, digest: str) -> Any:
@@ -59,16 +49,13 @@ def _wrapped(name: str, digest: str) -> Any:
 
 @_wrapped("EAGLEWorkerV2.init_cuda_graphs", "fe4035edbfc49f6c")
 def init_cuda_graphs(original: Any, worker: Any) -> None:
-    from tlt_sglang import engine
-
-    assert engine.current is not None
     original(worker)
-    engine.current.begin_rollout(worker)
+    _engine().begin_rollout(worker)
 
 
 @_wrapped("EAGLEWorkerV2.activate_step_by_batch", "f99181ff37c810cd")
 def activate_step_by_batch(original: Any, worker: Any, batch_size: int) -> None:
-    rollout, live = _rollout(), _live()
+    rollout, live = _engine().rollout, _engine().live
     if live is not None:
         live.between_steps()
     if rollout is None:
@@ -82,7 +69,7 @@ def draft(original: Any, worker: Any, batch: Any, *, with_topology: bool = False
     def upstream(batch: Any) -> Any:
         return original(worker, batch, with_topology=with_topology)
 
-    rollout = _rollout()
+    rollout = _engine().rollout
     return upstream(batch) if rollout is None else rollout.draft(upstream, batch)
 
 
@@ -93,7 +80,7 @@ def draft_extend_for_decode(
     def upstream() -> None:
         original(worker, batch, batch_result, **kwargs)
 
-    rollout, live = _rollout(), _live()
+    rollout, live = _engine().rollout, _engine().live
     if live is not None:
         live.decoded(batch, batch_result)
     if rollout is None:
@@ -109,13 +96,19 @@ def draft_extend_for_prefill(
     def upstream() -> Any:
         return original(worker, batch, *args, **kwargs)
 
-    rollout = _rollout()
+    rollout = _engine().rollout
     return upstream() if rollout is None else rollout.prefill(upstream, batch)
 
 
-@_wrapped("EAGLEWorkerV2._forward_prefill_batch", "8ad343044b03119d")
+@wraps_upstream(
+    f"{_MODULE}:EAGLEWorkerV2._forward_prefill_batch",
+    why="what the target computes of a prompt is logged before the drafter moves its tokens",
+    remove_when="SGLang hands the features of prompts to plugins",
+    process="scheduler",
+    digests={"0.5.23": "8ad343044b03119d"},
+)
 def forward_prefill_batch(original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-    live = _live()
+    live = _engine().live
     if live is not None:
         live.between_steps()  # on idle ranks, too: all of them count the same steps
     if live is None or batch.forward_mode.is_idle():

@@ -45,8 +45,7 @@ def init(original: Any, processor: Any, *args: Any, **kwargs: Any) -> None:
 
     assert engine.current is not None
     original(processor, *args, **kwargs)
-    config = engine.current.config
-    if config.store is not None and config.harvest_gb > 0:
+    if engine.current.config.harvests:
         processor.keep_last_hidden_states = True
 
 

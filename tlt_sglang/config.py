@@ -98,6 +98,16 @@ class Config:
         pool = self.pool
         return envelope(pool) if pool else None
 
+    @property
+    def store_path(self) -> Path | None:
+        """Of the store of drafter versions, if there is one."""
+        return None if self.store is None else Path(self.store).expanduser()
+
+    @property
+    def harvests(self) -> bool:
+        """Whether what the target computes is logged."""
+        return self.store is not None and self.harvest_gb > 0
+
     def to_json(self) -> str:
         """The inline form for `TLT_CONFIG`: strategies, and what is not as by default."""
         fields = dataclasses.asdict(self)

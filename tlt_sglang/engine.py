@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from tlt_sglang import __version__
+from tlt_sglang import __version__, first_rank
 from tlt_sglang.arguments import settle
 from tlt_sglang.config import VARIABLE, Config, Device
 from tlt_sglang.drafters import seed
@@ -65,7 +65,7 @@ class Engine:
         if self.telemetry is None and scheduler.draft_worker is not None:
             strategy = parse(str(_speculation(scheduler)["strategy"]))
             self.telemetry = self._telemetry([strategy])
-        if self.live is not None and _first_rank():
+        if self.live is not None and first_rank.is_first():
             self.live.report_to(self.config, scheduler)
 
     def begin_rollout(self, worker: Any) -> None:
@@ -75,7 +75,7 @@ class Engine:
         if self.config.store is not None:
             from tlt_sglang.live import Live
 
-            self.live = Live(self.config, self.device, worker, first_rank=_first_rank())
+            self.live = Live(self.config, self.device, worker)
         pool = self.config.pool
         if len(pool) < 2:
             return
@@ -91,7 +91,7 @@ class Engine:
         if self.live is not None and self.live.seed:
             possible = self._grown(possible)
         policy = policies.make(self.config, pool, possible)
-        if self.config.trace is not None and _first_rank():
+        if self.config.trace is not None and first_rank.is_first():
             policy = Recorded(policy, _trace(self.config.trace))
         self.telemetry = self._telemetry(pool)
         driver = Driver(agreed(policy, pool), Wall() if self.device == "cpu" else CudaEvents())
@@ -150,7 +150,7 @@ class Engine:
         from sglang.srt.runtime_context import get_observability
 
         sinks: list[Sink] = []
-        if _first_rank():
+        if first_rank.is_first():
             if self.config.events is not None:
                 sinks.append(EventLog(self.config.events))
             if get_observability().enable_metrics:
@@ -234,13 +234,6 @@ def _halve_drafter(worker: Any) -> None:
     if head is not None and any(head is parameter for parameter in own):
         linear.repack(head)  # which SGLang does not pack before it is used
     linear.halve(own)
-
-
-def _first_rank() -> bool:
-    """Whether this is the first process of its tensor-parallel group."""
-    from sglang.srt.runtime_context import get_parallel
-
-    return bool(get_parallel().tp_group.is_first_rank)
 
 
 def _trace(path: str) -> Callable[[str], object]:

@@ -22,7 +22,7 @@ from typing import Any
 from tlt_sglang import config as configuration
 from tlt_sglang import flags, leftovers, prefork, supervise
 from tlt_sglang.config import Config, Device
-from tlt_sglang.drafters.seed import grows
+from tlt_sglang.drafters import seed
 from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, TltError
 from tlt_sglang.harvest import segments
 
@@ -177,13 +177,11 @@ def _serve(argv: list[str]) -> int:
     if config is None:
         os.environ.pop(configuration.VARIABLE, None)
         return _run_sglang(rest, forked=False)
-    if config.store is not None and config.harvest_gb > 0:
+    if config.harvests:
         segments.remove_stale()
         segments.require_room(int(config.harvest_gb * 1e9))
-    if grows(config, given):
-        from tlt_sglang.drafters.seed import make
-
-        rest = [_SPECULATION[0], str(make(model, config)), *rest]
+    if seed.grows(config, given):
+        rest = [_SPECULATION[0], str(seed.make(model, config)), *rest]
         given = flags.read(rest)
     if sidecar is not None:
         config = sidecar.joined(config)

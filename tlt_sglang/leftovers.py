@@ -50,8 +50,8 @@ def remove() -> None:
         segments.remove_stale(_FOLDER)  # a process holds its lock until it is wholly dead
         time.sleep(0.02)
     config = from_environment()
-    if config is not None and config.store is not None:
-        announce.read(Path(config.store).expanduser())  # which removes those of dead engines
+    if config is not None and config.store_path is not None:
+        announce.read(config.store_path)  # which removes those of dead engines
 
 
 def _logs(pid: int) -> list[Path]:

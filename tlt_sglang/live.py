@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from tlt_sglang import first_rank
 from tlt_sglang.config import Config, Device
 from tlt_sglang.coordinator.client import Client
 from tlt_sglang.drafters.seed import SEED
@@ -44,11 +45,11 @@ VERSION_KEY = "drafter_version"
 class Live:
     """Of one engine; raises ConfigError or EnvironmentProblem if it cannot do what is asked."""
 
-    def __init__(self, config: Config, device: Device, worker: Any, *, first_rank: bool) -> None:
+    def __init__(self, config: Config, device: Device, worker: Any) -> None:
         """`worker` is SGLang's EAGLEWorkerV2."""
-        assert config.store is not None
+        assert config.store_path is not None
         self._worker, self._device = worker, device
-        self.store = Store(Path(config.store).expanduser())
+        self.store = Store(config.store_path)
         target, draft = worker.target_worker.model_runner, worker._draft_worker.draft_runner
         args = draft.server_args
         folder = Path(args.speculative_draft_model_path)
@@ -63,13 +64,13 @@ class Live:
         self._end: list[Callable[[], None]] = []
         self.swap = Swap(
             self.store, expected, describe.load(folder), _copier(worker, device),
-            stage=_stager(draft.device, device), agree=_agreement(),
+            stage=_stager(draft.device, device), agree=first_rank.exchange(),
         )  # fmt: skip
         self.swap.look()  # what is there already is used from the first step on
         self.between_steps()
         self.swap.begin()
         self._end.append(self.swap.end)
-        if first_rank and config.harvest_gb > 0:
+        if config.harvests and first_rank.is_first():
             self._log(config, args, folder, expected.architecture, shape, target)
         atexit.register(self.end)
 
@@ -196,7 +197,7 @@ class Live:
         if not self.swap.alone:
             logger.warning(
                 "With tensor parallelism the sidecar cannot follow an update of the target yet: it "
-                "trains no further; see docs/hot-swap.md."
+                "trains no further; see docs/sidecar.md."
             )
             self._announce(target_version=version, heads="")
             return
@@ -323,19 +324,3 @@ def _stager(where: Any, device: Device) -> Callable[[Weights], Weights]:
         return staged
 
     return stage
-
-
-def _agreement() -> Callable[[int], int] | None:
-    """The first rank's version for all tensor-parallel ranks; None where there is one."""
-    from sglang.srt.runtime_context import get_parallel
-
-    group = get_parallel().tp_group
-    if group.world_size == 1:
-        return None
-
-    def agree(own: int) -> int:
-        told = torch.tensor([own])
-        torch.distributed.broadcast(told, src=group.ranks[0], group=group.cpu_group)
-        return int(told)
-
-    return agree

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from tlt_sglang import first_rank
 from tlt_sglang.drafters.backlog import Backlog, Missed
 from tlt_sglang.drafters.ngram import LONGEST, NgramIndex
 from tlt_sglang.graphs.states import States
@@ -203,18 +204,8 @@ class Rollout:
 
 def agreed(policy: Policy, strategies: Sequence[Strategy]) -> Policy:
     """`policy` as it is, or so that all tensor-parallel ranks follow the first one's."""
-    from sglang.srt.runtime_context import get_parallel
-
-    group = get_parallel().tp_group
-    if group.world_size == 1:
-        return policy
-
-    def exchange(own: int) -> int:
-        told = torch.tensor([own])
-        torch.distributed.broadcast(told, src=group.ranks[0], group=group.cpu_group)
-        return int(told)
-
-    return Agreed(policy, strategies, exchange)
+    exchange = first_rank.exchange()
+    return policy if exchange is None else Agreed(policy, strategies, exchange)
 
 
 def _extend(

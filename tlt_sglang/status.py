@@ -11,7 +11,6 @@ Runs in the HTTP (main) process; asks the schedulers through SGLang's own intern
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tlt_sglang import engine
@@ -75,7 +74,7 @@ def drafter_order(body: dict[str, Any]) -> dict[str, Any]:
     Raises ConfigError, or a BadVersion for one that the store does not have.
     """
     assert engine.current is not None
-    folder = engine.current.config.store
+    folder = engine.current.config.store_path
     if folder is None:
         raise ConfigError(
             "This server has no store of drafter versions; start it with --tlt-store."
@@ -90,15 +89,14 @@ def drafter_order(body: dict[str, Any]) -> dict[str, Any]:
     if version is not None and version < 0:
         raise ConfigError(f"Drafter version {version} is none; 0 is what the engine began with.")
     if version:
-        Store(Path(folder).expanduser()).manifest(version)
+        Store(folder).manifest(version)
     return {"drafter": body}
 
 
 def harvest_order(body: dict[str, Any]) -> dict[str, Any]:
     """The fraction of requests to log that a request asks for. Raises ConfigError."""
     assert engine.current is not None
-    config = engine.current.config
-    if config.store is None or config.harvest_gb == 0:
+    if not engine.current.config.harvests:
         raise ConfigError("This server has no harvest log; start it with --tlt-store.")
     rate: Any = body.get("rate")
     if set(body) != {"rate"} or type(rate) not in (int, float) or not 0 <= rate <= 1:

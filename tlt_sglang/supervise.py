@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tlt_sglang import commands
@@ -93,11 +92,11 @@ def options(given: argparse.Namespace, config: Config | None) -> Sidecar | None:
                 flag = "--tlt-" + name.replace("_", "-")
                 raise ConfigError(f"{flag} has no effect without --tlt-sidecar; add it.")
         return None
-    if config is None or config.store is None:
+    if config is None or config.store_path is None:
         raise ConfigError("--tlt-sidecar trains into a store of versions; give --tlt-store DIR.")
-    if config.harvest_gb == 0:
+    if not config.harvests:
         raise ConfigError("--tlt-sidecar has nothing to learn from with --tlt-harvest-gb 0.")
-    files.check(Path(config.store).expanduser())
+    files.check(config.store_path)
     own = given.tlt_sidecar == "idle" and config.coordinator is None
     return Sidecar(
         given.tlt_sidecar,

@@ -144,6 +144,11 @@ class Server:
         status: dict[str, Any] = self.get("/tlt/status")
         return status
 
+    def scheduler(self) -> dict[str, Any]:
+        """The part of its (first) scheduler in `GET /tlt/status`."""
+        told: dict[str, Any] = self.status()["schedulers"][0]
+        return told
+
     def generate(
         self,
         prompt: str | Sequence[int],

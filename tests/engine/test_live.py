@@ -30,8 +30,10 @@ from tlt_sglang.sidecar.corpus import Prompt, Response
 from tlt_sglang.sidecar.models import DraftConfig
 from tlt_sglang.sidecar.target import Target
 from tlt_sglang.weights import describe
+from tlt_sglang.weights.manifest import Base
 from tlt_sglang.weights.store import WEIGHTS, Store
 
+Fitted = tuple[dict[str, torch.Tensor], Base]
 POOL = "off,eagle3:3x1x4,eagle3:3x4x8,ngram:4"
 
 
@@ -41,20 +43,28 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture
+def fitted(drafters: dict[str, str]) -> Fitted:
+    """Weights of the drafter that knows the reference by heart, and what it is made for."""
+    folder = Path(drafters["eagle3"])
+    shape = describe.target_config(str(model_folder("smollm2-135m")))
+    return describe.load(folder), describe.expected(folder, shape, "F32").base
+
+
+@pytest.fixture
 def server(servers: Servers, drafters: dict[str, str], store: Store) -> Server:
     return servers.get(
         POOL, "--tlt-policy", "random", "--tlt-store", str(store.root), drafter=drafters["eagle3"]
     )
 
 
-def told(server: Server) -> dict[str, Any]:
-    found: dict[str, Any] = server.status()["schedulers"][0]
-    return found
+def uses(server: Server, version: int, seconds: float) -> bool:
+    """Whether the server comes to use this version of its drafter in time."""
+    return wait_for(lambda: bool(server.scheduler()["drafter_version"] == version), seconds)
 
 
 def logged(server: Server) -> dict[bytes, Span]:
     """The longest span of each request in the server's log."""
-    reader = Reader.open(Path(server.status()["schedulers"][0]["harvest"]["path"]))
+    reader = Reader.open(Path(server.scheduler()["harvest"]["path"]))
     assembler = Assembler(1 << 30)
     spans = [span for record in reader.read(1 << 20) for span in assembler.add(record)]
     spans += assembler.flush()
@@ -96,16 +106,12 @@ def test_the_log_is_what_the_target_computes(server: Server, reference: Referenc
 
 
 def test_twenty_swaps_under_load(
-    server: Server, store: Store, drafters: dict[str, str], reference: Reference,
-    record_property: object,
-) -> None:  # fmt: skip
+    server: Server, store: Store, fitted: Fitted, reference: Reference
+) -> None:
     """Output stays, the target's weights stay, and a swap costs no more than a step."""
-    folder = Path(drafters["eagle3"])
-    shape = describe.target_config(str(model_folder("smollm2-135m")))
-    expected = describe.expected(folder, shape, "F32")
-    weights = describe.load(folder)
+    weights, base = fitted
     before = checksums(server, "target")
-    base = int(max(store.versions(), default=0))
+    last = max(store.versions(), default=0)
     answers: list[dict[str, Any]] = []
     prompts = [*reference.prompts, *reference.prompts[:4]]
 
@@ -117,11 +123,11 @@ def test_twenty_swaps_under_load(
     for number in range(20):
         noise = 1 + 0.001 * (number % 3)
         changed = {name: tensor * noise for name, tensor in weights.items()}
-        version = store.publish(changed, "eagle3", expected.base)
-        assert wait_for(lambda: told(server)["drafter_version"] == version, 20), told(server)  # noqa: B023
+        version = store.publish(changed, "eagle3", base)
+        assert uses(server, version, 20), server.scheduler()
     thread.join()
-    swaps = told(server)["swap"]["swaps"]
-    assert [version for version, _ in swaps][-20:] == list(range(base + 1, base + 21))
+    swaps = server.scheduler()["swap"]["swaps"]
+    assert [version for version, _ in swaps][-20:] == list(range(last + 1, last + 21))
     ties = [
         reference.compare(number % len(reference.prompts), answer["output_ids"])
         for number, answer in enumerate(answers)
@@ -138,7 +144,7 @@ def test_twenty_swaps_under_load(
     server.post("/tlt/strategy", {"strategy": None})
     step = 1000 * (time.monotonic() - started) / 32
     assert milliseconds < step
-    assert told(server)["swap"]["rolled_back"] == 0
+    assert server.scheduler()["swap"]["rolled_back"] == 0
     server.wait_until_idle()
 
 
@@ -147,9 +153,9 @@ def test_by_hand(server: Server, store: Store) -> None:
     newest = max(store.versions())
     for version in (newest - 1, 0, newest):
         server.post("/tlt/drafter", {"version": version})
-        assert wait_for(lambda: told(server)["drafter_version"] == version, 10)  # noqa: B023
+        assert uses(server, version, 10)
     server.post("/tlt/drafter", {"reject": True})
-    assert wait_for(lambda: told(server)["drafter_version"] == newest - 1, 10)
+    assert uses(server, newest - 1, 10)
     assert store.rejected(newest)
     server.post("/tlt/drafter", {"version": None})
     for body, says in (
@@ -163,17 +169,14 @@ def test_by_hand(server: Server, store: Store) -> None:
 
 
 def test_damaged_versions_are_refused(
-    server: Server, store: Store, drafters: dict[str, str], reference: Reference
+    server: Server, store: Store, fitted: Fitted, reference: Reference
 ) -> None:
     """Truncated, bit-flipped, not finite, of another shape or target: the engine goes on."""
-    folder = Path(drafters["eagle3"])
-    shape = describe.target_config(str(model_folder("smollm2-135m")))
-    expected = describe.expected(folder, shape, "F32")
-    weights = describe.load(folder)
-    used = told(server)["drafter_version"]
+    weights, base = fitted
+    used = server.scheduler()["drafter_version"]
     bad = {}
     for what in ("truncated", "flipped"):
-        bad[what] = store.publish(weights, "eagle3", expected.base)
+        bad[what] = store.publish(weights, "eagle3", base)
         path = store.path(bad[what]) / WEIGHTS
         data = bytearray(path.read_bytes())
         if what == "truncated":
@@ -182,41 +185,38 @@ def test_damaged_versions_are_refused(
             data[len(data) // 2] ^= 1
         path.write_bytes(data)
     worse = {name: tensor * float("nan") for name, tensor in weights.items()}
-    bad["not finite"] = store.publish(worse, "eagle3", expected.base)
+    bad["not finite"] = store.publish(worse, "eagle3", base)
     cut = {name: tensor[:-1] for name, tensor in weights.items()}
-    bad["of another shape"] = store.publish(cut, "eagle3", expected.base)
-    bad["for another target"] = store.publish(weights, "eagle3", type(expected.base)(1, 2, 3, 4))
+    bad["of another shape"] = store.publish(cut, "eagle3", base)
+    bad["for another target"] = store.publish(weights, "eagle3", Base(1, 2, 3, 4))
     assert wait_for(
-        lambda: all(str(v) in told(server)["swap"]["refused"] for v in bad.values()),
+        lambda: all(str(v) in server.scheduler()["swap"]["refused"] for v in bad.values()),
         20,
-    ), told(server)
-    assert told(server)["drafter_version"] == used
+    ), server.scheduler()
+    assert server.scheduler()["drafter_version"] == used
     reference.compare(2, server.generate(reference.prompts[2], 40)["output_ids"], 40)
 
 
 def test_a_worse_drafter_is_rolled_back(
-    server: Server, store: Store, drafters: dict[str, str], reference: Reference
+    server: Server, store: Store, fitted: Fitted, reference: Reference
 ) -> None:
     """The guard sees what the gate did not; what the engine says stays the same."""
     server.post("/tlt/strategy", {"strategy": "eagle3:3x1x4"})
     server.generate_all(reference.prompts, at_once=8, max_new_tokens=48)
-    used = told(server)["drafter_version"]
-    folder = Path(drafters["eagle3"])
-    shape = describe.target_config(str(model_folder("smollm2-135m")))
+    used = server.scheduler()["drafter_version"]
+    weights, base = fitted
     noise = torch.Generator().manual_seed(0)
     worse = {
-        name: torch.randn(tensor.shape, generator=noise) * 0.02
-        for name, tensor in describe.load(folder).items()
+        name: torch.randn(tensor.shape, generator=noise) * 0.02 for name, tensor in weights.items()
     }
-    base = describe.expected(folder, shape, "F32").base
     version = store.publish(worse, "eagle3", base)
-    assert wait_for(lambda: told(server)["drafter_version"] == version, 20)
+    assert uses(server, version, 20)
     answers = server.generate_all(reference.prompts, at_once=8, max_new_tokens=48)
     for number, answer in enumerate(answers):
         reference.compare(number, answer["output_ids"], 48)
     server.post("/tlt/strategy", {"strategy": None})
-    assert told(server)["drafter_version"] == used
-    assert told(server)["swap"]["rolled_back"] == 1
+    assert server.scheduler()["drafter_version"] == used
+    assert server.scheduler()["swap"]["rolled_back"] == 1
     assert store.rejected(version)
 
 
@@ -240,7 +240,7 @@ def growing(
 def test_a_drafter_grows_from_nothing(growing: tuple[Server, Store], tiny: Tiny) -> None:
     """No drafter at the start; then one that the sidecar grew is swapped in, and it is used."""
     server, store = growing
-    first = told(server)
+    first = server.scheduler()
     assert first["drafter_ready"] is False
     longest = 48
     prompts = torch.randint(3, tiny.vocab, (64, 6), generator=torch.Generator().manual_seed(3))
@@ -251,9 +251,9 @@ def test_a_drafter_grows_from_nothing(growing: tuple[Server, Store], tiny: Tiny)
         answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=longest)
         assert [answer["output_ids"] for answer in answers] == expected
         rounds += 1
-        if told(server)["drafter_version"]:
+        if server.scheduler()["drafter_version"]:
             break
-    status = told(server)
+    status = server.scheduler()
     assert status["drafter_version"], (rounds, status, server.tail())
     assert status["drafter_ready"] is True
     server.post("/tlt/strategy", {"strategy": "eagle3:3x1x4"})
@@ -286,7 +286,7 @@ def test_killed_sidecars_change_nothing(growing: tuple[Server, Store], tiny: Tin
     expected_weights = describe.expected(folder, describe.target_config(tiny.path), "F32")
     for version in store.versions():
         assert store.load(version, expected_weights)
-    assert told(server)["swap"]["refused"] == {}
+    assert server.scheduler()["swap"]["refused"] == {}
     server.wait_until_idle()
 
 
@@ -295,7 +295,7 @@ def test_a_killed_engine_leaves_nothing_that_the_next_one_keeps(
 ) -> None:
     """Its log and its announcement go when the next engine of the store starts."""
     server, store = growing
-    log = Path(told(server)["harvest"]["path"])
+    log = Path(server.scheduler()["harvest"]["path"])
     for pid in server.processes():
         os.kill(pid, signal.SIGKILL)
     servers.running.pop(server.spec)
@@ -305,6 +305,6 @@ def test_a_killed_engine_leaves_nothing_that_the_next_one_keeps(
     again = servers.get("off,eagle3:3x1x4", *flags, model=tiny.path)
     assert not log.exists()
     assert len(list((store.root / "engines").iterdir())) == 1
-    assert told(again)["drafter_version"] == max(store.versions(), default=0)
+    assert again.scheduler()["drafter_version"] == max(store.versions(), default=0)
     servers.drop(again)
     assert list((store.root / "engines").iterdir()) == []

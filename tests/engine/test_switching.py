@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,11 +29,6 @@ TINY = (
 Record = Callable[[str, object], None]
 
 
-def told(server: Server) -> dict[str, Any]:
-    found: dict[str, Any] = server.status()["schedulers"][0]
-    return found
-
-
 @pytest.mark.server(PINNED)
 def test_greedy_output_stays_the_same(
     servers: Servers, drafters: dict[str, str], reference: Reference, record_property: Record
@@ -42,12 +36,12 @@ def test_greedy_output_stays_the_same(
     """Requests join and leave a batch of eight while the strategy changes every few steps."""
     server = servers.get(POOL, "--tlt-policy", "random", drafter=drafters["eagle"])
     server.post("/tlt/strategy", {"strategy": None})
-    before = told(server)
+    before = server.scheduler()
     prompts = reference.prompts[::2]
     answers = server.generate_all(prompts, at_once=8, max_new_tokens=LENGTH)
     ties = [reference.compare(2 * i, answer["output_ids"]) for i, answer in enumerate(answers)]
     record_property("ties", len(ties) - ties.count(None))
-    after = told(server)
+    after = server.scheduler()
     used = {
         name: {key: count - before["strategies"].get(name, {}).get(key, 0)
                for key, count in tally.items() if isinstance(count, int)}
@@ -73,13 +67,13 @@ def test_a_strategy_can_be_pinned(
     server = servers.get(POOL, "--tlt-policy", "random", drafter=drafters["eagle"])
     for strategy in ("eagle:3x4x8", "off"):
         server.post("/tlt/strategy", {"strategy": strategy})
-        before = server.status()["schedulers"][0]
+        before = server.scheduler()
         reference.compare(3, server.generate(reference.prompts[3], LENGTH)["output_ids"])
-        after = server.status()["schedulers"][0]
+        after = server.scheduler()
         assert after["pinned"] == after["strategy"] == strategy
         assert after["switches"] - before["switches"] <= 1
     server.post("/tlt/strategy", {"strategy": None})
-    assert server.status()["schedulers"][0]["pinned"] is None
+    assert server.scheduler()["pinned"] is None
     refused = server.request("POST", "/tlt/strategy", json={"strategy": "ngram:16"})
     assert refused.status_code == 400
     assert "does not have the strategy ngram:16" in refused.text
@@ -112,7 +106,7 @@ def test_what_is_told_of_it(tiny_server: Server, files: Path) -> None:
     server.post("/tlt/strategy", {"strategy": None})
     prompts = [[n, 7, 9] for n in range(3, 19)]
     answers = server.generate_all(prompts, max_new_tokens=100)
-    told = server.status()["schedulers"][0]["strategies"].values()
+    told = server.scheduler()["strategies"].values()
     infos = [chain, plain, *(answer["meta_info"] for answer in answers)]
     for status, request in (
         ("proposed", "spec_num_proposed_drafts"),
@@ -141,7 +135,7 @@ def test_two_thousand_switches(tiny_server: Server, tiny: Tiny, record_property:
     prompts = torch.randint(3, tiny.vocab, (48, 12), generator=torch.Generator().manual_seed(0))
     expected = greedily(tiny.model, prompts, longest)
     server = tiny_server
-    while server.status()["schedulers"][0]["switches"] < 2000:
+    while server.scheduler()["switches"] < 2000:
         lengths = [chance.randint(1, longest) for _ in prompts]
         parameters = [
             {"temperature": 0.0, "max_new_tokens": length, "ignore_eos": True} for length in lengths
@@ -160,7 +154,7 @@ def test_two_thousand_switches(tiny_server: Server, tiny: Tiny, record_property:
                 assert len(got) == length
             assert got == wanted[: len(got)]
         waves += 1
-    used = server.status()["schedulers"][0]["strategies"]
+    used = server.scheduler()["strategies"]
     record_property("waves", waves)
     record_property("strategies", used)
     assert waves > 4

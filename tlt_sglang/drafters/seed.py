@@ -34,14 +34,14 @@ def make(model: str, config: Config) -> Path:
 
     Raises ConfigError for a target that no drafter is trained for, or if it cannot be written.
     """
-    assert config.store is not None
+    assert config.store_path is not None
     if checkpoint.read_config(model, "model") is None:
         raise ConfigError(
             f"No drafter can be grown for {model}, which is no folder; download it, and give "
             "--model the folder."
         )
     path = str(Path(model).expanduser().resolve())
-    folder = Path(config.store).expanduser() / "seed"
+    folder = config.store_path / "seed"
     try:
         made_for = json.loads((folder / SEED).read_text())["target"]
     except (OSError, ValueError, KeyError):

@@ -13,6 +13,7 @@ T packed tokens, N hidden size, A features a token (1 or 3), H and K heads, D he
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -204,6 +205,16 @@ class Drafter(nn.Module):
         self.layers = nn.ModuleList([Layer(config)])
         if three:
             self.norm = RMSNorm(size, config.rms_norm_eps)
+
+    def unfit(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Names of its weights that are not among these, or have another shape there."""
+        own = self.state_dict()
+        return [n for n, w in own.items() if n not in weights or weights[n].shape != w.shape]
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Have these weights from now on, of those names and shapes, in its own dtypes."""
+        own = self.state_dict()
+        self.load_state_dict({name: weights[name].to(own[name]) for name in own})
 
     def forward(self, embeds: Tensor, hidden: Tensor, sequence: Sequence) -> tuple[Tensor, Tensor]:
         """One step: (what the head takes, what the next step takes), each [T, N].

@@ -299,11 +299,9 @@ def load_weights(drafter: Drafter, folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"The drafter {folder} cannot be read ({error}).") from error
-    own = drafter.state_dict()
-    wrong = [n for n, w in own.items() if n not in weights or weights[n].shape != w.shape]
-    if wrong:
+    if wrong := drafter.unfit(weights):
         raise ConfigError(f"The drafter {folder} has another shape: {wrong[0]} does not fit.")
-    drafter.load_state_dict({name: weights[name].float() for name in own})
+    drafter.take(weights)
 
 
 def _same_run(work: Path, options: Options) -> None:

@@ -196,8 +196,7 @@ class Learner:
 
     def begin_again(self, weights: dict[str, Tensor]) -> None:
         """Go back to `weights`, which are the version in use: the optimizer starts anew, too."""
-        own = self.drafter.state_dict()
-        self.drafter.load_state_dict({name: weights[name].to(own[name]) for name in own})
+        self.drafter.take(weights)
         self.optimizer.state.clear()
         self._running = _copied(self.drafter)
         self._gated = self.step
@@ -252,11 +251,7 @@ def beginning(recorded: Recorded) -> Document:
     """As much of a request as is looked at in evaluation: the response from where it begins."""
     document = whole(recorded)
     start = max(0, document.prompt_length - MOST_EVALUATED // 2)
-    rows = slice(start, start + MOST_EVALUATED)
-    return Document(
-        document.ids[rows], document.features[rows], document.last[rows],
-        document.prompt_length - start,
-    )  # fmt: skip
+    return _window(document, start, MOST_EVALUATED)
 
 
 def cut(recorded: Recorded, most: int, chance: random.Random) -> Document:
@@ -266,6 +261,10 @@ def cut(recorded: Recorded, most: int, chance: random.Random) -> Document:
         return document
     latest = len(document) - most
     start = chance.randint(min(latest, max(0, document.prompt_length - most // 2)), latest)
+    return _window(document, start, most)
+
+
+def _window(document: Document, start: int, most: int) -> Document:
     rows = slice(start, start + most)
     return Document(
         document.ids[rows], document.features[rows], document.last[rows],

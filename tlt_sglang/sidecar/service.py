@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,11 +214,11 @@ class _Training:
         self.folder = Path(engine.drafter)
         shape = describe.target_config(engine.model)
         self.expected = describe.expected(self.folder, shape, "F32")
-        ids = describe.draft_ids(self.folder, shape["vocab_size"])
+        self.ids = describe.draft_ids(self.folder, shape["vocab_size"])
         algorithm = self.expected.architecture
         if algorithm not in ("eagle", "eagle3"):
             raise ConfigError(f"A drafter of the kind {algorithm} is not trained here.")
-        self.config = DraftConfig.for_target(shape, algorithm, len(ids))  # type: ignore[arg-type]
+        self.config = DraftConfig.for_target(shape, algorithm, len(self.ids))  # type: ignore[arg-type]
         drafter = Drafter(self.config)
         _fill(drafter, describe.load(self.folder), self.folder)
         memory = int(options.memory_gb * 1e9)
@@ -364,19 +365,24 @@ class _Training:
         self.buffer.move_on(newest.target_version, self.feed.step)
         _say(f"the target is at version {newest.target_version}")
 
+    @cached_property
+    def own_head(self) -> torch.Tensor:
+        """[D, N]: what the drafter has for good, of the target that the engine began with."""
+        return describe.embedding_and_head(self.engine.model)[1][self.ids]
+
     def _frozen(self, engine: Announcement) -> Any:
         from safetensors.torch import load_file
 
         from tlt_sglang.sidecar.simulate import Frozen
 
-        embedding, head = describe.embedding_and_head(engine.model)
-        ids = describe.draft_ids(self.folder, len(head))
-        own = head[ids]
+        own = None
         if engine.heads:
             heads = load_file(engine.heads)
             embedding = heads["embedding"]
-            head = heads.get("head", embedding)
-        frozen = Frozen.of(embedding[: self.config.vocab_size], head, ids, own)
+            head, own = heads.get("head", embedding), self.own_head
+        else:
+            embedding, head = describe.embedding_and_head(engine.model)
+        frozen = Frozen.of(embedding[: self.config.vocab_size], head, self.ids, own)
         import torch
 
         self.heads = (engine.target_version, engine.heads)
@@ -398,15 +404,13 @@ class _Training:
 
 
 def _fill(drafter: Any, weights: dict[str, Any], folder: Path) -> None:
-    own = drafter.state_dict()
-    wrong = [n for n, w in own.items() if n not in weights or weights[n].shape != w.shape]
-    wrong += sorted(weights.keys() - own.keys())
+    wrong = drafter.unfit(weights) + sorted(weights.keys() - drafter.state_dict().keys())
     if wrong:
         raise ConfigError(
             f"The drafter {folder} is not of the kind that is trained here: {wrong[0]} does not "
             "fit. Start the sidecar's engine with a drafter made by tlt train, or without one."
         )
-    drafter.load_state_dict({name: weights[name].float() for name in own})
+    drafter.take(weights)
 
 
 def _device(options: Options) -> torch.device:

@@ -50,13 +50,15 @@ class Frozen:
         return Frozen(embedding, rows if own_head is None else own_head, draft_ids, index, rows)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Frozen:
-        """The same elsewhere."""
+        """The same elsewhere; one head stays one."""
+        head = self.head.to(device, dtype)
+        same = self.target_head is self.head
         return Frozen(
             self.embedding.to(device, dtype),
-            self.head.to(device, dtype),
+            head,
             self.draft_ids.to(device),
             self.draft_index.to(device),
-            self.target_head.to(device, dtype),
+            head if same else self.target_head.to(device, dtype),
         )
 
 

@@ -34,18 +34,26 @@ def trained(name: str) -> str | None:
 
 def load(folder: Path) -> dict[str, Tensor]:
     """What is trained of a checkpoint, by published name. Raises ConfigError."""
-    return {
-        published: tensor
-        for name, tensor in _tensors(folder).items()
-        if (published := trained(name)) is not None
-    }
+    return _trained(_tensors(folder))
 
 
 def draft_ids(folder: Path, vocab_size: int) -> Tensor:
     """[D] int64: the target's id of each of the drafter's tokens. Raises ConfigError."""
+    return _draft_ids(_tensors(folder), vocab_size)
+
+
+def _trained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        published: tensor
+        for name, tensor in tensors.items()
+        if (published := trained(name)) is not None
+    }
+
+
+def _draft_ids(tensors: Mapping[str, Tensor], vocab_size: int) -> Tensor:
     import torch
 
-    ahead = _tensors(folder).get("d2t")
+    ahead = tensors.get("d2t")
     if ahead is None:
         return torch.arange(vocab_size)
     return ahead.long() + torch.arange(len(ahead))
@@ -62,8 +70,8 @@ def expected(folder: Path, target: Mapping[str, Any], dtype: str) -> Expected:
             f"The drafter {folder} is no folder, so its weights cannot be swapped; give "
             "--speculative-draft-model-path a local checkpoint, or leave --tlt-store out."
         )
-    tensors = load(folder)
-    ids = draft_ids(folder, target["vocab_size"])
+    tensors = _tensors(folder)
+    ids = _draft_ids(tensors, target["vocab_size"])
     base = Base(
         target["hidden_size"],
         target["vocab_size"],
@@ -72,7 +80,8 @@ def expected(folder: Path, target: Mapping[str, Any], dtype: str) -> Expected:
         hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16],
     )
     kind = checkpoint.drafter_kind(config, str(folder))
-    return Expected(kind, base, {n: Spec(dtype, tuple(t.shape)) for n, t in tensors.items()})
+    shapes = {name: tuple(tensor.shape) for name, tensor in _trained(tensors).items()}
+    return Expected(kind, base, {name: Spec(dtype, shape) for name, shape in shapes.items()})
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,9 +128,10 @@ class Store:
                 return []
         return sorted(int(match[1]) for name in names if (match := _VERSION.fullmatch(name)))
 
-    def latest(self) -> int | None:
-        """The newest version that nobody has rejected."""
-        return next((v for v in reversed(self.versions()) if not self.rejected(v)), None)
+    def latest(self, but: Container[int] = ()) -> int | None:
+        """The newest version that nobody has rejected, `but` for these."""
+        newest = (v for v in reversed(self.versions()) if v not in but and not self.rejected(v))
+        return next(newest, None)
 
     def manifest(self, version: int) -> Manifest:
         """Raises a BadVersion."""

@@ -14,10 +14,11 @@ Runs in the scheduler process, on every tensor-parallel rank; the first one deci
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,12 +131,7 @@ class Swap:
         """The version to use; 0 is what the engine began with."""
         if self.pinned is not None:
             return self.pinned
-        usable = [
-            version
-            for version in self._store.versions()
-            if version not in self.refused and not self._store.rejected(version)
-        ]
-        return max(usable, default=0)
+        return self._store.latest(but=self.refused) or 0
 
     def _loaded(self, version: int) -> Weights | None:
         if version in self._held:
@@ -147,7 +143,8 @@ class Swap:
             self.refused[version] = str(error)
             logger.warning("%s", error)
             if isinstance(error, _BROKEN):
-                self._note(version, str(error), rejected=True)
+                with _warned():
+                    self._store.note(version, str(error), rejected=True)
             return None
 
     # -- the main thread -------------------------------------------------------------------------
@@ -195,7 +192,8 @@ class Swap:
         self.swaps = [*self.swaps[-63:], (staged.version, seconds)]
         self._guard = Guard(self._baseline)
         if before:
-            self._release(before)
+            with _warned():
+                self._store.use(before, used=False)
         logger.info("Drafter version %d is in use (%.1f ms)", staged.version, 1000 * seconds)
 
     def observe(self, requests: Sequence[str], accepted: Sequence[int], strategy: str) -> None:
@@ -221,7 +219,8 @@ class Swap:
             bad, figures["ratio"], self._before,
         )  # fmt: skip
         self.refused[bad] = "rolled back: it accepts fewer drafts than the version before"
-        self._note(bad, "rolled back by an engine", figures, rejected=True)
+        with _warned():
+            self._store.note(bad, "rolled back by an engine", figures, rejected=True)
         if self.pinned == bad:
             self.pinned = None
         held = self._held.get(self._before)
@@ -248,7 +247,8 @@ class Swap:
         """Go back from the version in use, for good; nothing where that is what it began with."""
         if self.version:
             self.refused[self.version] = "rejected by hand"
-            self._note(self.version, "rejected by hand", rejected=True)
+            with _warned():
+                self._store.note(self.version, "rejected by hand", rejected=True)
             self.pinned = None
         self._look_now.set()
 
@@ -263,21 +263,11 @@ class Swap:
             "swaps": [[version, round(1000 * seconds, 3)] for version, seconds in self.swaps],
         }
 
-    def _note(
-        self,
-        version: int,
-        text: str,
-        figures: Mapping[str, Any] | None = None,
-        *,
-        rejected: bool = False,
-    ) -> None:
-        try:
-            self._store.note(version, text, figures, rejected=rejected)
-        except TltError as error:
-            logger.warning("%s", error)
 
-    def _release(self, version: int) -> None:
-        try:
-            self._store.use(version, used=False)
-        except TltError as error:
-            logger.warning("%s", error)
+@contextlib.contextmanager
+def _warned() -> Iterator[None]:
+    """A store that cannot be written to is no reason to stop."""
+    try:
+        yield
+    except TltError as error:
+        logger.warning("%s", error)
