@@ -36,6 +36,7 @@ MODULES = (
     "scheduler",
     "scheduler_weight_updater",
     "server_args",
+    "spec_utils",
     "tokenizer_manager",
     "unquant",
     "weight_updater",

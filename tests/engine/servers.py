@@ -213,10 +213,14 @@ class Server:
                 continue
         return found
 
-    def stop(self) -> None:
-        """End it as a user does, by SIGTERM; raises ServerFailed if a process or its port stays."""
+    def ask_to_stop(self) -> None:
+        """Ask it to end, as a user does, by SIGTERM; it takes five seconds, most of them asleep."""
         if self.process.poll() is None:
             self.process.terminate()
+
+    def stop(self) -> None:
+        """End it; raises ServerFailed if a process or its port stays."""
+        self.ask_to_stop()
         try:
             gone = wait_for(self._gone, STOP_SECONDS)
             left = self.processes()
@@ -270,9 +274,14 @@ class Servers:
             server.stop()
             raise ServerFailed(f"{spec} died:\n{server.tail()}")
         if server is None:
-            while len(self.running) >= KEPT:
-                self.drop(next(iter(self.running.values())))
-            server = Server(spec, self.folder / f"server-{len(self.started)}.log")
+            leaving = list(self.running.values())[: max(0, len(self.running) - KEPT + 1)]
+            for old in leaving:
+                old.ask_to_stop()
+            try:
+                server = Server(spec, self.folder / f"server-{len(self.started)}.log")
+            finally:
+                for old in leaving:
+                    self.drop(old)
             self.started.append(server)
         self.running[spec] = server
         return server
@@ -285,6 +294,8 @@ class Servers:
     def close(self) -> None:
         """Stop all; raises what the first of them that failed raised."""
         problems = []
+        for server in self.running.values():
+            server.ask_to_stop()
         for server in list(self.running.values()):
             try:
                 self.drop(server)

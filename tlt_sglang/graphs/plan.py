@@ -18,7 +18,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
 from tlt_sglang.strategy.arms import Strategy
@@ -86,6 +86,7 @@ class Plan:
         return found
 
 
+@cache
 def needs(use: Use) -> tuple[Graph, ...]:
     """The graphs of a strategy at a batch size."""
     strategy, size = use
