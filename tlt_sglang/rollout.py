@@ -32,6 +32,9 @@ from tlt_sglang.strategy.driver import Driver
 from tlt_sglang.strategy.policy import Agreed, Policy
 from tlt_sglang.telemetry import Telemetry
 
+READ_EVERY = 8
+"""Steps after which what the requests said goes into the n-gram index; before it drafts, always."""
+
 
 class Rollout:
     """Of one engine with more than one strategy."""
@@ -52,6 +55,7 @@ class Rollout:
         self.driver = driver
         self.backlog = Backlog(backlog_mb * 2**20)
         self.telemetry = telemetry
+        self._steps = 0
         self.switch_seconds = 0.0
         """In all switches together."""
 
@@ -88,7 +92,8 @@ class Rollout:
         else:
             with self._widest():
                 original()
-        if self.ngrams is not None:
+        self._steps += 1
+        if self.ngrams is not None and self._steps % READ_EVERY == 0:
             self._read(self.ngrams, batch)
         self.driver.end()
 

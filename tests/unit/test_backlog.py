@@ -40,7 +40,7 @@ def test_it_says_when_there_is_enough() -> None:
     assert told == [False, True]
     assert backlog.nbytes == 6 * 3 * 4
     backlog.take(["a"])
-    assert backlog.nbytes == 2 * 3 * 4
+    assert backlog.nbytes == 6 * 3 * 4  # a step is one block of memory
     backlog.drop(["b"])
     assert backlog.nbytes == 0
 

@@ -18,9 +18,18 @@ import torch
 
 
 @dataclass(slots=True)
+class _Step:
+    """The features of a step: one block of memory, free when nobody waits for its part any more."""
+
+    nbytes: int
+    waiting: int
+
+
+@dataclass(slots=True)
 class _Waiting:
     features: list[torch.Tensor] = field(default_factory=list)  # each [n, F]
     tokens: list[torch.Tensor] = field(default_factory=list)  # each [n] int64
+    steps: list[_Step] = field(default_factory=list)
     count: int = 0
 
 
@@ -41,7 +50,7 @@ class Backlog:
         self._limit = limit
         self._waiting: dict[str, _Waiting] = {}
         self.nbytes = 0
-        """Of the features that wait."""
+        """Of the features that are held."""
 
     def put(
         self,
@@ -54,14 +63,22 @@ class Backlog:
         first `committed` of which count. True if it is time to catch up."""
         if len(self._waiting) > 2 * len(requests):
             self.keep(requests)
-        width = len(tokens) // max(1, len(requests))
-        for row, (request, count) in enumerate(zip(requests, committed, strict=True)):
+        counts, width = list(committed), len(tokens) // max(1, len(requests))
+        if width == 1:
+            features, tokens = features.clone(), tokens.clone()
+        else:
+            rows = [row * width + i for row, count in enumerate(counts) for i in range(count)]
+            index = torch.tensor(rows, device=features.device)
+            features, tokens = features[index], tokens[index]
+        step = _Step(features.nbytes, len(requests))
+        self.nbytes += step.nbytes
+        parts = zip(torch.split(features, counts), torch.split(tokens, counts), strict=True)
+        for request, count, (part, following) in zip(requests, counts, parts, strict=True):
             waiting = self._waiting.setdefault(request, _Waiting())
-            part = slice(row * width, row * width + count)
-            waiting.features.append(features[part].clone())
-            waiting.tokens.append(tokens[part].clone())
+            waiting.features.append(part)
+            waiting.tokens.append(following)
+            waiting.steps.append(step)
             waiting.count += count
-            self.nbytes += waiting.features[-1].nbytes
         return self.nbytes > self._limit
 
     def take(self, requests: Sequence[str]) -> Missed | None:
@@ -92,7 +109,10 @@ class Backlog:
 
     def _pop(self, request: str) -> _Waiting:
         waiting = self._waiting.pop(request)
-        self.nbytes -= sum(part.nbytes for part in waiting.features)
+        for step in waiting.steps:
+            step.waiting -= 1
+            if not step.waiting:
+                self.nbytes -= step.nbytes
         return waiting
 
     def __len__(self) -> int:
