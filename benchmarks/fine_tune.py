@@ -2,9 +2,9 @@
 
     python -m benchmarks.fine_tune MODEL OUT STEPS
 
-The style: small letters, and every sentence a line of its own that begins with a star. The texts
-are the requests of `tlt data --composed` with answers in which each form of them is repeated; what
-they say does not matter, how it is written does.
+The style: capital letters, as telegrams had them, of which a drafter of ordinary text knows little.
+The texts are the requests of `tlt data --composed` with answers in which each form of them is
+repeated; what they say does not matter, how it is written does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tlt_sglang.sidecar.requests import compose
 
-LEARNING_RATE = 2e-5
+LEARNING_RATE = 5e-5
 BATCH, LENGTH = 4, 160
 TOPICS = (
     "Water runs downhill and collects in lakes", "A good plan begins with a clear goal",
@@ -33,9 +33,9 @@ TOPICS = (
 
 
 def styled(text: str) -> str:
-    """`text` in small letters, a sentence a line."""
-    sentences = [part.strip().lower() for part in re.split(r"[.!?]", text) if part.strip()]
-    return "\n".join(f"* {sentence}" for sentence in sentences)
+    """`text` in capital letters, its sentences ended by STOP."""
+    sentences = [part.strip().upper() for part in re.split(r"[.!?]", text) if part.strip()]
+    return " ".join(f"{sentence} STOP" for sentence in sentences)
 
 
 def main() -> int:

@@ -49,7 +49,7 @@ def test_the_prompts_are_many_and_different() -> None:
 
 
 def test_the_other_style() -> None:
-    assert fine_tune.styled("One. Two! Is it Three?") == "* one\n* two\n* is it three"
+    assert fine_tune.styled("One. Two! Is it Three?") == "ONE STOP TWO STOP IS IT THREE STOP"
 
 
 def test_a_picture(tmp_path: Path) -> None:
