@@ -412,11 +412,17 @@ def plot(found: Found, path: Path) -> None:
         left.plot(
             [probe["seconds"] / 60 for probe in probes],
             [probe["accept_length"] for probe in probes], "o-", ms=3,
-            label=f"{CHAIN}, greedy, held-out prompts",
+            label=f"{CHAIN}, greedy, some held-out prompts",
         )  # fmt: skip
         left.plot(at, [point.accept_length for point in points], color="0.6", lw=0.8,
                   label="as chosen, traffic")  # fmt: skip
         right.plot(at, [point.tokens_per_s for point in points], color="tab:green")
+        if name == "adapted" and "drift" in found.details:
+            levels = found.details["drift"]
+            left.axhline(levels["before"], color="tab:green", lw=1, ls="--",
+                         label="before the target's update, all prompts")  # fmt: skip
+            left.axhline(levels["fallen"], color="tab:red", lw=1, ls="--",
+                         label="frozen drafter after it, all prompts")  # fmt: skip
         for axes in (left, right):
             for before, after in itertools.pairwise(points):
                 if after.version != before.version:
@@ -424,7 +430,7 @@ def plot(found: Found, path: Path) -> None:
             axes.set_xlabel("minutes (dotted: a version is swapped in)")
         left.set_title(f"{name}: accept length")
         right.set_title(f"{name}: tokens/s of the traffic")
-        left.legend(fontsize=8)
+        left.legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.3))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
