@@ -61,7 +61,7 @@ def swap(seed: int, batch: int, quality: float, before: int = 2000) -> tuple[Ver
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_drafter_that_is_as_good_is_not_rolled_back(batch: int) -> None:
-    found = [swap(seed, batch, 1.0) for seed in range(20)]
+    found = [swap(seed, batch, 1.0) for seed in range(30)]
     assert [verdict for verdict, _ in found].count("roll back") <= 1
     if batch == 16:
         assert median(rounds for _, rounds in found) < 500
@@ -69,21 +69,21 @@ def test_a_drafter_that_is_as_good_is_not_rolled_back(batch: int) -> None:
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_better_drafter_is_kept_soon(batch: int) -> None:
-    found = [swap(seed, batch, 1.2) for seed in range(20)]
+    found = [swap(seed, batch, 1.2) for seed in range(30)]
     assert {verdict for verdict, _ in found} == {"keep"}
     assert median(rounds for _, rounds in found) < 500
 
 
 @pytest.mark.parametrize(("batch", "most"), [(1, 500), (16, 100)])
 def test_a_drafter_that_is_half_as_good_is_rolled_back(batch: int, most: int) -> None:
-    found = [swap(seed, batch, 0.5) for seed in range(20)]
+    found = [swap(seed, batch, 0.5) for seed in range(30)]
     assert {verdict for verdict, _ in found} == {"roll back"}
     assert median(rounds for _, rounds in found) < most
 
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_drafter_that_gets_nothing_right_is_rolled_back_at_once(batch: int) -> None:
-    found = [swap(seed, batch, 0.0) for seed in range(20)]
+    found = [swap(seed, batch, 0.0) for seed in range(30)]
     assert {verdict for verdict, _ in found} == {"roll back"}
     assert median(rounds for _, rounds in found) < 40
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,15 +54,16 @@ def random_tree(gen: np.random.Generator, n: int, vocab: int, depth: int, twins:
     return Tree(parents, tokens)
 
 
-def verify(
+def verified(
     tree: Tree,
     target: torch.Tensor,
     coins: torch.Tensor,
     final: torch.Tensor,
     width: int,
     **limits: torch.Tensor,
-) -> list[list[int]]:
-    """Emitted tokens of each request; the tree and ``[n, vocab]`` target are the same for all."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [B, width] and how many of them each request emits [B]; the tree and the
+    ``[n, vocab]`` target are the same for all."""
     batch, n = coins.shape
     predicts, accepted = torch.full((batch * n,), -7).int(), torch.zeros(batch).int()
     index = torch.full((batch, width), -1).int()
@@ -79,8 +81,13 @@ def verify(
         draft_probs=None,
         **limits,
     )
-    tokens = predicts[index.long()].tolist()
-    return [row[: count + 1] for row, count in zip(tokens, accepted.tolist(), strict=True)]
+    return predicts[index.long()], accepted + 1
+
+
+def verify(*args: Any, **kwargs: Any) -> list[list[int]]:
+    """Emitted tokens of each request; arguments as of `verified`."""
+    tokens, counts = (found.tolist() for found in verified(*args, **kwargs))
+    return [row[:count] for row, count in zip(tokens, counts, strict=True)]
 
 
 @pytest.mark.parametrize("twins", [False, True])
@@ -131,17 +138,17 @@ def is_twin(tree: Tree, node: int) -> bool:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sampled_frequencies(seed: int) -> None:
-    """Chi-square over the first two tokens of 60,000 rounds, for any float probabilities."""
-    gen, rounds, vocab = np.random.default_rng(100 + seed), 60_000, 5
+    """Chi-square over the first two tokens of 200,000 rounds, for any float probabilities."""
+    gen, rounds, vocab = np.random.default_rng(100 + seed), 200_000, 5
     tree = random_tree(gen, 6, vocab, 2, twins=False)
     target = gen.dirichlet(np.ones(vocab), size=6).astype(np.float32)
     coins = torch.tensor(gen.random((rounds, 6), dtype=np.float32))
     final = torch.tensor(gen.random(rounds, dtype=np.float32))
-    emitted = verify(tree, torch.tensor(target), coins, final, 3)
+    tokens, counts = verified(tree, torch.tensor(target), coins, final, 3)
     for node in [0, *(i for i in range(6) if tree.parents[i] == 0)]:
         path = [tree.tokens[step] for step in tree.path(node)]
-        through = [tokens for tokens in emitted if tokens[: len(path)] == path]
-        followed = [tokens[len(path)] for tokens in through if len(tokens) > len(path)]
+        through = (tokens[:, : len(path)] == torch.tensor(path)).all(1) & (counts > len(path))
+        followed = tokens[through, len(path)].numpy()
         observed = np.bincount(followed, minlength=vocab)
         expected = target[node].astype(np.float64) / target[node].sum(dtype=np.float64)
         expected *= len(followed)
