@@ -44,15 +44,30 @@ def verify_coins(original: Any, *, sampling_info: Any, **arguments: Any) -> Any:
 
 @wraps_upstream(
     f"{_MODULE}:eagle_sample",
-    why="upstream relaxes penalties under speculation, so that output differs from plain decoding",
-    remove_when="SGLang's verification penalises a draft for every token before it",
+    why="sampled drafts are verified as such, step by step; and on CPU penalties are exact, which "
+    "upstream relaxes, so that output differs from plain decoding",
+    remove_when="SGLang chooses the way of verification by the step, and its verification "
+    "penalises a draft for every token before it",
     process="scheduler",
-    only_on="cpu",
     digests={"0.5.23": "e1ce9e9404ec50f9"},
 )
 def eagle_sample(
     original: Any, verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
 ) -> Any:
+    from tlt_sglang import engine
+
+    assert engine.current is not None
+    if engine.current.device == "cpu":
+        _penalise(verify_input, batch, logits_output)
+    if engine.current.sampled is None:
+        return original(verify_input, batch, logits_output, *args, **kwargs)
+    from tlt_sglang.drafters.sampled import flag
+
+    with flag(verify_input.draft_probs is not None):
+        return original(verify_input, batch, logits_output, *args, **kwargs)
+
+
+def _penalise(verify_input: Any, batch: Any, logits_output: Any) -> None:
     from tlt_sglang.cpu import penalties
 
     info = batch.sampling_info
@@ -67,7 +82,6 @@ def eagle_sample(
         )
         # This is a copy for one forward: nothing is left for upstream to apply.
         info.acc_additive_penalties = info.acc_scaling_penalties = None
-    return original(verify_input, batch, logits_output, *args, **kwargs)
 
 
 def _leave(probs: Any, bounds: Any) -> Any:
@@ -78,6 +92,12 @@ def _sample(**arguments: Any) -> None:
     from tlt_sglang.cpu import sampling
 
     sampling.verify(**arguments)
+
+
+def _sample_chain(**arguments: Any) -> None:
+    from tlt_sglang.cpu import sampling
+
+    sampling.verify_chain(**arguments)
 
 
 def _replaced(name: str, value: Any, why: str, digest: str) -> Any:
@@ -105,5 +125,11 @@ PATCHES = (
         _sample,
         "upstream's kernel is None on CPU",
         "04a88d88346bda5f",
+    ),
+    _replaced(
+        "chain_speculative_sampling_triton",
+        _sample_chain,
+        "upstream's kernel is written in Triton, which has no CPUs",
+        "31044bd1f1d72393",
     ),
 )

@@ -5,6 +5,7 @@ Where there is only one strategy, all that is ours here is the count of accepted
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from tlt_sglang.patching import wraps_upstream
@@ -49,7 +50,9 @@ def _wrapped(name: str, digest: str) -> Any:
 
 @_wrapped("EAGLEWorkerV2.init_cuda_graphs", "fe4035edbfc49f6c")
 def init_cuda_graphs(original: Any, worker: Any) -> None:
-    original(worker)
+    _engine().sample_drafts(worker)
+    with _engine().capturing(worker.topk):
+        original(worker)
     _engine().begin_rollout(worker)
 
 
@@ -69,18 +72,25 @@ def draft(original: Any, worker: Any, batch: Any, *, with_topology: bool = False
     def upstream(batch: Any) -> Any:
         return original(worker, batch, with_topology=with_topology)
 
-    rollout = _engine().rollout
-    return upstream(batch) if rollout is None else rollout.draft(upstream, batch)
+    rollout, sampled = _engine().rollout, _engine().sampled
+    if rollout is not None:
+        return rollout.draft(upstream, batch)
+    return upstream(batch) if sampled is None else sampled.draft(upstream, batch, worker.topk)
 
 
 @_wrapped("EagleDraftWorker._draft_extend_for_decode", "8aba97613607578b")
 def draft_extend_for_decode(
     original: Any, worker: Any, batch: Any, batch_result: Any, **kwargs: Any
 ) -> None:
-    def upstream() -> None:
-        original(worker, batch, batch_result, **kwargs)
+    rollout, live, sampled = _engine().rollout, _engine().live, _engine().sampled
 
-    rollout, live = _engine().rollout, _engine().live
+    def upstream() -> None:
+        plain = functools.partial(original, worker, batch, batch_result, **kwargs)
+        if sampled is None:
+            plain()
+        else:
+            sampled.draft_extend(plain, batch_result)
+
     if live is not None:
         live.decoded(batch, batch_result)
     if rollout is None:
@@ -93,11 +103,26 @@ def draft_extend_for_decode(
 def draft_extend_for_prefill(
     original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    def upstream() -> Any:
-        return original(worker, batch, *args, **kwargs)
+    rollout, sampled = _engine().rollout, _engine().sampled
 
-    rollout = _engine().rollout
+    def upstream() -> Any:
+        plain = functools.partial(original, worker, batch, *args, **kwargs)
+        return plain() if sampled is None else sampled.prefill(plain, batch)
+
     return upstream() if rollout is None else rollout.prefill(upstream, batch)
+
+
+@wraps_upstream(
+    f"{_MODULE}:sample_draft_proposal",
+    why="verification wants the distribution of a drafter with a small vocabulary over the whole",
+    remove_when="SGLang's rejection sampling serves drafters with a reduced vocabulary",
+    process="scheduler",
+    digests={"0.5.23": "bf522edc05e7bba9"},
+)
+def sample_draft_proposal(original: Any, *args: Any, **kwargs: Any) -> Any:
+    probs, chance, token = original(*args, **kwargs)
+    sampled = _engine().sampled
+    return probs if sampled is None else sampled.spread(probs), chance, token
 
 
 @wraps_upstream(
@@ -127,5 +152,6 @@ PATCHES = (
     draft,
     draft_extend_for_decode,
     draft_extend_for_prefill,
+    sample_draft_proposal,
     forward_prefill_batch,
 )

@@ -59,6 +59,7 @@ class Arguments(Protocol):
     speculative_num_draft_tokens: int | None
     speculative_ngram_capacity: int
     speculative_adaptive: bool
+    speculative_use_rejection_sampling: bool
 
 
 def native_fields(config: Config, args: Arguments, device: Device) -> dict[str, Any]:
@@ -74,6 +75,9 @@ def native_fields(config: Config, args: Arguments, device: Device) -> dict[str, 
         )
     fields = strategy_fields(choose(config, args), args)
     _check_limits(config, args)
+    if args.speculative_use_rejection_sampling and config.draft_sampling == "on":
+        # SGLang's has no trees and no drafters with a smaller vocabulary (`drafters.sampled`).
+        fields["speculative_use_rejection_sampling"] = False
     if device == "cpu":
         fields |= _cpu_fields(args)
     return fields
@@ -113,8 +117,11 @@ def _check_limits(config: Config, args: Arguments) -> None:
 
 
 def settle(config: Config, args: Arguments, device: Device) -> Config:
-    """`config` with the strategies it leaves open, where several are the default: on CPU so far,
-    and where a drafter is grown, which cannot draft from the start."""
+    """`config` with what it leaves open: the strategies, where several are the default (on CPU so
+    far, and where a drafter is grown, which cannot draft from the start), and the sampling of
+    drafts."""
+    if config.draft_sampling == "auto" and args.speculative_use_rejection_sampling:
+        config = dataclasses.replace(config, draft_sampling="on")
     if config.strategies or (device != "cpu" and config.store is None):
         return config
     return dataclasses.replace(config, strategies=default_pool(args))

@@ -28,6 +28,7 @@ Device = Literal["cpu", "cuda"]
 
 PolicyName = Literal["cost-model", "beg-mab", "ema", "fixed", "random"]
 DraftDtype = Literal["auto", "float32"]
+DraftSampling = Literal["auto", "on", "off"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
@@ -46,6 +47,9 @@ class Config:
     """Of the n-gram index, where n-grams are among several strategies."""
     draft_dtype: DraftDtype = "auto"
     """Of the drafter on CPU. auto: bfloat16 where the processor multiplies it in hardware."""
+    draft_sampling: DraftSampling = "auto"
+    """Whether chains are drawn from the drafter's distribution for requests with a temperature.
+    auto: on CPU, and on CUDA where SGLang's --speculative-use-rejection-sampling is given."""
     backlog_mb: int = 128
     """Of features that wait for a drafter that is not used."""
     graph_memory_gb: float | None = None
@@ -188,6 +192,9 @@ def from_fields(fields: Any, source: str) -> Config:
     dtype = fields.get("draft_dtype", Config.draft_dtype)
     if dtype not in get_args(DraftDtype):
         raise ConfigError(f"{source} gives {dtype!r} as draft_dtype; choose auto or float32.")
+    sampling = fields.get("draft_sampling", Config.draft_sampling)
+    if sampling not in get_args(DraftSampling):
+        raise ConfigError(f"{source} gives {sampling!r} as draft_sampling; choose auto, on or off.")
     most = fields.get("max_batch")
     if most is not None and (type(most) is not int or most < 0):
         raise ConfigError(f"{source} gives {most!r} as max_batch; write a number of requests.")
@@ -215,6 +222,7 @@ def from_fields(fields: Any, source: str) -> Config:
         max_batch=most,
         ngram_memory_mb=sizes["ngram_memory_mb"],
         draft_dtype=dtype,
+        draft_sampling=sampling,
         backlog_mb=sizes["backlog_mb"],
         graph_memory_gb=budget,
         grow=grow,

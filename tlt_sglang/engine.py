@@ -6,6 +6,7 @@ SGLang's scheduler once that has been built. Importing it imports nothing of SGL
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ class Engine:
     """`tlt_sglang.rollout.Rollout`, where there are several strategies."""
     telemetry: Telemetry | None = field(default=None, repr=False)
     """Where SGLang verifies drafts."""
+    sampled: Any = field(default=None, repr=False)
+    """`tlt_sglang.drafters.sampled.Sampled`, where drafts of chains are sampled."""
     live: Any = field(default=None, repr=False)
     """`tlt_sglang.live.Live`, where there is a store of drafter versions."""
 
@@ -67,6 +70,30 @@ class Engine:
             self.telemetry = self._telemetry([strategy])
         if self.live is not None and first_rank.is_first():
             self.live.report_to(self.config, scheduler)
+
+    def sample_drafts(self, worker: Any) -> None:
+        """SGLang's EAGLE worker is there, and no graphs yet: whether its chains are sampled."""
+        from sglang.srt.runtime_context import get_spec
+
+        spec = get_spec()
+        automatic = "on" if self.device == "cpu" else "off"
+        asked = {"auto": automatic}.get(self.config.draft_sampling, self.config.draft_sampling)
+        shapes = [arm.topk for arm in self.config.pool if arm.num_steps] or [worker.topk]
+        learned = spec.speculative_algorithm in ("EAGLE", "EAGLE3")
+        thresholds = spec.speculative_accept_threshold_single, spec.speculative_accept_threshold_acc
+        if asked == "off" or not learned or 1 not in shapes or thresholds != (1, 1):
+            return
+        from tlt_sglang.drafters.sampled import Sampled
+
+        self.sampled = Sampled(worker._draft_worker, worker.topk)
+
+    def capturing(self, topk: int) -> contextlib.AbstractContextManager[None]:
+        """The surroundings in which graphs of strategies with `topk` branches are captured."""
+        if self.sampled is None:
+            return contextlib.nullcontext()
+        from tlt_sglang.drafters.sampled import flag
+
+        return flag(topk == 1)
 
     def begin_rollout(self, worker: Any) -> None:
         """SGLang's EAGLE worker stands; several strategies get their states now."""
@@ -95,13 +122,14 @@ class Engine:
             policy = Recorded(policy, _trace(self.config.trace))
         self.telemetry = self._telemetry(pool)
         driver = Driver(agreed(policy, pool), Wall() if self.device == "cpu" else CudaEvents())
-        states = States(worker, pool, plan.captured() if plan else None)
+        states = States(worker, pool, plan.captured() if plan else None, self.capturing)
         self.rollout = Rollout(
             states,
             driver,
             self.telemetry,
             ngram_memory_mb=self.config.ngram_memory_mb,
             backlog_mb=self.config.backlog_mb,
+            sampled=self.sampled,
         )
 
     def _grown(

@@ -56,6 +56,7 @@ class Flags:
     speculative_num_draft_tokens: int | None = None
     speculative_ngram_capacity: int = 10_000_000
     speculative_adaptive: bool = False
+    speculative_use_rejection_sampling: bool = False
 
 
 _ALSO = {

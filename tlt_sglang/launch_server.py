@@ -107,6 +107,13 @@ def _parser() -> flags.Parser:
         "processor multiplies it in hardware; the output is the same)",
     )
     group.add_argument(
+        "--tlt-draft-sampling",
+        choices=["auto", "on", "off"],
+        help="whether chains are drawn from the drafter's distribution for requests with a "
+        "temperature, of which more are accepted; the output is distributed the same (default: "
+        "auto, which is on, but on CUDA only with --speculative-use-rejection-sampling)",
+    )
+    group.add_argument(
         "--tlt-backlog-mb",
         type=int,
         metavar="MB",

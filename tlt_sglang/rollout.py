@@ -26,6 +26,7 @@ import torch
 from tlt_sglang import first_rank
 from tlt_sglang.drafters.backlog import Backlog, Missed
 from tlt_sglang.drafters.ngram import LONGEST, NgramIndex
+from tlt_sglang.drafters.sampled import Sampled
 from tlt_sglang.graphs.states import States
 from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.driver import Driver
@@ -47,6 +48,7 @@ class Rollout:
         *,
         ngram_memory_mb: int,
         backlog_mb: int,
+        sampled: Sampled | None = None,
     ) -> None:
         self.states = states
         self._ngram_memory_mb = ngram_memory_mb
@@ -55,6 +57,7 @@ class Rollout:
         self.driver = driver
         self.backlog = Backlog(backlog_mb * 2**20)
         self.telemetry = telemetry
+        self._sampled = sampled
         self._steps = 0
         self.switch_seconds = 0.0
         """In all switches together."""
@@ -79,6 +82,8 @@ class Rollout:
         if missed is not None:
             self._catch_up(batch, missed, batch.seq_lens, draft_input)
         topk = self.states.worker.topk
+        if self._sampled is not None:
+            return self._sampled.draft(original, batch, topk)
         draft_input.topk_p = draft_input.topk_p[:, :topk].contiguous()
         draft_input.topk_index = draft_input.topk_index[:, :topk].contiguous()
         return original(batch)
@@ -184,8 +189,11 @@ class Rollout:
         ahead = result.next_draft_input
         hidden = self.states.worker._draft_worker.draft_runner.model_config.hidden_size
         device = batch.seq_lens.device
-        ahead.topk_p = torch.zeros((size, self.states.topk), device=device)
-        ahead.topk_index = torch.zeros((size, self.states.topk), dtype=torch.int64, device=device)
+        columns = self.states.topk if self._sampled is None else self._sampled.columns
+        ahead.topk_p = torch.zeros((size, columns), device=device)
+        ahead.topk_index = torch.zeros((size, columns), dtype=torch.int64, device=device)
+        if self._sampled is not None:
+            self._sampled.put_off(ahead, size, device)
         ahead.hidden_states = result.logits_output.hidden_states.new_zeros((size, hidden))
         if full:
             missed = self.backlog.take(_ids(batch))
@@ -201,10 +209,14 @@ class Rollout:
         rows = torch.tensor(missed.rows, device=lengths.device)
         counts = torch.tensor(missed.counts, device=lengths.device)
         logits, hidden = _extend(worker, batch, missed, lengths[rows], counts, rows)
+        draft_input.hidden_states[rows] = hidden
+        if self._sampled is not None:
+            info = batch.sampling_info
+            self._sampled.caught_up(draft_input, rows, logits, info, lengths[rows])
+            return
         chances, tokens = logits.softmax(-1).topk(self.states.topk, dim=-1)
         draft_input.topk_p[rows] = chances
         draft_input.topk_index[rows] = tokens
-        draft_input.hidden_states[rows] = hidden
 
 
 def agreed(policy: Policy, strategies: Sequence[Strategy]) -> Policy:

@@ -27,9 +27,11 @@ PROMPT = (5, 9, 14, 3, 20, 7)
 REPEATING = (5, 9, 14, 3) * 8
 FLAGS = ("--skip-tokenizer-init", "--max-running-requests", "64")
 SEEDED = (*FLAGS, "--enable-deterministic-inference")
-STRATEGIES = ("eagle:3x1x4", "eagle:3x4x8", "eagle3:3x4x8", "ngram:8")
+STRATEGIES = ("eagle:3x1x4", "eagle:3x4x8", "eagle3:3x1x4", "eagle3:3x4x8", "ngram:8")
 SWITCHING = "eagle:3x4x8,eagle:3x1x4,off,eagle:1x1x2,ngram:4"
 """One of these at random, for a few steps each; EAGLE's are pinned on the same server."""
+REDUCED = "eagle3:3x4x8,eagle3:3x1x4"
+"""On another, whose drafter knows half of the vocabulary; pinned, too."""
 UNLIKELY = {"ngram:8": 1e-4, SWITCHING: 1e-4}
 """The least p-value that passes, 0.01 elsewhere: these are not the same in every run."""
 
@@ -47,12 +49,18 @@ WAYS = {
 
 def start(servers: Servers, tiny: Tiny, strategy: str) -> Server:
     drafter = tiny.drafters.get(strategy.partition(":")[0])
-    if not strategy.startswith("eagle:"):
-        return servers.get(strategy, *SEEDED, model=tiny.path, drafter=drafter)
+    if strategy.startswith("ngram"):
+        return servers.get(strategy, *SEEDED, model=tiny.path)
     policy = ("--tlt-policy", "random")
-    server = servers.get(SWITCHING, *SEEDED, *policy, model=tiny.path, drafter=drafter)
+    server = servers.get(_pool(strategy), *SEEDED, *policy, model=tiny.path, drafter=drafter)
     server.post("/tlt/strategy", {"strategy": None if strategy == SWITCHING else strategy})
     return server
+
+
+def _pool(strategy: str) -> str:
+    """The strategies of the server that `strategy` is used on."""
+    kind = strategy.partition(":")[0]
+    return {"eagle": SWITCHING, "eagle3": REDUCED}.get(kind, strategy)
 
 
 def draw(
@@ -89,8 +97,7 @@ def tokens(answers: list[dict[str, Any]]) -> list[list[int]]:
 
 def on(name: str, *values: object) -> Any:
     """A case of a test that uses the server called `name`."""
-    server = SWITCHING if name.startswith("eagle:") else name
-    return pytest.param(name, *values, marks=pytest.mark.server(f"tiny {server}"))
+    return pytest.param(name, *values, marks=pytest.mark.server(f"tiny {_pool(name)}"))
 
 
 # ---- the distribution ----------------------------------------------------------------------------
@@ -99,6 +106,7 @@ CASES = [("plain", strategy) for strategy in STRATEGIES]
 CASES += [("all", strategy) for strategy in STRATEGIES]
 CASES += [("plain", SWITCHING), ("all", SWITCHING)]
 CASES += [(way, "eagle:3x4x8") for way in ("cold", "top-p", "top-k", "min-p")]
+CASES += [(way, "eagle:3x1x4") for way in ("cold", "top-p", "min-p")]
 
 
 @pytest.mark.parametrize(("strategy", "way"), [on(strategy, way) for way, strategy in CASES])

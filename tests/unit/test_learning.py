@@ -267,6 +267,27 @@ def test_wider_trees_accept_more() -> None:
     assert chain < narrow <= wide
 
 
+def test_sampled_chains_are_accepted_as_far_as_the_distributions_agree() -> None:
+    """On texts that are sampled from what the target says; sum(min(p, q)) of each index."""
+    model, shared = drafter(), frozen()
+    (text,) = documents([30])
+    target = (functional.linear(text.last, shared.target_head) / 4).softmax(-1)
+    torch.manual_seed(0)
+    found, shared_mass = AcceptLength(), []
+    for _ in range(150):
+        ids = text.ids.clone()
+        ids[2:] = shared.draft_ids[target[1:-1].multinomial(1).squeeze(-1)]
+        sampled = Document(ids, text.features, text.last, 2)
+        found.join(accept_length(model, shared, [sampled], 1, temperature=4.0))
+        with torch.no_grad():
+            (step,) = simulate(model, shared, Batch.of([sampled]), 1)
+        both = torch.minimum((step.logits / 4).softmax(-1), target[step.source])
+        shared_mass.append(both.sum(-1)[1:-2].mean())
+    expected = float(torch.stack(shared_mass).mean())
+    assert 0.1 < expected < 0.9
+    assert found.mean - 1 == pytest.approx(expected, abs=0.03)
+
+
 def test_accept_length_counts() -> None:
     found = AcceptLength()
     assert found.mean == 1.0

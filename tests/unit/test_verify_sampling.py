@@ -189,6 +189,113 @@ def test_reference(seed: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+# ---- chains that were drawn from a distribution --------------------------------------------------
+
+
+def chain(
+    target: torch.Tensor, draft: torch.Tensor, drafts: torch.Tensor, coins: Any, finals: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [B, n] and counts [B] of `drafts` [B, n - 1], drawn from `draft` [n - 1, V]."""
+    batch, n = len(drafts), len(target)
+    predicts, accepted = torch.zeros(batch * n).int(), torch.zeros(batch).int()
+    index = torch.full((batch, n), -1).int()
+    kernels.chain_speculative_sampling(
+        predicts,
+        index,
+        accepted,
+        torch.cat([torch.zeros(batch, 1).long(), drafts], dim=1),
+        torch.arange(batch * n).view(batch, n),
+        torch.zeros(batch, n).long(),
+        torch.as_tensor(coins, dtype=torch.float32),
+        torch.as_tensor(finals, dtype=torch.float32),
+        target.expand(batch, *target.shape).contiguous(),
+        draft.expand(batch, *draft.shape),
+    )
+    return predicts[index.long()], accepted + 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_sampled_chain_emits_exactly_the_targets_distribution(seed: int) -> None:
+    """Integrates over all drafts and all coins, without any tolerance, as for trees above."""
+    gen = np.random.default_rng(seed)
+    depth, vocab, cells = 2, int(gen.integers(2, 5)), 4
+    fine = math.lcm(*range(1, cells + 1))
+    target = gen.multinomial(cells, np.ones(vocab) / vocab, size=depth + 1) / cells
+    draft = gen.multinomial(cells, np.ones(vocab) / vocab, size=depth) / cells
+    middles = (np.arange(fine) + 0.5) / fine
+    grid = np.meshgrid(*[np.arange(vocab)] * depth, *[middles] * (depth + 1), indexing="ij")
+    rows = np.stack([axis.ravel() for axis in grid])
+    drafts = torch.tensor(rows[:depth].T).long()
+    weight = torch.tensor(draft).gather(1, drafts.T).prod(0) / fine ** (depth + 1)
+    coins = np.concatenate([rows[depth : 2 * depth], rows[:1] * 0]).T
+    tokens, counts = chain(
+        torch.tensor(target).float(), torch.tensor(draft).float(), drafts, coins, rows[-1]
+    )
+    # Every node has one distribution whatever was before, so tokens are independent.
+    for first in range(vocab):
+        begun = tokens[:, 0] == first
+        assert float(weight[begun].sum()) == pytest.approx(target[0, first], abs=1e-9)
+        for second in range(vocab):
+            both = float(weight[begun & (counts > 1) & (tokens[:, 1] == second)].sum())
+            longer = float(weight[begun & (counts > 1)].sum())
+            assert both == pytest.approx(longer * target[1, second], abs=1e-9)
+    expected = np.minimum(target[:depth], draft).sum(-1)
+    accepted = float((counts - 1).double() @ weight)
+    assert accepted == pytest.approx(expected[0] + expected[0] * expected[1], abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_reference_of_chains(seed: int) -> None:
+    gen = torch.Generator().manual_seed(seed)
+    batch, vocab, n = 1 + seed % 4, 3 + 31 * seed, 2 + seed % 4
+    target = torch.softmax(3 * torch.randn(batch, n, vocab, generator=gen), -1)
+    noise = torch.randn(batch, n - 1, vocab, generator=gen)
+    draft = torch.softmax(target[:, :-1].log() + noise * (seed % 3), -1)
+    drafts = draft.flatten(0, 1).multinomial(1, generator=gen).view(batch, n - 1)
+    inputs = (
+        torch.cat([torch.zeros(batch, 1).long(), drafts], dim=1),
+        torch.arange(batch * n).view(batch, n),
+        torch.zeros(batch, n).long(),
+        torch.rand(batch, n, generator=gen),
+        torch.rand(batch, generator=gen),
+        target,
+        draft,
+    )
+    results = []
+    for module in (kernels, reference):
+        outputs = [torch.zeros(batch * n).int(), torch.full((batch, n - seed % 2), -1).int()]
+        outputs.append(torch.zeros(batch).int())
+        module.chain_speculative_sampling(*outputs, *inputs)
+        results.append(outputs)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_greedy_request_in_a_sampled_chain(right: bool) -> None:
+    """Its draft is the most likely of q, not drawn from it; the target's argmax comes out."""
+    gen = torch.Generator().manual_seed(1)
+    target = torch.softmax(torch.randn(2, 40, generator=gen), -1)
+    best = int(target[0].argmax())
+    draft = torch.softmax(torch.randn(1, 40, generator=gen), -1)
+    draft[0, best if right else (best + 1) % 40] += 1
+    predicts, accepted = torch.zeros(2).int(), torch.zeros(1).int()
+    kernels.chain_speculative_sampling(
+        predicts,
+        torch.full((1, 2), -1).int(),
+        accepted,
+        torch.tensor([[0, int(draft[0].argmax())]]),
+        torch.tensor([[0, 1]]),
+        torch.zeros(1, 2).long(),
+        torch.tensor([[LARGEST_COIN, 0]]),
+        torch.tensor([LARGEST_COIN]),
+        target[None].clone(),
+        (draft / draft.sum())[None],
+        top_ks=torch.tensor([1]),
+    )
+    assert int(predicts[0]) == best and bool(accepted[0]) == right
+    assert not right or int(predicts[1]) == int(target[1].argmax())
+
+
 @pytest.mark.parametrize("scale", [0.5, 1 - 1e-6, 1.0, 1 + 1e-6, 1.5])
 @pytest.mark.parametrize("coin", [0.0, 0.5, LARGEST_COIN])
 def test_never_a_token_of_probability_zero(coin: float, scale: float) -> None:

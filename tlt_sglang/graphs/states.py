@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tlt_sglang.strategy.acceptance import depth_of
@@ -30,11 +30,14 @@ class States:
         worker: Any,
         strategies: Sequence[Strategy],
         captured: Mapping[Strategy, list[int]] | None = None,
+        capturing: Callable[[int], contextlib.AbstractContextManager[None]] | None = None,
     ) -> None:
         """Build what is not there; captures graphs where SGLang does.
 
         `captured`: the batch sizes to capture for each; None for those that SGLang captures.
+        `capturing`: what surrounds the capture of a strategy with so many branches.
         """
+        self._capturing = capturing or (lambda topk: contextlib.nullcontext())
         self.worker = worker
         draft = worker._draft_worker
         self.topk: int = draft.topk
@@ -82,11 +85,12 @@ class States:
 
     def _build(self, strategy: Strategy, batch_sizes: list[int] | None) -> Any:
         self._shape(strategy)
-        return self.worker.build_adaptive_runtime_state(
-            speculative_num_steps=depth_of(strategy),
-            speculative_num_draft_tokens=strategy.num_draft_tokens,
-            cuda_graph_bs=batch_sizes,
-        )
+        with self._capturing(strategy.topk):
+            return self.worker.build_adaptive_runtime_state(
+                speculative_num_steps=depth_of(strategy),
+                speculative_num_draft_tokens=strategy.num_draft_tokens,
+                cuda_graph_bs=batch_sizes,
+            )
 
     def switch(self, strategy: Strategy) -> None:
         """Make `strategy` the one of the next step."""

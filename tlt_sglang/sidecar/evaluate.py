@@ -1,9 +1,13 @@
 """Accept length without an engine: how far a drafter would have got along the target's own text.
 
-Exact for chains. A drafted token is accepted if it is the one that the target chose, at temperature
-zero and above: SGLang accepts a lone draft d with probability p(d) and samples from the rest
-otherwise, which is the same as sampling from p and looking whether d came out. So the target's
+Exact for chains of most likely tokens. One is accepted if it is the token that the target chose, at
+temperature zero and above: SGLang accepts a lone draft d with probability p(d) and samples from the
+rest otherwise, which is the same as sampling from p and looking whether d came out. So the target's
 responses, greedy or sampled, are all that is needed.
+
+Chains that are sampled (`drafters.sampled`) get past a token x of the target's sampled text with
+probability min(1, q(x) / p(x)): over x ~ p that is sum(min(p, q)), what verification accepts. p is
+taken over the drafter's vocabulary, which makes the figure a percent or two low.
 
 Trees are simulated along the text: a node is drafted if its cumulative probability is among the
 best `tokens` - 1 of those that the levels above it have brought up. Nodes off the text are not
@@ -16,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tlt_sglang.sidecar.batches import Batch, Document
 from tlt_sglang.sidecar.models import Drafter
@@ -63,13 +67,21 @@ def accept_length(
     steps: int,
     topk: int = 1,
     tokens: int | None = None,
+    temperature: float = 0.0,
 ) -> AcceptLength:
-    """Of a chain of `steps` drafts, or of a tree with `topk` branches and `tokens` nodes."""
+    """Of a chain of `steps` drafts, or of a tree with `topk` branches and `tokens` nodes.
+
+    With a `temperature`: of chains that are sampled, on text that the target sampled at it.
+    """
     drafter.eval()
     found = AcceptLength()
+    chance = torch.Generator().manual_seed(0)
     for document in documents:
         batch = Batch.of([document]).to(frozen.head.device)
-        reached = _reached(drafter, frozen, batch, steps, topk, tokens or steps + 1)
+        if temperature > 0:
+            reached = _reached_sampled(drafter, frozen, batch, steps, temperature, chance)
+        else:
+            reached = _reached(drafter, frozen, batch, steps, topk, tokens or steps + 1)
         _walk(found, reached.tolist(), document.prompt_length, len(document), steps)
     return found
 
@@ -93,6 +105,29 @@ def _reached(
             path = rivals[-1].gather(-1, rank).squeeze(-1)
             ahead = (torch.cat(rivals, dim=-1) > path.unsqueeze(-1)).sum(-1)
             alive = alive & (ahead < tokens - 1)
+        reached += alive
+    return reached
+
+
+def _reached_sampled(
+    drafter: Drafter,
+    frozen: Frozen,
+    batch: Batch,
+    steps: int,
+    temperature: float,
+    chance: torch.Generator,
+) -> Tensor:
+    """The same of sampled chains: each draft is accepted or not by the throw of a coin."""
+    target = nn.functional.linear(batch.last, frozen.target_head).float() / temperature
+    target = target.log_softmax(-1)
+    alive = torch.ones(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
+    reached = torch.zeros(len(batch.ids), dtype=torch.int64, device=batch.ids.device)
+    for step in simulate(drafter, frozen, batch, steps):
+        label = step.labels.clamp_min(0).unsqueeze(-1)
+        drawn = (step.logits.float() / temperature).log_softmax(-1).gather(-1, label)
+        ratio = (drawn - target[step.source].gather(-1, label)).squeeze(-1).exp()
+        coins = torch.rand(len(batch.ids), generator=chance).to(ratio.device)
+        alive = alive & (coins < ratio) & (step.labels >= 0)
         reached += alive
     return reached
 

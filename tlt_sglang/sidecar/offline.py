@@ -89,7 +89,7 @@ def train(options: Options) -> Path:
 
         fully_shard(drafter)
     trainer = Trainer(drafter, frozen, learned, learned.lengths, options.settings, device)
-    watch = _Watch(trainer, unseen, [_kind(r) for r in held_out])
+    watch = _Watch(trainer, unseen, held_out)
     watch.data = _counts(trained)
     _train(trainer, Checkpoints(work / "checkpoints"), watch)
     return _export(options, trainer, watch, config)
@@ -213,9 +213,12 @@ class _Interrupt:
 class _Watch:
     """The curve of a run: loss, and accept length on held-out responses now and then."""
 
-    def __init__(self, trainer: Trainer, unseen: features.Features, kinds: list[str]) -> None:
+    def __init__(
+        self, trainer: Trainer, unseen: features.Features, held_out: list[Response]
+    ) -> None:
         self.trainer = trainer
-        self.groups = evaluate.by_kind(unseen, kinds, len(kinds))
+        self.groups = evaluate.by_kind(unseen, [_kind(r) for r in held_out], len(held_out))
+        self.temperatures = {_kind(r): r.temperature for r in held_out}
         self.data: dict[str, dict[str, int]] = {}
         self.curve: list[dict[str, Any]] = []
         self.loss = 0.0
@@ -239,7 +242,11 @@ class _Watch:
         lengths = {
             kind: round(
                 evaluate.accept_length(
-                    trainer.drafter, trainer.frozen, documents[:most], steps=3
+                    trainer.drafter,
+                    trainer.frozen,
+                    documents[:most],
+                    steps=3,
+                    temperature=self.temperatures[kind],
                 ).mean,
                 4,
             )

@@ -1,9 +1,10 @@
 """Verification of a draft tree: which nodes to accept, and the token after the last of them.
 
-Both kinds walk down from the root. Greedy follows the target's argmax; sampling accepts a
+All walk down from the root. Greedy follows the target's argmax; sampling accepts a
 child with exactly the target's probability of its token, so the emitted tokens are
 distributed as the target's own samples whatever was drafted (Leviathan et al. 2023, with a
-deterministic draft). Trees are described in `tree`.
+deterministic draft). A chain that was itself sampled is verified against what it was drawn from.
+Trees are described in `tree`.
 """
 
 import torch
@@ -157,6 +158,56 @@ def _sample(
         predicts[row] = token
 
 
+@kernel(
+    "void(int32[::1], int32[::1], int32[::1], int64[:, ::1], int64[::1], float32[:, ::1],"
+    " float32[::1], float32[:, :, ::1], float32[:, :, ::1], int64[::1], float32[::1], float32[::1])"
+)
+def _sample_chain(
+    predicts: Array,
+    accept_index: Array,
+    accept_token_num: Array,
+    candidates: Array,
+    row_of: Array,
+    coins: Array,
+    final_coins: Array,
+    target: Array,
+    draft: Array,
+    top_k: Array,
+    top_p: Array,
+    min_p: Array,
+) -> None:
+    batch, n, vocab = target.shape
+    width = accept_index.size // batch if batch > 0 else 0
+    weights = np.empty(vocab, np.float32)
+    for b in range(batch):
+        base = b * n
+        row = row_of[base]
+        accept_index[b * width] = row
+        accepted = 0
+        truncate_row(target[b, 0], top_k[b], top_p[b], min_p[b])
+        while accepted + 1 < width:
+            token = candidates[b, accepted + 1]
+            chance = draft[b, accepted, token]
+            if not np.float64(coins[b, accepted]) * chance < target[b, accepted, token]:
+                break
+            predicts[row] = token
+            accepted += 1
+            row = row_of[base + accepted]
+            accept_index[b * width + accepted] = row
+            truncate_row(target[b, accepted], top_k[b], top_p[b], min_p[b])
+        accept_token_num[b] = accepted
+
+        weights[:] = target[b, accepted]
+        if accepted + 1 < width:
+            for token in range(vocab):
+                weights[token] = max(weights[token] - draft[b, accepted, token], np.float32(0))
+        token = _draw(weights, np.float64(final_coins[b]))
+        if token < 0:
+            # The two are the same but for rounding.
+            token = _draw(target[b, accepted], np.float64(final_coins[b]))
+        predicts[row] = token
+
+
 def verify_tree_greedy_cpu(
     predicts: torch.Tensor,
     accept_index: torch.Tensor,
@@ -259,6 +310,60 @@ def tree_speculative_sampling_target_only(
         _NO_DRAFT if draft_probs is None else draft_probs.to(torch.float32).contiguous().numpy(),
         threshold_single,
         max(threshold_acc, 1e-9),
+        *limits(batch, top_ks, top_ps, min_ps),
+    )
+
+
+def chain_speculative_sampling(
+    predicts: torch.Tensor,
+    accept_index: torch.Tensor,
+    accept_token_num: torch.Tensor,
+    candidates: torch.Tensor,
+    retrive_index: torch.Tensor,
+    retrive_next_token: torch.Tensor,
+    uniform_samples: torch.Tensor,
+    uniform_samples_for_final_sampling: torch.Tensor,
+    target_probs: torch.Tensor,
+    draft_probs: torch.Tensor,
+    *,
+    top_ks: torch.Tensor | None = None,
+    top_ps: torch.Tensor | None = None,
+    min_ps: torch.Tensor | None = None,
+) -> None:
+    """Accept a chain that was drawn from the drafter's distributions q (arXiv 2211.17192).
+
+    A draft X is accepted with probability min(1, p(X) / q(X)), p being the target's distribution
+    after the filters; where one is not, the next token comes from max(p - q, 0). Tokens emitted
+    have the distribution p, whatever q is. A draft that was not drawn from q, but is the most
+    likely token of q, leads to p as well where p has one token only (greedy requests).
+
+    Args:
+        predicts: as in `verify_tree_greedy_cpu`, and so are the next five; node i + 1 of
+            ``candidates`` follows node i.
+        accept_index: see above.
+        accept_token_num: see above.
+        candidates: see above.
+        retrive_index: see above.
+        retrive_next_token: not read.
+        uniform_samples: ``[batch, n]`` in [0, 1): coin i is for the draft after node i.
+        uniform_samples_for_final_sampling: ``[batch]`` in [0, 1).
+        target_probs: ``[batch, n, vocab]``, the target's distribution after each node.
+        draft_probs: ``[batch, n - 1, vocab]``, what the draft after each node was drawn from.
+        top_ks: as in `tree_speculative_sampling_target_only`, and so are the next two.
+        top_ps: likewise.
+        min_ps: likewise.
+    """
+    batch, n = candidates.shape
+    _sample_chain(
+        flat(predicts, torch.int32, "predicts"),
+        flat(accept_index, torch.int32, "accept_index"),
+        flat(accept_token_num, torch.int32, "accept_token_num"),
+        indices(candidates).reshape(batch, n),
+        indices(retrive_index),
+        uniform_samples.to(torch.float32).contiguous().numpy(),
+        uniform_samples_for_final_sampling.to(torch.float32).contiguous().numpy(),
+        target_probs.to(torch.float32).contiguous().numpy(),
+        draft_probs.to(torch.float32).contiguous().numpy(),
         *limits(batch, top_ks, top_ps, min_ps),
     )
 
