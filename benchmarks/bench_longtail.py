@@ -4,7 +4,8 @@
 
 N prompts, G samples of each (as GRPO has them), greedy, with output lengths drawn once from a
 lognormal law and forced with `ignore_eos`, so that every system makes the same tokens; with
---natural they end where the model ends them. All are submitted at once, and fewer run than there
+--natural they end where the model ends them. With --temperature 1, as in RL, every system makes as
+many tokens, but other ones. All are submitted at once, and fewer run than there
 are: the batch fills, then drains, and the last few requests decide how long the step takes. Systems
 take turns, each on a server of its own that has just started; each round has them all.
 
@@ -60,6 +61,7 @@ class Options:
     json: Path
     quick: bool
     natural: bool
+    temperature: float
     device: str
     model: str
     groups: int
@@ -149,10 +151,10 @@ class Step:
 
     def __init__(
         self, process: server.Server, requests: Sequence[Request], prompts: Sequence[list[int]],
-        natural: bool,
+        natural: bool, temperature: float = 0.0,
     ) -> None:  # fmt: skip
         self.process, self.requests, self.prompts = process, requests, prompts
-        self.natural = natural
+        self.natural, self.temperature = natural, temperature
         self.left = len(requests)
         self.ended: list[float] = []
         self.answers: dict[int, dict[str, Any]] = {}
@@ -195,9 +197,11 @@ class Step:
         body = {
             "input_ids": self.prompts[request.prompt],
             "sampling_params": {
-                "temperature": 0, "max_new_tokens": request.tokens, "ignore_eos": not self.natural,
+                "temperature": self.temperature,
+                "max_new_tokens": request.tokens,
+                "ignore_eos": not self.natural,
             },
-        }  # fmt: skip
+        }
         connection = http.client.HTTPConnection(
             server.HOST, self.process.port, timeout=server.ANSWER_TIMEOUT
         )
@@ -263,7 +267,10 @@ def measure(options: Options, path: str, folder: Path, logs: Path) -> list[Playe
             try:
                 process.wait_ready()
                 process.generate(prompts[:1], 16)
-                step = Step(process, requests, prompts, options.natural)  # type: ignore[arg-type]
+                step = Step(
+                    process, requests, prompts, options.natural,  # type: ignore[arg-type]
+                    options.temperature,
+                )  # fmt: skip
                 found.append(step.play(system, number))
             finally:
                 server.stop([process.root])
@@ -344,6 +351,7 @@ def parse(argv: Sequence[str]) -> Options:
     parser = common.Parser("bench_longtail", __doc__, "one round of fewer, shorter requests")
     add = parser.add_argument
     add("--natural", action="store_true", help="end where the model ends, not at drawn lengths")
+    add("--temperature", type=float, default=0.0, metavar="T", help="of sampling (default: 0)")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--model", default=MODEL)
     add("--groups", type=int, metavar="N", help="prompts (default: 8, with --quick 4)")
@@ -362,9 +370,11 @@ def parse(argv: Sequence[str]) -> Options:
     given = (args.groups, args.samples, args.running, args.longest, args.rounds)
     if any(number is not None and number < 1 for number in given):
         raise common.UsageError("Sizes are numbers from 1 on.")
+    if not 0 <= args.temperature <= 2:
+        raise common.UsageError(f"--temperature {args.temperature} is not from 0 to 2.")
     return Options(
         common.load_prompts(args.prompts) if args.prompts else list(common.PROMPTS),
-        json_path, args.quick, args.natural, args.device, args.model,
+        json_path, args.quick, args.natural, args.temperature, args.device, args.model,
         args.groups or (4 if args.quick else 8), args.samples or 4, args.running or 8,
         64 if args.quick else 128, args.longest or (400 if args.quick else 640),
         args.rounds or (1 if args.quick else 3), tuple(args.system or known),
@@ -383,6 +393,8 @@ def _benchmark(options: Options, logs: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-longtail-") as work:
         found = measure(options, resolve_model(options.model), Path(work), logs)
     summary = summarise(found)
+    if options.temperature > 0:
+        summary["outputs_identical"] = None  # they are samples
     rows = []
     for system in dict.fromkeys(one.system for one in found):
         own = [one for one in found if one.system == system]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import random
+import resource
 import signal
 import statistics
 import subprocess
@@ -16,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import torch
 from fitting import Tiny
 from identity import LENGTH, Reference
@@ -224,13 +228,20 @@ def test_a_worse_drafter_is_rolled_back(
 
 
 @pytest.fixture(scope="module")
+def rendezvous(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the engine looks for a coordinator, and at first finds none."""
+    return f"ipc://{tmp_path_factory.mktemp('rendezvous')}/coordinator"
+
+
+@pytest.fixture(scope="module")
 def growing(
-    servers: Servers, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
+    servers: Servers, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, rendezvous: str
 ) -> Iterator[tuple[Server, Store]]:
     store = Store(tmp_path_factory.mktemp("growing"))
     flags = (
         *("--skip-tokenizer-init", "--max-running-requests", "8", "--tlt-store", str(store.root)),
         *("--tlt-sidecar", "always", "--tlt-policy", "cost-model"),
+        *("--tlt-coordinator", rendezvous),
     )
     server = servers.get("off,ngram:4,eagle3:3x1x4", *flags, model=tiny.path)
     yield server, store
@@ -266,45 +277,114 @@ def test_a_drafter_grows_from_nothing(growing: tuple[Server, Store], tiny: Tiny)
 # ---- what goes wrong beside the engine -----------------------------------------------------------
 
 
-def test_killed_sidecars_change_nothing(growing: tuple[Server, Store], tiny: Tiny) -> None:
-    """Twenty that are killed at random moments: output stays, and every version is whole."""
+def test_killed_sidecars_and_coordinators_change_nothing(
+    growing: tuple[Server, Store], tiny: Tiny, rendezvous: str
+) -> None:
+    """Twenty of each, killed at random moments: output stays, every version is whole, and the
+    coordinator that comes next hears of the engine."""
     server, store = growing
     words = ["--store", str(store.root), "--gate-steps", "1", "--threads", "1"]
-    command = [sys.executable, "-m", "tlt_sglang.cli", "sidecar", *words]
+    sidecar = [sys.executable, "-m", "tlt_sglang.cli", "sidecar", *words]
+    coordinator = [sys.executable, "-m", "tlt_sglang.cli", "coordinator", "--endpoint", rendezvous]
     prompts = torch.randint(3, tiny.vocab, (16, 6), generator=torch.Generator().manual_seed(5))
     expected = greedily(tiny.model, prompts, 24)
     chance = random.Random(0)
+
+    def served() -> None:
+        answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=24)
+        assert [answer["output_ids"] for answer in answers] == expected
+
     for _ in range(20):
-        sidecar = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        beside = [
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for command in chance.sample((sidecar, coordinator), 2)
+        ]
         until = time.monotonic() + chance.choice((0.2, 1.0, 2.5)) * chance.random()
         while time.monotonic() < until:
-            answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=24)
-            assert [answer["output_ids"] for answer in answers] == expected
-        sidecar.kill()
-        sidecar.wait()
+            served()
+        for process in chance.sample(beside, 2):
+            process.kill()
+            process.wait()
+        served()
     folder = store.root / "seed"
     expected_weights = describe.expected(folder, describe.target_config(tiny.path), "F32")
     for version in store.versions():
         assert store.load(version, expected_weights)
     assert server.scheduler()["swap"]["refused"] == {}
+    with subprocess.Popen(coordinator, stdout=subprocess.DEVNULL) as last:
+        known = functools.partial(_known, [*coordinator, "--status"])
+        heard = wait_for(lambda: "engine" in known(), 30)
+        told = known()
+        last.terminate()
+    assert heard, told
     server.wait_until_idle()
 
 
-def test_a_killed_engine_leaves_nothing_that_the_next_one_keeps(
+def _known(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def test_a_sidecar_whose_disk_is_full_says_so_and_disturbs_nobody(
+    growing: tuple[Server, Store], tiny: Tiny
+) -> None:
+    """No file of it can get as large as a drafter: neither a version nor a checkpoint."""
+    server, store = growing
+    before = store.versions()
+    words = ["--store", str(store.root), "--gate-steps", "1", "--threads", "1"]
+    log = store.root.parent / "full.log"
+    with log.open("wb") as output:
+        sidecar = subprocess.Popen(
+            [sys.executable, "-m", "tlt_sglang.cli", "sidecar", *words],
+            stderr=output,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)),
+        )
+        prompts = torch.randint(3, tiny.vocab, (16, 6), generator=torch.Generator().manual_seed(6))
+        expected = greedily(tiny.model, prompts, 24)
+        deadline = time.monotonic() + 120
+        while "The drafter store" not in log.read_text() and time.monotonic() < deadline:
+            answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=24)
+            assert [answer["output_ids"] for answer in answers] == expected
+            assert sidecar.poll() is None, log.read_text()
+        sidecar.send_signal(signal.SIGINT)
+        sidecar.wait(timeout=30)
+    told = log.read_text()
+    assert "cannot be used (File too large)" in told and "Traceback" not in told, told
+    assert [version for version in store.versions() if version not in before] == []
+    assert [file for file in store.root.rglob("*") if ".tmp" in file.name] == []
+
+
+def test_killed_engines_leave_nothing_that_the_next_one_keeps(
     growing: tuple[Server, Store], servers: Servers, tiny: Tiny
 ) -> None:
-    """Its log and its announcement go when the next engine of the store starts."""
+    """Killed at random moments of a batch, as often as TLT_KILLED_ENGINES says: the log of each and
+    its announcement go when the next engine of the store starts, which answers as ever."""
     server, store = growing
-    log = Path(server.scheduler()["harvest"]["path"])
-    for pid in server.processes():
-        os.kill(pid, signal.SIGKILL)
-    servers.running.pop(server.spec)
-    server._kill()
-    assert log.exists()
+    prompts = torch.randint(3, tiny.vocab, (16, 6), generator=torch.Generator().manual_seed(7))
+    expected = greedily(tiny.model, prompts, 24)
     flags = ("--skip-tokenizer-init", "--tlt-store", str(store.root))
-    again = servers.get("off,eagle3:3x1x4", *flags, model=tiny.path)
-    assert not log.exists()
-    assert len(list((store.root / "engines").iterdir())) == 1
-    assert again.scheduler()["drafter_version"] == max(store.versions(), default=0)
-    servers.drop(again)
+    chance = random.Random(1)
+    for _ in range(int(os.environ.get("TLT_KILLED_ENGINES", "2"))):
+        log = Path(server.scheduler()["harvest"]["path"])
+        load = threading.Thread(target=_until_it_dies, args=(server, prompts.tolist()))
+        load.start()
+        time.sleep(0.5 * chance.random())
+        for pid in server.processes():
+            os.kill(pid, signal.SIGKILL)
+        load.join()
+        servers.running.pop(server.spec)
+        server._kill()
+        assert log.exists()
+        server = servers.get("off,eagle3:3x1x4", *flags, model=tiny.path)
+        assert not log.exists()
+        assert len(list((store.root / "engines").iterdir())) == 1
+        assert server.scheduler()["drafter_version"] == max(store.versions(), default=0)
+        answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=24)
+        assert [answer["output_ids"] for answer in answers] == expected
+    servers.drop(server)
     assert list((store.root / "engines").iterdir()) == []
+
+
+def _until_it_dies(server: Server, prompts: list[list[int]]) -> None:
+    with contextlib.suppress(requests.RequestException):
+        while True:
+            server.generate_all(prompts, at_once=8, max_new_tokens=24)

@@ -1,0 +1,367 @@
+"""Several steps of GRPO, rollout and policy update, with plain decoding and with adaptive drafts.
+
+    python benchmarks/bench_rl_step.py [--quick] [--steps N] [--sidecar] [--json PATH]
+
+Each system has a server and a policy of its own, both of the same checkpoint, and sees the same
+problems: small sums of reasoning-gym, whose answers it checks. A step samples G responses to each
+of N problems at temperature 1 with lengths of a long tail, scores them, takes one step of policy
+gradient on them in PyTorch (GRPO: advantages within the group, arXiv 2402.03300, without a KL
+term), and hands the weights to the server in one of SGLang's weight-update sessions. The systems
+take turns. What they sample differs, so their rewards agree within noise only.
+
+rollout_speedup    Time of the rollouts: plain over adaptive, median of the steps.
+step_speedup       The same of whole steps; the policy's own training is the same in both.
+reward_plain       Mean reward of all steps; and of the adaptive system below.
+reward_adaptive    See above.
+reward_noise       Standard error of their difference, over problems.
+accept_len_first   Accept length of the adaptive system in the first step.
+accept_len_last    And in the last one, with a policy that has moved.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a file, not with -m
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common, server
+from benchmarks.bench_longtail import Request, Step
+from benchmarks.common import say
+
+MODEL = "smollm2-135m"
+PLAIN, ADAPTIVE = "plain", "adaptive"
+LEARNING_RATE = 2e-6
+SPREAD = 0.9
+"""Standard deviation of the logarithm of a response's longest length."""
+TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    json: Path
+    quick: bool
+    sidecar: bool
+    model: str
+    steps: int
+    problems: int
+    samples: int
+    running: int
+    median: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question, as the policy is asked, and what judges an answer."""
+
+    prompt: list[int]
+    entry: Any
+    tokens: tuple[int, ...]
+    """The longest length of each sample."""
+
+
+@dataclass
+class Taken:
+    """One step of one system."""
+
+    system: str
+    step: int
+    rollout_seconds: float
+    train_seconds: float
+    update_seconds: float
+    rewards: list[float]
+    """Mean of each group."""
+    tokens: int
+    accept_length: float
+
+    @property
+    def seconds(self) -> float:
+        return self.rollout_seconds + self.train_seconds + self.update_seconds
+
+
+class Policy:
+    """The model that is trained; plain PyTorch."""
+
+    def __init__(self, path: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, fused=True)
+
+    def update(self, samples: Sequence[tuple[list[int], list[int], float]]) -> None:
+        """One step of policy gradient on (prompt, response, advantage), one after the other."""
+        import torch
+
+        tokens = sum(len(response) for _, response, _ in samples)
+        for prompt, response, advantage in samples:
+            if advantage == 0:
+                continue
+            ids = torch.tensor([prompt + response])
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = self.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+            chosen = torch.tensor(response).unsqueeze(-1)
+            logprobs = logits.float().log_softmax(-1).gather(-1, chosen)
+            (-advantage * logprobs.sum() / tokens).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def save(self, folder: Path) -> None:
+        """A checkpoint that the server can load."""
+        self.model.save_pretrained(folder)
+
+
+class System:
+    """A server, the policy that it serves, and what they did."""
+
+    def __init__(self, name: str, options: Options, path: str, work: Path, logs: Path) -> None:
+        self.name, self.options, self.folder = name, options, work / name
+        flags = ["--model", path, "--device", "cpu", "--max-total-tokens", "20000"]
+        flags += ["--max-running-requests", str(options.running), "--adaptive-spec"]
+        if name == PLAIN:
+            flags += ["--tlt-strategies", "off"]
+        elif options.sidecar:
+            flags += ["--tlt-store", str(work / "versions"), "--tlt-sidecar", "idle"]
+        self.process = server.Server(name, flags, server.default_threads(), logs)
+        self.policy = Policy(path)
+        self.taken: list[Taken] = []
+
+    def step(self, number: int, problems: Sequence[Problem], judge: Judge) -> None:
+        """Rollout, reward, update."""
+        requests = [
+            Request(place, tokens) for place, one in enumerate(problems) for tokens in one.tokens
+        ]
+        rollout = Step(
+            self.process, requests, [one.prompt for one in problems], natural=True, temperature=1.0
+        )
+        played = rollout.play(self.name, number)
+        began = time.perf_counter()
+        samples, rewards = [], []
+        each = self.options.samples
+        for place, problem in enumerate(problems):
+            outputs = [rollout.answers[place * each + i]["output_ids"] for i in range(each)]
+            scores = [judge.reward(output, problem.entry) for output in outputs]
+            rewards.append(statistics.mean(scores))
+            scale = statistics.pstdev(scores) or 1.0
+            samples += [
+                (problem.prompt, output, (score - rewards[-1]) / scale)
+                for output, score in zip(outputs, scores, strict=True)
+            ]
+        self.policy.update(samples)
+        trained = time.perf_counter()
+        self._hand_over()
+        self.taken.append(
+            Taken(
+                self.name, number, played.seconds, trained - began,
+                time.perf_counter() - trained, rewards, played.tokens, played.accept_length,
+            )
+        )  # fmt: skip
+
+    def _hand_over(self) -> None:
+        self.policy.save(self.folder)
+        post = self.process.post
+        post("/begin_weight_update", {"selector": "target"}, timeout=TIMEOUT)
+        post("/update_weights_from_disk", {"model_path": str(self.folder)}, timeout=TIMEOUT)
+        post("/end_weight_update", {}, timeout=TIMEOUT)
+
+
+class Judge:
+    """Problems of reasoning-gym, and its own verdict on answers to them."""
+
+    def __init__(self, path: str, options: Options) -> None:
+        from reasoning_gym.factory import create_dataset
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.options = options
+        self.data: Any = create_dataset(
+            "chain_sum", seed=7, size=options.steps * options.problems,
+            min_terms=2, max_terms=3, min_digits=1, max_digits=1,
+        )  # fmt: skip
+
+    def problems(self, step: int) -> list[Problem]:
+        """Those of one step."""
+        options, chance = self.options, random.Random(step)
+        found = []
+        for entry in list(self.data)[step * options.problems : (step + 1) * options.problems]:
+            question = f"{entry['question']} Think step by step, and end with the number."
+            prompt = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+            )
+            lengths = tuple(
+                max(
+                    16,
+                    min(options.longest, round(options.median * chance.lognormvariate(0, SPREAD))),
+                )
+                for _ in range(options.samples)
+            )
+            ids = self.tokenizer.encode(prompt, add_special_tokens=False)
+            found.append(Problem(ids, entry, lengths))
+        return found
+
+    def reward(self, output: Sequence[int], entry: Any) -> float:
+        """Of the last number that is said."""
+        numbers = re.findall(r"-?\d+", self.tokenizer.decode(output, skip_special_tokens=True))
+        return float(self.data.score_answer(numbers[-1] if numbers else None, entry))
+
+
+def measure(options: Options, path: str, work: Path, logs: Path) -> list[Taken]:
+    """Every step of every system, in turn."""
+    judge = Judge(path, options)
+    systems = []
+    try:
+        for name in (PLAIN, ADAPTIVE):
+            systems.append(System(name, options, path, work, logs))
+            systems[-1].process.wait_ready()
+        for number in range(options.steps):
+            problems = judge.problems(number)
+            for system in systems[:: 1 if number % 2 == 0 else -1]:
+                system.step(number, problems, judge)
+                last = system.taken[-1]
+                say(
+                    f"step {number + 1} of {options.steps}, {last.system}: rollout "
+                    f"{last.rollout_seconds:.1f} s, training {last.train_seconds:.1f} s, update "
+                    f"{last.update_seconds:.1f} s, reward {statistics.mean(last.rewards):.3f}, "
+                    f"accept length {last.accept_length:.2f}"
+                )
+    finally:
+        server.stop([system.process.root for system in systems])
+        for system in systems:
+            system.process.close()
+    return [taken for system in systems for taken in system.taken]
+
+
+def summarise(found: Sequence[Taken]) -> dict[str, float | None]:
+    """The figures; times as medians over the steps of paired ratios."""
+    plain = [one for one in found if one.system == PLAIN]
+    adaptive = [one for one in found if one.system == ADAPTIVE]
+    rewards = [[r for one in each for r in one.rewards] for each in (plain, adaptive)]
+    differences = [b - a for a, b in zip(*rewards, strict=True)]
+    noise = statistics.stdev(differences) / len(differences) ** 0.5 if differences[1:] else 0.0
+
+    def ratio(what: str) -> float:
+        pairs = zip(plain, adaptive, strict=True)
+        ratios = [float(getattr(a, what) / getattr(b, what)) for a, b in pairs]
+        return round(statistics.median(ratios), 4)
+
+    return {
+        "rollout_speedup": ratio("rollout_seconds"),
+        "step_speedup": ratio("seconds"),
+        "reward_plain": round(statistics.mean(rewards[0]), 4),
+        "reward_adaptive": round(statistics.mean(rewards[1]), 4),
+        "reward_noise": round(noise, 4),
+        "accept_len_first": round(adaptive[0].accept_length, 4),
+        "accept_len_last": round(adaptive[-1].accept_length, 4),
+    }
+
+
+def plot(found: Sequence[Taken], path: Path) -> None:
+    """Reward, time and accept length over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (reward, seconds, accept) = pyplot.subplots(1, 3, figsize=(12, 3.6))
+    for place, name in enumerate((PLAIN, ADAPTIVE)):
+        own = [one for one in found if one.system == name]
+        at = [one.step + 1 for one in own]
+        reward.plot(at, [statistics.mean(one.rewards) for one in own], "o-", label=name)
+        left = [step + 0.4 * (place - 0.5) for step in at]
+        base = [0.0] * len(own)
+        parts = (("rollout_seconds", 1.0), ("train_seconds", 0.55), ("update_seconds", 0.25))
+        for part, alpha in parts:
+            height = [getattr(one, part) for one in own]
+            label = f"{name}: {part.removesuffix('_seconds')}"
+            seconds.bar(left, height, 0.36, base, color=f"C{place}", alpha=alpha, label=label)
+            base = [a + b for a, b in zip(base, height, strict=True)]
+        accept.plot(at, [one.accept_length for one in own], "o-", label=name)
+    reward.set_title("mean reward")
+    seconds.set_title("seconds of a step")
+    accept.set_title("accept length")
+    for axes in (reward, seconds, accept):
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options; raises UsageError with one sentence for what cannot be right."""
+    parser = common.Parser("bench_rl_step", __doc__, "fewer steps of fewer, shorter responses")
+    add = parser.add_argument
+    add("--steps", type=int, metavar="N", help="default: 6, with --quick 3")
+    add("--problems", type=int, metavar="N", help="of a step (default: 6, with --quick 4)")
+    add("--samples", type=int, metavar="G", help="of each (default: 4)")
+    add("--running", type=int, metavar="R", help="requests at once (default: 8)")
+    add("--longest", type=int, metavar="T", help="tokens of a response (default: 512, quick 256)")
+    add("--sidecar", action="store_true", help="the drafter is trained while the engine is idle")
+    add("--model", default=MODEL)
+    args = parser.parse_args(argv)
+    if args.prompts is not None:
+        raise common.UsageError("--prompts has no meaning here: rewards need known answers.")
+    json_path = args.json or common.RESULTS / "bench_rl_step.json"
+    common.check_writable(json_path)
+    given = (args.steps, args.problems, args.samples, args.running, args.longest)
+    if any(number is not None and number < 1 for number in given):
+        raise common.UsageError("Sizes are numbers from 1 on.")
+    return Options(
+        json_path, args.quick, args.sidecar, args.model,
+        args.steps or (3 if args.quick else 6), args.problems or (4 if args.quick else 6),
+        args.samples or 4, args.running or 8, 48 if args.quick else 96,
+        args.longest or (256 if args.quick else 512),
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else argv
+    return common.run("bench_rl_step", lambda logs: _benchmark(parse(words), logs))
+
+
+def _benchmark(options: Options, logs: Path) -> None:
+    from tlt_sglang.models import resolve_model
+
+    with tempfile.TemporaryDirectory(prefix="bench-rl-step-") as work:
+        found = measure(options, resolve_model(options.model), Path(work), logs)
+    summary = summarise(found)
+    rows = [
+        (
+            str(one.step + 1), one.system, f"{one.rollout_seconds:.1f}", f"{one.train_seconds:.1f}",
+            f"{one.update_seconds:.1f}", f"{statistics.mean(one.rewards):.3f}",
+            f"{one.accept_length:.2f}",
+        )
+        for one in sorted(found, key=lambda one: one.step)
+    ]  # fmt: skip
+    header = ("step", "system", "rollout s", "training s", "update s", "reward", "accept length")
+    print(common.table(header, rows))
+    told = [(name, "-" if value is None else f"{value:.3f}") for name, value in summary.items()]
+    print(common.table(("figure", "value"), told))
+    settings = {name: value for name, value in asdict(options).items() if name != "json"}
+    document = common.document(
+        "rl_step", summary, settings=settings, steps=[asdict(one) for one in found]
+    )
+    common.write_json(options.json, document)
+    plot(found, options.json.with_suffix(".png"))
+    say(f"written to {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
