@@ -42,6 +42,7 @@ class Sidecar:
     memory_gb: float
     threads: int
     cores: str
+    tensorboard: bool
 
     def joined(self, config: Config) -> Config:
         """`config` that reports to the coordinator that is run here."""
@@ -58,6 +59,8 @@ class Sidecar:
             "--cores", self.cores, "--parent", str(os.getpid()),
             "--tlt-preempt-ms", str(self.preempt_ms),
         ]  # fmt: skip
+        if self.tensorboard:
+            words.append("--tensorboard")
         if self.when == "idle" and config.coordinator is not None:
             words += ["--tlt-coordinator", config.coordinator]
             if config.coordinator_key is not None:
@@ -79,12 +82,17 @@ def add_flags(group: Any) -> None:
         help="of what it trains on (default: 2)")  # fmt: skip
     add("--tlt-sidecar-threads", type=commands.count, metavar="N",
         help="of a sidecar on CPU (default: 1)")  # fmt: skip
+    add("--tlt-sidecar-tensorboard", action="store_const", const=True,
+        help="it writes TensorBoard scalars to STORE/tensorboard")  # fmt: skip
     add("--tlt-sidecar-cores", metavar="N[,N]", help="of a sidecar on CPU (default: any)")
 
 
 def options(given: argparse.Namespace, config: Config | None) -> Sidecar | None:
     """What the flags ask for. Raises ConfigError where they cannot be together."""
-    names = ("preempt_ms", "sidecar_memory_gb", "sidecar_threads", "sidecar_cores")
+    names = (
+        "preempt_ms", "sidecar_memory_gb", "sidecar_threads", "sidecar_cores",
+        "sidecar_tensorboard",
+    )  # fmt: skip
     said = {name: getattr(given, f"tlt_{name}") for name in names}
     if given.tlt_sidecar is None:
         for name, value in said.items():
@@ -105,6 +113,7 @@ def options(given: argparse.Namespace, config: Config | None) -> Sidecar | None:
         said["sidecar_memory_gb"] or 2.0,
         said["sidecar_threads"] or 1,
         said["sidecar_cores"] or "",
+        bool(said["sidecar_tensorboard"]),
     )
 
 

@@ -241,7 +241,7 @@ def growing(
     flags = (
         *("--skip-tokenizer-init", "--max-running-requests", "8", "--tlt-store", str(store.root)),
         *("--tlt-sidecar", "always", "--tlt-policy", "cost-model"),
-        *("--tlt-coordinator", rendezvous),
+        *("--tlt-coordinator", rendezvous, "--tlt-sidecar-tensorboard"),
     )
     server = servers.get("off,ngram:4,eagle3:3x1x4", *flags, model=tiny.path)
     yield server, store
@@ -272,6 +272,7 @@ def test_a_drafter_grows_from_nothing(growing: tuple[Server, Store], tiny: Tiny)
     assert [answer["output_ids"] for answer in answers] == expected
     assert all(answer["meta_info"]["drafter_version"][-1] >= 1 for answer in answers)
     assert store.manifest(int(status["drafter_version"])).gate["candidate"] > 1
+    assert list((store.root / "tensorboard").glob("events.*"))
 
 
 # ---- what goes wrong beside the engine -----------------------------------------------------------

@@ -135,3 +135,24 @@ def test_the_dashboard_asks_for_what_there_is() -> None:
     asked = set(re.findall(r"tlt_\w+", json.dumps(dashboard["panels"])))
     assert asked and asked <= known
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_scalars_are_read_back(tmp_path: Path) -> None:
+    """From the records of the file, as TensorBoard reads them."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    from tlt_sglang.observe.scalars import Scalars
+
+    written = Scalars(tmp_path)
+    written.add(3, {"loss": 2.5, "accept length/in use": 1.5})
+    written.add(4, {"loss": 2.0})
+    written.close()
+    (file,) = tmp_path.glob("events.*")
+    data, at, found = file.read_bytes(), 0, []
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        event = Event.FromString(data[at + 12 : at + 12 + size])
+        found += [(event.step, one.tag, one.simple_value) for one in event.summary.value]
+        at += size + 16
+    assert [(step, value) for step, _, value in found] == [(3, 2.5), (3, 1.5), (4, 2.0)]
+    assert found[0][1] == "loss" and found[1][1].startswith("accept")

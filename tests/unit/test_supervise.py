@@ -19,7 +19,10 @@ from tlt_sglang.errors import ConfigError, EnvironmentProblem
 
 
 def given(**flags: Any) -> argparse.Namespace:
-    names = ("sidecar", "preempt_ms", "sidecar_memory_gb", "sidecar_threads", "sidecar_cores")
+    names = (
+        "sidecar", "preempt_ms", "sidecar_memory_gb", "sidecar_threads", "sidecar_cores",
+        "sidecar_tensorboard",
+    )  # fmt: skip
     return argparse.Namespace(**{f"tlt_{name}": flags.get(name) for name in names})
 
 
@@ -41,9 +44,11 @@ def test_an_idle_sidecar_gets_a_coordinator_of_its_own(tmp_path: Path) -> None:
 
 def test_one_that_always_trains_asks_nobody(tmp_path: Path) -> None:
     config = Config(store=str(tmp_path), coordinator="ipc:///tmp/x/y")
-    sidecar = supervise.options(given(sidecar="always", sidecar_cores="1"), config)
+    flags = given(sidecar="always", sidecar_cores="1", sidecar_tensorboard=True)
+    sidecar = supervise.options(flags, config)
     assert sidecar is not None
     words = sidecar.command(sidecar.joined(config))
+    assert "--tensorboard" in words
     assert "--tlt-coordinator" not in words
     assert words[words.index("--cores") + 1] == "1"
 

@@ -30,6 +30,7 @@ from tlt_sglang.errors import ConfigError, EnvironmentProblem, TltError
 from tlt_sglang.flags import Parser
 from tlt_sglang.harvest import announce, segments
 from tlt_sglang.harvest.announce import Announcement
+from tlt_sglang.observe.scalars import Scalars
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
 from tlt_sglang.weights import describe
@@ -67,6 +68,7 @@ class Options:
     gate_steps: int | None
     seconds: float | None
     seed: int
+    tensorboard: bool
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,6 +97,7 @@ def _sidecar(argv: Sequence[str]) -> None:
     add("--gate-steps", type=commands.count, metavar="N", help="optimizer steps between two gates")
     add("--seconds", type=float, metavar="S", help="end after so long (default: when told to)")
     add("--seed", type=int, default=0)
+    add("--tensorboard", action="store_true", help="write scalars to STORE/tensorboard")
     add("--parent", type=int, metavar="PID", help="end with this process")
     if commands.helped(parser, argv):
         return
@@ -108,6 +111,7 @@ def _sidecar(argv: Sequence[str]) -> None:
         args.tlt_coordinator_key, args.tlt_device_name, args.tlt_preempt_ms, args.threads,
         _cores(args.cores),
         args.learning_rate, args.batch_tokens, args.gate_steps, args.seconds, args.seed,
+        args.tensorboard,
     )  # fmt: skip
     Sidecar(options).run()
 
@@ -123,6 +127,7 @@ class Sidecar:
         """Of the drafter that engines use, as the store knows it."""
         self.published = 0
         self.gate: Gate | None = None
+        self.scalars: Scalars | None = None
         self._allowed = options.coordinator is None
         self._client: Client | None = None
         self._began = time.monotonic()
@@ -133,6 +138,8 @@ class Sidecar:
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, self._stop)
         segments.remove_stale()
+        if self.options.tensorboard:
+            self.scalars = Scalars(self.store.root / "tensorboard")
         engine = self._first_engine()
         if engine is None:
             return
@@ -146,6 +153,8 @@ class Sidecar:
         finally:
             if self._client is not None:
                 self._client.close()
+            if self.scalars is not None:
+                self.scalars.close()
 
     def _stop(self, *_: object) -> None:
         self.stopped = True
@@ -190,6 +199,9 @@ class Sidecar:
         """Write STORE/sidecar.json, once a second."""
         if now or time.monotonic() - self._told > TELL_SECONDS:
             self._told = time.monotonic()
+            if self.scalars is not None and status["step"]:
+                told = {name: status[name] for name in ("loss", "tokens", "published")}
+                self.scalars.add(status["step"], told)
             path = self.store.root / "sidecar.json"
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             try:
@@ -338,6 +350,11 @@ class _Training:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             _say(f"STORE/training.jsonl cannot be written ({error.strerror})")
+        if self.sidecar.scalars is not None:
+            lengths = {"in use": gate.running, "trained": gate.candidate}
+            self.sidecar.scalars.add(
+                self.learner.step, {f"accept length/{n}": v for n, v in lengths.items()}
+            )
 
     def _save(self) -> None:
         self._saved = time.monotonic()
