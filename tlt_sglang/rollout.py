@@ -81,6 +81,7 @@ class Rollout:
         missed = self.backlog.take(_ids(batch))
         if missed is not None:
             self._catch_up(batch, missed, batch.seq_lens, draft_input)
+            self.driver.begin_again()
         topk = self.states.worker.topk
         if self._sampled is not None:
             return self._sampled.draft(original, batch, topk)

@@ -74,6 +74,19 @@ def test_waiting_and_prefills_do_not_count(driver: Driver, clock: Clock, told: T
     assert told.seen[0].seconds == pytest.approx(0.03)
 
 
+def test_what_a_drafter_catches_up_is_no_part_of_a_step(
+    driver: Driver, clock: Clock, told: Told
+) -> None:
+    driver.begin(1)
+    clock.now += 0.7
+    driver.begin_again()
+    clock.now += 0.1
+    driver.end()
+    driver.outcome([1])
+    driver.begin(1)
+    assert [round(seen.seconds, 6) for seen in told.seen] == [0.1]
+
+
 def test_outcomes_that_come_late_find_their_step(driver: Driver, clock: Clock, told: Told) -> None:
     """Overlap scheduling: a step begins before the one before it is told."""
     for size in (1, 2, 3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import random
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from tlt_sglang.config import POLICIES, Config, PolicyName
 from tlt_sglang.strategy.acceptance import Acceptance
 from tlt_sglang.strategy.arms import Strategy, parse
 from tlt_sglang.strategy.beg_mab import BegMab
-from tlt_sglang.strategy.cost_model import CostModel
+from tlt_sglang.strategy.cost_model import TRIAL, CostModel
 from tlt_sglang.strategy.costs import Costs
 from tlt_sglang.strategy.ema import Ema
 from tlt_sglang.strategy.policies import make
@@ -98,7 +99,12 @@ def test_the_same_calls_lead_to_the_same_choices(
 def test_a_choice_is_kept_for_a_while() -> None:
     chosen = play(CostModel(POOL, dwell=10), 4, 300, 0.5, memory_bound)
     changes = [i for i in range(1, 300) if chosen[i] != chosen[i - 1]]
-    assert all(b - a >= 10 for a, b in itertools.pairwise(changes))
+    kept = [(b - a, chosen[a]) for a, b in itertools.pairwise(changes)]
+    assert all(steps >= TRIAL for steps, _ in kept)
+    # What was left sooner was only tried.
+    best = max(set(chosen), key=chosen.count)
+    assert statistics.mean(steps for steps, arm in kept if arm == best) >= 10
+    assert chosen.count(best) > 200
 
 
 def test_without_strategies_there_is_no_policy() -> None:

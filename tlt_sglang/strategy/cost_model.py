@@ -28,6 +28,8 @@ BREADTH = 0.3
 """Standard deviations of a draw, over those of what is known; 0 never explores."""
 WIDEST = 2.0
 """Draws are cut here, in standard deviations."""
+TRIAL = 2
+"""Steps of a strategy that is tried although another one is expected to be better."""
 NOISE = 0.04
 """Standard deviation of one step's time, as a share of it."""
 UNKNOWN = 0.12
@@ -39,7 +41,8 @@ STALE = 1000.0
 class CostModel:
     """Raises ValueError without strategies.
 
-    `dwell`: steps a choice is kept at least; `possible`: strategies that a batch size can have.
+    `dwell`: steps a choice is kept at least, but for one that is only a trial; `possible`:
+    strategies that a batch size can have.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class CostModel:
         margin = WAKING if best.num_steps and not self._current.num_steps else MARGIN
         if self._current not in arms or drawn[best] > drawn[self._current] * (1 + margin):
             self._current = best
-        self._keep_until = self._now + self._dwell
+        expected = {arm: self.worth(arm, batch_size) for arm in arms}
+        trial = expected[self._current] < max(expected.values())
+        self._keep_until = self._now + (min(TRIAL, self._dwell) if trial else self._dwell)
         return self._current
 
     def observe(self, seen: Observation) -> None:

@@ -53,6 +53,11 @@ class Driver:
         self._steps.append(_Step(strategy, batch_size, now))
         return strategy
 
+    def begin_again(self) -> None:
+        """What was done since the step began is no part of it: a drafter has caught up."""
+        if self._steps:
+            self._steps[-1].began = self._clock.mark()
+
     def end(self) -> None:
         """The work of the step that began last is done."""
         if self._steps:
