@@ -1,15 +1,17 @@
-"""sglang.srt.speculative.spec_utils, in the scheduler process: no compiler in the first draft."""
+"""sglang.srt.speculative.spec_utils, in the scheduler process: drafts without a compiler."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching import replaces_upstream, wraps_upstream
+
+_MODULE = "sglang.srt.speculative.spec_utils"
 
 
 @wraps_upstream(
-    "sglang.srt.speculative.spec_utils:_select_top_k_tokens_later",
+    f"{_MODULE}:_select_top_k_tokens_later",
     why="torch.compile takes five seconds at the first draft, and a few tiny tensors gain nothing",
     remove_when="SGLang does not compile it for CPUs",
     process="scheduler",
@@ -20,4 +22,20 @@ def select_top_k_tokens_later(original: Any, *args: Any, **kwargs: Any) -> Any:
     return inspect.unwrap(original)(*args, **kwargs)
 
 
-PATCHES = (select_top_k_tokens_later,)
+def _row_argmax(scores: Any) -> Any:
+    """[B] of [B, V]."""
+    return scores.argmax(dim=-1)
+
+
+PATCHES = (
+    select_top_k_tokens_later,
+    replaces_upstream(
+        f"{_MODULE}:row_argmax",
+        _row_argmax,
+        why="sampled drafts are drawn with it, and it is written in Triton, which has no CPUs",
+        remove_when="SGLang samples drafts on CPUs",
+        process="scheduler",
+        only_on="cpu",
+        digests={"0.5.23": "891889d4f1dc3cc4"},
+    ),
+)
