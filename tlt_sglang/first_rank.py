@@ -6,6 +6,10 @@ Runs in the scheduler process.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def is_first() -> bool:
@@ -33,3 +37,20 @@ def exchange() -> Callable[[int], int] | None:
         return int(told)
 
     return exchanged
+
+
+def gathered(part: torch.Tensor) -> torch.Tensor | None:
+    """On the first rank, the rows of all ranks' `part` [V / ranks, N] on CPU; None on the others.
+
+    Every rank has to call it.
+    """
+    import torch
+    from sglang.srt.runtime_context import get_parallel
+
+    group = get_parallel().tp_group
+    if group.world_size == 1:
+        return part
+    own = part.contiguous().view(torch.uint8)  # gloo does not send every dtype
+    rows = [torch.empty_like(own) for _ in group.ranks] if is_first() else None
+    torch.distributed.gather(own, rows, dst=group.ranks[0], group=group.cpu_group)
+    return None if rows is None else torch.cat(rows).view(part.dtype)

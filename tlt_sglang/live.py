@@ -56,6 +56,7 @@ class Live:
         self.seed = (folder / SEED).exists()
         shape = describe.target_config(args.model_path)
         expected = describe.expected(folder, shape, _dtype(draft))
+        self._harvests = config.harvests
         self.tap: Tap | None = None
         self.announced: Announcement | None = None
         self._requests: deque[list[str]] = deque()
@@ -190,19 +191,17 @@ class Live:
     def _target_changed(self) -> None:
         self._dirty = False
         self.swap.target_changed()
-        if self.tap is None or self.announced is None:
-            return
-        self.tap.forget()
-        version = self.tap.version
-        if not self.swap.alone:
-            logger.warning(
-                "With tensor parallelism the sidecar cannot follow an update of the target yet: it "
-                "trains no further; see docs/sidecar.md."
-            )
-            self._announce(target_version=version, heads="")
+        if not self._harvests:
             return
         model = self._worker.target_worker.model_runner.model
-        embedding, head = (part.detach().bfloat16().cpu() for part in model.get_embed_and_head())
+        parts = [part.detach() for part in model.get_embed_and_head()]
+        tied = parts[0].data_ptr() == parts[1].data_ptr()
+        whole = [first_rank.gathered(part.bfloat16().cpu()) for part in parts[: 1 if tied else 2]]
+        embedding, head = whole[0], whole[-1]
+        if self.tap is None or embedding is None or head is None:
+            return  # another rank's
+        self.tap.forget()
+        version = self.tap.version
         threading.Thread(
             target=self._publish_heads, args=(version, embedding, head), daemon=True
         ).start()

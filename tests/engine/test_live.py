@@ -271,7 +271,8 @@ def test_a_drafter_grows_from_nothing(growing: tuple[Server, Store], tiny: Tiny)
     answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=longest)
     assert [answer["output_ids"] for answer in answers] == expected
     assert all(answer["meta_info"]["drafter_version"][-1] >= 1 for answer in answers)
-    assert store.manifest(int(status["drafter_version"])).gate["candidate"] > 1
+    # The one in use may be gone already: the sidecar goes on publishing.
+    assert store.manifest(max(store.versions())).gate["candidate"] > 1
     assert list((store.root / "tensorboard").glob("events.*"))
 
 

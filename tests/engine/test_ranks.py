@@ -9,9 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from servers import Servers
+from safetensors.torch import load_file
+from servers import Server, Servers, wait_for
 from tiny import greedily, make_target
 from transformers import AutoModelForCausalLM
+
+from tlt_sglang.harvest import announce
 
 FLAGS = ("--skip-tokenizer-init", "--tp-size", "2")
 LENGTH = 40
@@ -21,7 +24,8 @@ POOL = "eagle3:3x4x8,off,eagle3:1x1x2,ngram:4"
 def test_two_ranks(servers: Servers, tmp_path: Path) -> None:
     path = make_target(tmp_path / "target", "llama", 64, seed=5)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    server = servers.get(POOL, *FLAGS, model=str(path))
+    store = tmp_path / "store"
+    server = servers.get(POOL, *FLAGS, "--tlt-store", str(store), model=str(path))
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 64, (1, n), generator=generator) for n in (1, 5, 17, 70)]
     expected = [greedily(model, prompt, LENGTH)[0] for prompt in prompts]
@@ -31,4 +35,18 @@ def test_two_ranks(servers: Servers, tmp_path: Path) -> None:
     used = server.status()["schedulers"][0]["strategies"]
     assert ",".join(used) == POOL
     assert sum(told["rounds"] > 0 for told in used.values()) > 1
+    _update(server, store, make_target(tmp_path / "updated", "llama", 64, seed=6))
     servers.drop(server)
+
+
+def _update(server: Server, store: Path, path: Path) -> None:
+    """After an update of the target the sidecar is told its embedding and head, of both ranks."""
+    assert server.post("/update_weights_from_disk", {"model_path": str(path)})["success"]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    prompt = torch.tensor([[5, 9, 14, 3]])
+    answer = server.generate(prompt[0].tolist(), max_new_tokens=LENGTH)
+    assert answer["output_ids"] == greedily(model, prompt, LENGTH)[0]
+    assert wait_for(lambda: bool(announce.read(store)[0].heads), 20)
+    heads = load_file(announce.read(store)[0].heads)
+    assert torch.equal(heads["embedding"][:64], model.model.embed_tokens.weight.bfloat16())
+    assert torch.equal(heads["head"][:64], model.lm_head.weight.bfloat16())
