@@ -111,6 +111,15 @@ def test_the_view() -> None:
     assert "drafter" not in shown(look(1.0, 1))
 
 
+def test_the_picture_of_the_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([look(10.0, 200), look(12.0, 300)])
+    monkeypatch.setattr(top, "seen", lambda *_: next(looks))
+    monkeypatch.setattr(top, "EVERY", 0.0)
+    assert cli.main(["status", "--svg", str(tmp_path / "view.svg")]) == 0
+    text = (tmp_path / "view.svg").read_text()
+    assert text.startswith("<svg") and "eagle3:3x1x4" in text and "100.0" in text
+
+
 def test_a_server_that_is_gone() -> None:
     assert "does not answer" in shown(Look(0.0, None, {}, {}, {}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 import urllib.error
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from tlt_sglang import commands
 from tlt_sglang.coordinator.client import ask
-from tlt_sglang.errors import ConfigError
+from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.flags import Parser
 
 EVERY = 1.0
@@ -54,6 +55,8 @@ def _watch(argv: Sequence[str]) -> None:
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
     parser.add_argument("--tlt-coordinator", metavar="ADDRESS", help="also show its devices")
     parser.add_argument("--api-key", default="", help="the server's admin key, if it has one")
+    if command == "status":
+        parser.add_argument("--svg", type=Path, metavar="FILE", help="write it as a picture")
     if commands.helped(parser, rest):
         return
     args = parser.parse_args(rest)
@@ -65,7 +68,11 @@ def _watch(argv: Sequence[str]) -> None:
     if first.status is None:
         raise ConfigError(f"No server with TLT answers at {args.url}; start one, or give --url.")
     if command == "status":
-        Console().print(view(first, None))
+        if args.svg is None:
+            Console().print(view(first, None))
+        else:
+            time.sleep(EVERY)  # for the speed
+            _draw(view(look(), first), args.svg)
         return
     with Live(view(first, None), refresh_per_second=4, screen=True) as live:
         before = first
@@ -74,6 +81,18 @@ def _watch(argv: Sequence[str]) -> None:
             now = look()
             live.update(view(now, before))
             before = now
+
+
+def _draw(shown: Panel, path: Path) -> None:
+    console = Console(record=True, width=110, file=io.StringIO(), force_terminal=True)
+    console.print(shown)
+    try:
+        console.save_svg(str(path), title="tlt top")
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"The picture {path} cannot be written ({error.strerror}); give --svg another file."
+        ) from error
+    print(path)
 
 
 def seen(url: str, key: str, coordinator: str | None) -> Look:
