@@ -89,7 +89,7 @@ def draft_extend_for_decode(
         if sampled is None:
             plain()
         else:
-            sampled.draft_extend(plain, batch_result)
+            sampled.draft_extend(plain, batch, batch_result)
 
     if live is not None:
         live.decoded(batch, batch_result)

@@ -47,6 +47,6 @@ def _update(server: Server, store: Path, path: Path) -> None:
     answer = server.generate(prompt[0].tolist(), max_new_tokens=LENGTH)
     assert answer["output_ids"] == greedily(model, prompt, LENGTH)[0]
     assert wait_for(lambda: bool(announce.read(store)[0].heads), 20)
-    heads = load_file(announce.read(store)[0].heads)
+    heads = load_file(announce.read(store)[0].heads or "")
     assert torch.equal(heads["embedding"][:64], model.model.embed_tokens.weight.bfloat16())
     assert torch.equal(heads["head"][:64], model.lm_head.weight.bfloat16())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -49,12 +50,41 @@ def test_a_small_vocabulary_has_nothing_on_the_rest() -> None:
     assert Sampled(worker(None), 1).spread(same) is same
 
 
+def sampling_batch(greedy: bool = False) -> Any:
+    info = SimpleNamespace(top_ks=torch.tensor([1, 1 << 30]), is_all_greedy=greedy)
+    return SimpleNamespace(sampling_info=info)
+
+
+def _give(ahead: Any) -> Any:
+    return ahead
+
+
+@pytest.mark.parametrize("topk", [1, 3])
+def test_greedy_requests_need_no_distribution(flags: list[bool], topk: int) -> None:
+    """What SGLang drafts for them, the most likely of it once more, and no memory."""
+    best = probs(2).topk(topk, dim=-1)
+    for call in ("prefill", "extend"):
+        ahead: Any = SimpleNamespace(topk_p=best.values, topk_index=best.indices)
+        sampling = Sampled(worker(), topk)
+        if call == "prefill":
+            original = functools.partial(_give, ahead)
+            assert sampling.prefill(original, sampling_batch(True)) is ahead
+        else:
+            result = SimpleNamespace(next_draft_input=ahead)
+            sampling.draft_extend(lambda: None, sampling_batch(True), result)
+        assert ahead.topk_index.shape == (2, sampling.columns)
+        assert torch.equal(ahead.topk_index[:, -1], best.indices[:, 0])
+        assert ahead.draft_probs.shape == (2, VOCAB) and not ahead.draft_probs.any()
+        assert ahead.draft_probs.untyped_storage().nbytes() == 4 * VOCAB
+    assert flags == [False, False]
+
+
 @pytest.mark.parametrize("topk", [1, 3])
 def test_a_prefill_drafts_the_most_likely_for_greedy_requests(flags: list[bool], topk: int) -> None:
     own = probs(2)
     drawn = own.argmin(-1, keepdim=True)
     ahead = SimpleNamespace(draft_probs=own, topk_p=None, topk_index=drawn)
-    batch: Any = SimpleNamespace(sampling_info=SimpleNamespace(top_ks=torch.tensor([1, 1 << 30])))
+    batch = sampling_batch()
     Sampled(worker(), topk).prefill(lambda: ahead, batch)
     assert flags == [True]
     index: Any = ahead.topk_index
@@ -76,7 +106,7 @@ def test_each_strategy_finds_its_columns(flags: list[bool]) -> None:
                 draft_probs=sampling.spread(own), topk_p=own.gather(1, drawn), topk_index=drawn
             )
         )
-        sampling.draft_extend(lambda: None, result)
+        sampling.draft_extend(lambda: None, sampling_batch(), result)
         return result.next_draft_input
 
     best = own.topk(3, dim=-1).indices

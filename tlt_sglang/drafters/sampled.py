@@ -72,6 +72,11 @@ class Sampled:
     def prefill(self, original: Callable[[], Any], batch: Any) -> Any:
         """The drafter's prefill, whose draft input SGLang leaves in the drafter's own vocabulary,
         with drafts that are sampled for greedy requests, too."""
+        if batch.sampling_info.is_all_greedy:
+            with flag(False):
+                ahead = original()
+            self._most_likely(ahead)
+            return ahead
         with flag(True):
             ahead = original()
         probs, greedy = ahead.draft_probs, (batch.sampling_info.top_ks <= 1).view(-1, 1)
@@ -80,8 +85,13 @@ class Sampled:
         ahead.draft_probs = self.spread(probs)
         return ahead
 
-    def draft_extend(self, original: Callable[[], None], result: Any) -> None:
+    def draft_extend(self, original: Callable[[], None], batch: Any, result: Any) -> None:
         """The drafter's pass over what was committed; fills `result.next_draft_input`."""
+        if batch.sampling_info.is_all_greedy:
+            with flag(False):
+                original()
+            self._most_likely(result.next_draft_input)
+            return
         with flag(True):
             original()
         ahead, known = result.next_draft_input, self._worker.hot_token_id
@@ -90,7 +100,7 @@ class Sampled:
 
     def put_off(self, ahead: Any, size: int, device: Any) -> None:
         """No drafts for any of so many requests; `caught_up` has to come before the next."""
-        ahead.draft_probs = torch.zeros((1, self._vocab), device=device).expand(size, -1)
+        ahead.draft_probs = self._none(size, device)
 
     def caught_up(
         self,
@@ -116,6 +126,21 @@ class Sampled:
         whole = ahead.draft_probs.clone()
         whole[rows] = self.spread(probs)
         ahead.draft_probs = whole
+
+    def _none(self, size: int, device: Any) -> torch.Tensor:
+        """[size, V] of zeros, in the memory of one row."""
+        return torch.zeros((1, self._vocab), device=device).expand(size, -1)
+
+    def _most_likely(self, ahead: Any) -> None:
+        """Of requests that are all greedy: SGLang's drafts, without a distribution.
+
+        It is verified as one of zeros where a request that is not greedy comes to the batch: the
+        target's has one token then, which is accepted if it was drafted, and else comes out.
+        """
+        if self._kept:
+            ahead.topk_p = torch.cat([ahead.topk_p, ahead.topk_p[:, :1]], dim=1)
+            ahead.topk_index = torch.cat([ahead.topk_index, ahead.topk_index[:, :1]], dim=1)
+        ahead.draft_probs = self._none(len(ahead.topk_index), ahead.topk_index.device)
 
     def _columns(
         self, probs: torch.Tensor, drawn: torch.Tensor
