@@ -335,7 +335,10 @@ def plot(found: Sequence[Played], path: Path) -> None:
                 [p["seconds"] for p in part], [p["tokens_per_s"] for p in part], ".",
                 color=colours[name], label=name,
             )  # fmt: skip
-        speed.set_ylabel("tokens/s")
+        if any(p["tokens_per_s"] is not None for p in one.curve):
+            speed.set_ylabel("tokens/s")
+        else:
+            speed.set_yticks([])  # this server does not tell
         axes.set_title(f"{system}: {one.seconds:.0f} s", loc="left", fontsize=10)
         axes.set_xlim(0, 1.02 * longest)
     handles = [Line2D([], [], color=colours[n], marker=".", ls="", label=n) for n in names]
