@@ -295,9 +295,9 @@ def plot(found: Sequence[Taken], path: Path) -> None:
     accept.set_title("accept length")
     for axes in (reward, seconds, accept):
         axes.set_xlabel("step")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
