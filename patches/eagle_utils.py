@@ -97,7 +97,7 @@ def _sample(**arguments: Any) -> None:
 def _sample_chain(**arguments: Any) -> None:
     from tlt_sglang.cpu import sampling
 
-    sampling.verify_chain(**arguments)
+    sampling.verify_drawn(**arguments)
 
 
 def _replaced(name: str, value: Any, why: str, digest: str) -> Any:

@@ -192,6 +192,11 @@ def test_reference(seed: int) -> None:
 # ---- chains that were drawn from a distribution --------------------------------------------------
 
 
+def chain_links(batch: int, n: int) -> list[torch.Tensor]:
+    """Node i + 1 follows node i."""
+    return Tree([*range(-1, n - 1)], [0] * n).links(batch)
+
+
 def chain(
     target: torch.Tensor, draft: torch.Tensor, drafts: torch.Tensor, coins: Any, finals: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,17 +204,17 @@ def chain(
     batch, n = len(drafts), len(target)
     predicts, accepted = torch.zeros(batch * n).int(), torch.zeros(batch).int()
     index = torch.full((batch, n), -1).int()
-    kernels.chain_speculative_sampling(
+    sample_tree(
         predicts,
         index,
         accepted,
         torch.cat([torch.zeros(batch, 1).long(), drafts], dim=1),
-        torch.arange(batch * n).view(batch, n),
-        torch.zeros(batch, n).long(),
+        *chain_links(batch, n),
         torch.as_tensor(coins, dtype=torch.float32),
         torch.as_tensor(finals, dtype=torch.float32),
         target.expand(batch, *target.shape).contiguous(),
         draft.expand(batch, *draft.shape),
+        drawn=True,
     )
     return predicts[index.long()], accepted + 1
 
@@ -254,8 +259,7 @@ def test_reference_of_chains(seed: int) -> None:
     drafts = draft.flatten(0, 1).multinomial(1, generator=gen).view(batch, n - 1)
     inputs = (
         torch.cat([torch.zeros(batch, 1).long(), drafts], dim=1),
-        torch.arange(batch * n).view(batch, n),
-        torch.zeros(batch, n).long(),
+        *chain_links(batch, n),
         torch.rand(batch, n, generator=gen),
         torch.rand(batch, generator=gen),
         target,
@@ -265,7 +269,7 @@ def test_reference_of_chains(seed: int) -> None:
     for module in (kernels, reference):
         outputs = [torch.zeros(batch * n).int(), torch.full((batch, n - seed % 2), -1).int()]
         outputs.append(torch.zeros(batch).int())
-        module.chain_speculative_sampling(*outputs, *inputs)
+        module.tree_speculative_sampling_target_only(*outputs, *inputs, drawn=True)
         results.append(outputs)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -279,17 +283,17 @@ def test_a_greedy_request_in_a_sampled_chain(right: bool) -> None:
     draft = torch.softmax(torch.randn(1, 40, generator=gen), -1)
     draft[0, best if right else (best + 1) % 40] += 1
     predicts, accepted = torch.zeros(2).int(), torch.zeros(1).int()
-    kernels.chain_speculative_sampling(
+    sample_tree(
         predicts,
         torch.full((1, 2), -1).int(),
         accepted,
         torch.tensor([[0, int(draft[0].argmax())]]),
-        torch.tensor([[0, 1]]),
-        torch.zeros(1, 2).long(),
+        *chain_links(1, 2),
         torch.tensor([[LARGEST_COIN, 0]]),
         torch.tensor([LARGEST_COIN]),
         target[None].clone(),
         (draft / draft.sum())[None],
+        drawn=True,
         top_ks=torch.tensor([1]),
     )
     assert int(predicts[0]) == best and bool(accepted[0]) == right

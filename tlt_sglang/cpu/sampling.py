@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.cpu.kernels import (
-    chain_speculative_sampling,
-    tree_speculative_sampling_target_only,
-)
+from tlt_sglang.cpu.kernels import tree_speculative_sampling_target_only
 
 _parameters: Any = None
 
@@ -24,26 +21,25 @@ def remember(sampling_info: Any) -> None:
 
 
 def verify(*, draft_probs: Any, **arguments: Any) -> None:
-    """Accept drafts of a tree and sample the bonus token; the kernel's docstring has the arguments.
+    """Accept drafts and sample the bonus token; the kernel's own docstring has the arguments.
 
     These drafts are single tokens without a distribution: `draft_probs` is all zeros.
     """
-    tree_speculative_sampling_target_only(draft_probs=None, **_limits(), **arguments)
+    _verify(draft_probs=None, **arguments)
 
 
-def verify_chain(**arguments: Any) -> None:
+def verify_drawn(**arguments: Any) -> None:
     """The same for chains that were drawn from `draft_probs`."""
-    for unused in ("retrive_next_sibling", "threshold_single", "threshold_acc", "deterministic"):
-        del arguments[unused]
-    chain_speculative_sampling(**_limits(), **arguments)
+    _verify(drawn=True, **arguments)
 
 
-def _limits() -> dict[str, Any]:
+def _verify(**arguments: Any) -> None:
     global _parameters
     info, _parameters = _parameters, None
     assert info is not None, "verification without sampling parameters"
-    return {
-        "top_ks": info.top_ks if info.need_top_k_sampling else None,
-        "top_ps": info.top_ps if info.need_top_p_sampling else None,
-        "min_ps": info.min_ps if info.need_min_p_sampling else None,
-    }
+    tree_speculative_sampling_target_only(
+        top_ks=info.top_ks if info.need_top_k_sampling else None,
+        top_ps=info.top_ps if info.need_top_p_sampling else None,
+        min_ps=info.min_ps if info.need_min_p_sampling else None,
+        **arguments,
+    )

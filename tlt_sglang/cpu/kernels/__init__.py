@@ -25,7 +25,6 @@ from tlt_sglang.cpu.kernels.truncate import (
     truncate_probs,
 )
 from tlt_sglang.cpu.kernels.verify import (
-    chain_speculative_sampling,
     tree_speculative_sampling_target_only,
     verify_tree_greedy_cpu,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "assign_extend_cache_locs_cpu",
     "assign_req_to_token_pool_cpu",
     "build_tree_kernel_efficient_cpu",
-    "chain_speculative_sampling",
     "copy_all_layer_kv_cache_cpu",
     "fill_accept_out_cache_loc_cpu",
     "fill_bonus_tokens_cpu",

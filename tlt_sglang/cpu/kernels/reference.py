@@ -232,6 +232,8 @@ def tree_speculative_sampling_target_only(
     threshold_single: float = 1.0,
     threshold_acc: float = 1.0,
     deterministic: bool = True,
+    *,
+    drawn: bool = False,
 ) -> None:
     target, coins = target_probs.double(), uniform_samples.double()
     for b in range(candidates.shape[0]):
@@ -249,8 +251,12 @@ def tree_speculative_sampling_target_only(
                 mass = 0.0 if token in seen else float(target[b, node, token])
                 seen.add(token)
                 tried += mass
-                under = float(coins[b, node]) < tried / threshold_acc
-                if mass > 0 and (under or mass >= threshold_single):
+                if drawn:
+                    accepted = float(coins[b, node]) * float(draft_probs[b, node, token]) < mass
+                else:
+                    under = float(coins[b, node]) < tried / threshold_acc
+                    accepted = mass > 0 and (under or mass >= threshold_single)
+                if accepted:
                     taken = child
                 else:
                     residual[token] = 0
@@ -267,38 +273,6 @@ def tree_speculative_sampling_target_only(
             accept_index[b, depth] = row
             last = depth == len(path) - 1
             predicts[row] = final if last else int(candidates[b, path[depth + 1]])
-
-
-def chain_speculative_sampling(
-    predicts: torch.Tensor,
-    accept_index: torch.Tensor,
-    accept_token_num: torch.Tensor,
-    candidates: torch.Tensor,
-    retrive_index: torch.Tensor,
-    retrive_next_token: torch.Tensor,
-    uniform_samples: torch.Tensor,
-    uniform_samples_for_final_sampling: torch.Tensor,
-    target_probs: torch.Tensor,
-    draft_probs: torch.Tensor,
-) -> None:
-    target, draft = target_probs.double(), draft_probs.double()
-    for b in range(candidates.shape[0]):
-        node, most = 0, accept_index.shape[1] - 1
-        residual = target[b, 0]
-        while node < most:
-            token = int(candidates[b, node + 1])
-            if not float(uniform_samples[b, node]) * draft[b, node, token] < target[b, node, token]:
-                residual = (target[b, node] - draft[b, node]).clamp(min=0)
-                break
-            predicts[retrive_index[b, node]] = token
-            node += 1
-            residual = target[b, node]
-        if residual.sum() == 0:
-            residual = target[b, node]
-        goal = float(uniform_samples_for_final_sampling[b]) * float(residual.sum())
-        predicts[retrive_index[b, node]] = int((residual.cumsum(0) > goal).int().argmax())
-        accept_index[b, : node + 1] = retrive_index[b, : node + 1]
-        accept_token_num[b] = node
 
 
 def truncate_probs(

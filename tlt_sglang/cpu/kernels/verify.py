@@ -87,8 +87,8 @@ def _draw(weights: Array, coin: float) -> int:
 
 @kernel(
     "void(int32[::1], int32[::1], int32[::1], int64[:, ::1], int64[::1], int64[::1], int64[::1],"
-    " float32[:, ::1], float32[::1], float32[:, :, ::1], float32[:, :, ::1], float64, float64,"
-    " int64[::1], float32[::1], float32[::1])"
+    " float32[:, ::1], float32[::1], float32[:, :, ::1], float32[:, :, ::1], boolean, float64,"
+    " float64, int64[::1], float32[::1], float32[::1])"
 )
 def _sample(
     predicts: Array,
@@ -102,6 +102,7 @@ def _sample(
     final_coins: Array,
     target: Array,
     draft: Array,
+    drawn: bool,
     threshold_single: float,
     threshold_acc: float,
     top_k: Array,
@@ -129,7 +130,11 @@ def _sample(
                     mass = np.float64(target[b, node, token])
                 tried += mass
                 if mass > 0:
-                    if coins[b, node] < tried / threshold_acc or mass >= threshold_single:
+                    if drawn:
+                        accept = np.float64(coins[b, node]) * draft[b, node, token] < mass
+                    else:
+                        accept = coins[b, node] < tried / threshold_acc or mass >= threshold_single
+                    if accept:
                         break
                     nearest = token
                     rejected[rejections] = token
@@ -155,56 +160,6 @@ def _sample(
         if token < 0:
             # The children hold all the mass and rounding lost the coin behind the last one.
             token = nearest if nearest >= 0 else np.argmax(target[b, node])
-        predicts[row] = token
-
-
-@kernel(
-    "void(int32[::1], int32[::1], int32[::1], int64[:, ::1], int64[::1], float32[:, ::1],"
-    " float32[::1], float32[:, :, ::1], float32[:, :, ::1], int64[::1], float32[::1], float32[::1])"
-)
-def _sample_chain(
-    predicts: Array,
-    accept_index: Array,
-    accept_token_num: Array,
-    candidates: Array,
-    row_of: Array,
-    coins: Array,
-    final_coins: Array,
-    target: Array,
-    draft: Array,
-    top_k: Array,
-    top_p: Array,
-    min_p: Array,
-) -> None:
-    batch, n, vocab = target.shape
-    width = accept_index.size // batch if batch > 0 else 0
-    weights = np.empty(vocab, np.float32)
-    for b in range(batch):
-        base = b * n
-        row = row_of[base]
-        accept_index[b * width] = row
-        accepted = 0
-        truncate_row(target[b, 0], top_k[b], top_p[b], min_p[b])
-        while accepted + 1 < width:
-            token = candidates[b, accepted + 1]
-            chance = draft[b, accepted, token]
-            if not np.float64(coins[b, accepted]) * chance < target[b, accepted, token]:
-                break
-            predicts[row] = token
-            accepted += 1
-            row = row_of[base + accepted]
-            accept_index[b * width + accepted] = row
-            truncate_row(target[b, accepted], top_k[b], top_p[b], min_p[b])
-        accept_token_num[b] = accepted
-
-        weights[:] = target[b, accepted]
-        if accepted + 1 < width:
-            for token in range(vocab):
-                weights[token] = max(weights[token] - draft[b, accepted, token], np.float32(0))
-        token = _draw(weights, np.float64(final_coins[b]))
-        if token < 0:
-            # The two are the same but for rounding.
-            token = _draw(target[b, accepted], np.float64(final_coins[b]))
         predicts[row] = token
 
 
@@ -263,6 +218,7 @@ def tree_speculative_sampling_target_only(
     threshold_acc: float = 1.0,
     deterministic: bool = True,
     *,
+    drawn: bool = False,
     top_ks: torch.Tensor | None = None,
     top_ps: torch.Tensor | None = None,
     min_ps: torch.Tensor | None = None,
@@ -272,6 +228,11 @@ def tree_speculative_sampling_target_only(
     The children of a node share one coin: one is accepted when the coin is below the mass of
     the children tried so far. Where none is, the next token comes from the target with their
     tokens taken out. A token of probability zero is never emitted.
+
+    Drafts of a chain that were drawn from the drafter's distributions q are accepted with
+    probability min(1, p / q) of the target's p; where one is not, the next token comes from
+    max(p - q, 0) (Leviathan et al. 2023). A draft that was not drawn from q leads to p as well
+    where p has one token only (greedy requests).
 
     Args:
         predicts: as in `verify_tree_greedy_cpu`, and so are the next six.
@@ -286,10 +247,13 @@ def tree_speculative_sampling_target_only(
         target_probs: ``[batch, n, vocab]``, the target's distribution after each node.
         draft_probs: subtracted from the target's where no child was accepted, as upstream
             does; None, which saves filling and reading it, is the same as zeros. Unlike
-            upstream's kernel this one does not write into it.
+            upstream's kernel this one does not write into it. With ``drawn`` ``[batch, n - 1,
+            vocab]``: what the draft after each node was drawn from.
         threshold_single: accept any child with at least this probability; below 1 is lossy.
         threshold_acc: divides the mass the coin is compared with; below 1 is lossy.
         deterministic: always so here.
+        drawn: not in upstream's kernel: the drafts of this chain were drawn from ``draft_probs``;
+            the thresholds have no effect.
         top_ks: ``[batch]``, not in upstream's kernel: truncate as `truncate_probs` does, but only
             the few rows that are visited, in place where ``target_probs`` is contiguous float32.
         top_ps: likewise.
@@ -308,62 +272,9 @@ def tree_speculative_sampling_target_only(
         uniform_samples_for_final_sampling.to(torch.float32).contiguous().numpy(),
         target_probs.to(torch.float32).contiguous().numpy(),
         _NO_DRAFT if draft_probs is None else draft_probs.to(torch.float32).contiguous().numpy(),
+        drawn,
         threshold_single,
         max(threshold_acc, 1e-9),
-        *limits(batch, top_ks, top_ps, min_ps),
-    )
-
-
-def chain_speculative_sampling(
-    predicts: torch.Tensor,
-    accept_index: torch.Tensor,
-    accept_token_num: torch.Tensor,
-    candidates: torch.Tensor,
-    retrive_index: torch.Tensor,
-    retrive_next_token: torch.Tensor,
-    uniform_samples: torch.Tensor,
-    uniform_samples_for_final_sampling: torch.Tensor,
-    target_probs: torch.Tensor,
-    draft_probs: torch.Tensor,
-    *,
-    top_ks: torch.Tensor | None = None,
-    top_ps: torch.Tensor | None = None,
-    min_ps: torch.Tensor | None = None,
-) -> None:
-    """Accept a chain that was drawn from the drafter's distributions q (arXiv 2211.17192).
-
-    A draft X is accepted with probability min(1, p(X) / q(X)), p being the target's distribution
-    after the filters; where one is not, the next token comes from max(p - q, 0). Tokens emitted
-    have the distribution p, whatever q is. A draft that was not drawn from q, but is the most
-    likely token of q, leads to p as well where p has one token only (greedy requests).
-
-    Args:
-        predicts: as in `verify_tree_greedy_cpu`, and so are the next five; node i + 1 of
-            ``candidates`` follows node i.
-        accept_index: see above.
-        accept_token_num: see above.
-        candidates: see above.
-        retrive_index: see above.
-        retrive_next_token: not read.
-        uniform_samples: ``[batch, n]`` in [0, 1): coin i is for the draft after node i.
-        uniform_samples_for_final_sampling: ``[batch]`` in [0, 1).
-        target_probs: ``[batch, n, vocab]``, the target's distribution after each node.
-        draft_probs: ``[batch, n - 1, vocab]``, what the draft after each node was drawn from.
-        top_ks: as in `tree_speculative_sampling_target_only`, and so are the next two.
-        top_ps: likewise.
-        min_ps: likewise.
-    """
-    batch, n = candidates.shape
-    _sample_chain(
-        flat(predicts, torch.int32, "predicts"),
-        flat(accept_index, torch.int32, "accept_index"),
-        flat(accept_token_num, torch.int32, "accept_token_num"),
-        indices(candidates).reshape(batch, n),
-        indices(retrive_index),
-        uniform_samples.to(torch.float32).contiguous().numpy(),
-        uniform_samples_for_final_sampling.to(torch.float32).contiguous().numpy(),
-        target_probs.to(torch.float32).contiguous().numpy(),
-        draft_probs.to(torch.float32).contiguous().numpy(),
         *limits(batch, top_ks, top_ps, min_ps),
     )
 
