@@ -5,9 +5,9 @@
 N prompts, G samples of each (as GRPO has them), greedy, with output lengths drawn once from a
 lognormal law and forced with `ignore_eos`, so that every system makes the same tokens; with
 --natural they end where the model ends them. With --temperature 1, as in RL, every system makes as
-many tokens, but other ones. All are submitted at once, and fewer run than there
-are: the batch fills, then drains, and the last few requests decide how long the step takes. Systems
-take turns, each on a server of its own that has just started; each round has them all.
+many tokens, but other ones. All are submitted at once, and fewer run than there are: the batch
+fills, then drains, and the last few requests decide how long the step takes. Systems take turns,
+each on a server of its own that has just started; each round has them all.
 
 adaptive_vs_off               Wall time of ours without speculation, over that of ours adaptive.
 adaptive_vs_stock             The same of stock SGLang (torch_native on CPU, its default on CUDA).
@@ -107,13 +107,15 @@ def workload(options: Options, seed: int = 0) -> list[Request]:
     """Groups one after the other; the same for every system and round."""
     chance = random.Random(seed)
     return [
-        Request(
-            group % len(options.prompts),
-            max(8, min(options.longest, round(options.median * chance.lognormvariate(0, SPREAD)))),
-        )
+        Request(group % len(options.prompts), length(chance, options.median, 8, options.longest))
         for group in range(options.groups)
         for _ in range(options.samples)
     ]
+
+
+def length(chance: random.Random, median: int, least: int, most: int) -> int:
+    """Tokens of a response, of a law with a long tail."""
+    return max(least, min(most, round(median * chance.lognormvariate(0, SPREAD))))
 
 
 def flags_of(system: str, options: Options, drafter: str, store: Path) -> list[str]:

@@ -35,14 +35,12 @@ if __package__ in (None, ""):  # started as a file, not with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common, server
-from benchmarks.bench_longtail import Request, Step
+from benchmarks.bench_longtail import Request, Step, length
 from benchmarks.common import say
 
 MODEL = "smollm2-135m"
 PLAIN, ADAPTIVE = "plain", "adaptive"
 LEARNING_RATE = 2e-6
-SPREAD = 0.9
-"""Standard deviation of the logarithm of a response's longest length."""
 TIMEOUT = 300.0
 
 
@@ -203,11 +201,7 @@ class Judge:
                 [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
             )
             lengths = tuple(
-                max(
-                    16,
-                    min(options.longest, round(options.median * chance.lognormvariate(0, SPREAD))),
-                )
-                for _ in range(options.samples)
+                length(chance, options.median, 16, options.longest) for _ in range(options.samples)
             )
             ids = self.tokenizer.encode(prompt, add_special_tokens=False)
             found.append(Problem(ids, entry, lengths))

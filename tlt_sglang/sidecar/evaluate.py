@@ -16,7 +16,7 @@ expanded further, so a tree's figure is an upper bound, a few percent high.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tlt_sglang.sidecar.batches import Batch, Document
 from tlt_sglang.sidecar.models import Drafter
-from tlt_sglang.sidecar.simulate import Frozen, simulate
+from tlt_sglang.sidecar.simulate import Frozen, Step, simulate
 
 
 @dataclass
@@ -78,58 +78,72 @@ def accept_length(
     chance = torch.Generator().manual_seed(0)
     for document in documents:
         batch = Batch.of([document]).to(frozen.head.device)
+        accepted: Callable[[Step], Tensor]
         if temperature > 0:
-            reached = _reached_sampled(drafter, frozen, batch, steps, temperature, chance)
+            accepted = _Drawn(frozen, batch, temperature, chance)
         else:
-            reached = _reached(drafter, frozen, batch, steps, topk, tokens or steps + 1)
+            accepted = _Likeliest(batch, topk, tokens or steps + 1)
+        reached = _reached(drafter, frozen, batch, steps, accepted)
         _walk(found, reached.tolist(), document.prompt_length, len(document), steps)
     return found
 
 
 def _reached(
-    drafter: Drafter, frozen: Frozen, batch: Batch, steps: int, topk: int, tokens: int
-) -> Tensor:
-    """[T]: drafts accepted, one after the other, from each index."""
-    alive = torch.ones(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
-    reached = torch.zeros(len(batch.ids), dtype=torch.int64, device=batch.ids.device)
-    path = torch.zeros(len(batch.ids), device=batch.ids.device)
-    rivals: list[Tensor] = []
-    for step in simulate(drafter, frozen, batch, steps):
-        scores = step.logits.float().log_softmax(-1)
-        best = scores.topk(topk, dim=-1)
-        hit = best.indices == step.labels.unsqueeze(-1)
-        alive = alive & hit.any(-1)
-        if topk > 1:
-            rivals.append(path.unsqueeze(-1) + best.values)
-            rank = hit.float().argmax(-1, keepdim=True)
-            path = rivals[-1].gather(-1, rank).squeeze(-1)
-            ahead = (torch.cat(rivals, dim=-1) > path.unsqueeze(-1)).sum(-1)
-            alive = alive & (ahead < tokens - 1)
-        reached += alive
-    return reached
-
-
-def _reached_sampled(
     drafter: Drafter,
     frozen: Frozen,
     batch: Batch,
     steps: int,
-    temperature: float,
-    chance: torch.Generator,
+    accepted: Callable[[Step], Tensor],
 ) -> Tensor:
-    """The same of sampled chains: each draft is accepted or not by the throw of a coin."""
-    target = nn.functional.linear(batch.last, frozen.target_head).float() / temperature
-    target = target.log_softmax(-1)
+    """[T]: drafts accepted, one after the other, from each index; `accepted` tells of a step."""
     alive = torch.ones(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
     reached = torch.zeros(len(batch.ids), dtype=torch.int64, device=batch.ids.device)
     for step in simulate(drafter, frozen, batch, steps):
-        label = step.labels.clamp_min(0).unsqueeze(-1)
-        drawn = (step.logits.float() / temperature).log_softmax(-1).gather(-1, label)
-        ratio = (drawn - target[step.source].gather(-1, label)).squeeze(-1).exp()
-        coins = torch.rand(len(batch.ids), generator=chance).to(ratio.device)
-        alive = alive & (coins < ratio) & (step.labels >= 0)
+        alive = alive & accepted(step)
         reached += alive
     return reached
+
+
+class _Likeliest:
+    """Whether the text's token is among a step's most likely drafts, and its node in the tree."""
+
+    def __init__(self, batch: Batch, topk: int, tokens: int) -> None:
+        self._topk, self._tokens = topk, tokens
+        self._path = torch.zeros(len(batch.ids), device=batch.ids.device)
+        self._rivals: list[Tensor] = []
+
+    def __call__(self, step: Step) -> Tensor:
+        scores = step.logits.float().log_softmax(-1)
+        best = scores.topk(self._topk, dim=-1)
+        hit = best.indices == step.labels.unsqueeze(-1)
+        if self._topk == 1:
+            return hit.any(-1)
+        self._rivals.append(self._path.unsqueeze(-1) + best.values)
+        rank = hit.float().argmax(-1, keepdim=True)
+        self._path = self._rivals[-1].gather(-1, rank).squeeze(-1)
+        ahead = (torch.cat(self._rivals, dim=-1) > self._path.unsqueeze(-1)).sum(-1)
+        return hit.any(-1) & (ahead < self._tokens - 1)
+
+
+class _Drawn:
+    """Whether a draft that is drawn gets past the text's token, by the throw of a coin."""
+
+    def __init__(
+        self, frozen: Frozen, batch: Batch, temperature: float, chance: torch.Generator
+    ) -> None:
+        self._temperature, self._chance = temperature, chance
+        logits = nn.functional.linear(batch.last, frozen.target_head)
+        self._target = self._scores(logits)
+
+    def __call__(self, step: Step) -> Tensor:
+        label = step.labels.clamp_min(0).unsqueeze(-1)
+        drafted = self._scores(step.logits).gather(-1, label)
+        ratio = (drafted - self._target[step.source].gather(-1, label)).squeeze(-1).exp()
+        coins = torch.rand(len(ratio), generator=self._chance).to(ratio.device)
+        return (coins < ratio) & (step.labels >= 0)
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        return (logits.float() / self._temperature).log_softmax(-1)
 
 
 def _walk(

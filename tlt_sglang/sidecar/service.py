@@ -140,15 +140,15 @@ class Sidecar:
         segments.remove_stale()
         if self.options.tensorboard:
             self.scalars = Scalars(self.store.root / "tensorboard")
-        engine = self._first_engine()
-        if engine is None:
-            return
-        if self.options.coordinator is not None:
-            device = self.options.device_name or engine.device
-            name = f"sidecar@{os.getpid()}"
-            key = self.options.coordinator_key
-            self._client = Client(self.options.coordinator, name, "trainer", device, key=key)
         try:
+            engine = self._first_engine()
+            if engine is None:
+                return
+            if self.options.coordinator is not None:
+                device = self.options.device_name or engine.device
+                name = f"sidecar@{os.getpid()}"
+                key = self.options.coordinator_key
+                self._client = Client(self.options.coordinator, name, "trainer", device, key=key)
             _Training(self, engine).run()
         finally:
             if self._client is not None:
