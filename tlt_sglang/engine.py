@@ -258,9 +258,10 @@ def _halve_drafter(worker: Any) -> None:
     shared = {parameter.data_ptr() for parameter in target}
     model = worker._draft_worker.draft_runner.model
     own = [parameter for parameter in model.parameters() if parameter.data_ptr() not in shared]
-    head = getattr(getattr(model, "lm_head", None), "weight", None)
-    if head is not None and any(head is parameter for parameter in own):
-        linear.repack(head)  # which SGLang does not pack before it is used
+    for part in (getattr(model, "lm_head", None), getattr(model.model, "fc", None)):
+        weight = getattr(part, "weight", None)
+        if weight is not None and any(weight is parameter for parameter in own):
+            linear.repack(weight)  # which SGLang does not pack, or not before it is used
     linear.halve(own)
 
 

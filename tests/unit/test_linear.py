@@ -10,7 +10,7 @@ from tlt_sglang.cpu import linear
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 16, 33])
 @pytest.mark.parametrize(("outputs", "inputs"), [(96, 64), (64, 1536), (33, 17)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_against_torch(rows: int, outputs: int, inputs: int, biased: bool) -> None:
@@ -28,11 +28,11 @@ def test_against_torch(rows: int, outputs: int, inputs: int, biased: bool) -> No
 
 @pytest.mark.parametrize("inputs", [64, 576, 1536])
 def test_a_row_does_not_depend_on_its_neighbours(inputs: int) -> None:
-    weight, x = torch.randn(192, inputs), torch.randn(16, inputs)
+    weight, x = torch.randn(192, inputs), torch.randn(29, inputs)
     linear.repack(weight)
     product = linear.product(weight, None)
     whole = product(x)
-    for rows in (1, 2, 4, 8):
+    for rows in (1, 2, 4, 8, 12, 13):
         assert torch.equal(product(x[:rows].contiguous()), whole[:rows])
         assert torch.equal(linear.linear(x[:rows].contiguous(), weight, None), whole[:rows])
     linear.forget(weight)
@@ -68,9 +68,6 @@ def test_what_cannot_be_packed_is_multiplied_plainly() -> None:
     assert torch.equal(linear.linear(x, weight, None), torch.nn.functional.linear(x, weight))
 
 
-@pytest.mark.skipif(
-    not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bfloat16"
-)
 def test_a_drafters_weights_are_halved_and_stay_so() -> None:
     """Until they are forgotten they follow the weight, in bfloat16."""
     torch.manual_seed(0)
@@ -80,16 +77,14 @@ def test_a_drafters_weights_are_halved_and_stay_so() -> None:
     for _ in range(2):
         linear.repack(weight)
         linear.halve([weight])
-        wanted = torch.nn.functional.linear(
-            x.bfloat16().double(), weight.bfloat16().double(), bias.double()
-        ).float()
+        wanted = torch.nn.functional.linear(x, weight.bfloat16().float(), bias)
         for rows in (1, 5):
             for result in (
                 linear.linear(x[:rows], weight, bias),
                 linear.product(weight, bias)(x[:rows]),
             ):
                 assert result.dtype == torch.float32
-                torch.testing.assert_close(result, wanted[:rows], atol=0.2, rtol=2**-7)
+                torch.testing.assert_close(result, wanted[:rows], atol=1e-5, rtol=1e-5)
                 assert not torch.equal(result, torch.nn.functional.linear(x[:rows], weight, bias))
         weight.mul_(-2)
     linear.forget(weight)

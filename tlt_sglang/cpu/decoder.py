@@ -60,6 +60,7 @@ class _Stack:
     rotary: Array  # [P, R]: cosines, then sines
     norm: Array
     eps: np.float32
+    fuse: Product  # a drafter's, of the target's features
     steps: dict[int, _Step] = field(default_factory=dict)
 
     def step(self, tokens: int) -> _Step:
@@ -139,7 +140,7 @@ def draft_forward(
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
     hidden = forward_batch.spec_info.hidden_states
     if hidden.shape[-1] != model.config.hidden_size:
-        hidden = model.fc(hidden)
+        hidden = stack.fuse(hidden.contiguous())
     embeds = torch.nn.functional.embedding(input_ids, model.embed_tokens.weight)
     step = stack.step(len(input_ids))
     step.begin(hidden, positions, forward_batch.out_cache_loc)
@@ -156,15 +157,12 @@ class _Step:
         self.residual, self.normed = torch.empty(tokens, size), torch.empty(tokens, size)
         self.query = torch.empty(tokens, stack.heads, stack.head_dim)
         self.attended = torch.empty(tokens, stack.heads * stack.head_dim)
-        # A single row is doubled for products that compute it otherwise (see `linear.product`).
-        self.active = torch.zeros(max(tokens, 2), inner)
-        self.active_rows = self.active[:tokens].numpy()
-        self.product_rows = self.active if tokens == 1 else self.active[:tokens]
+        self.active = torch.empty(tokens, inner)
+        self.active_rows = self.active.numpy()
         self.attended_heads = self.attended.view(tokens, stack.heads, stack.head_dim)
         self.residual_rows, self.normed_rows = self.residual.numpy(), self.normed.numpy()
         self.query_rows = self.query.numpy()
         self.scratch = np.empty(inner, np.int32)
-        self.tokens = tokens
         self.positions: Array
         self.slots: Array
 
@@ -216,7 +214,7 @@ class _Step:
         projected = layer.out(self.attended).numpy()
         vector.add_rms_norm(projected, residual, layer.post_norm, layer.eps, normed)
         vector.silu_and_mul(layer.gate_up(self.normed).numpy(), self.active_rows, self.scratch)
-        return layer.down(self.product_rows)[: self.tokens]
+        return layer.down(self.active)
 
 
 def _stack_of(model: Any, take_apart: Callable[[Any], _Stack | None]) -> _Stack | None:
@@ -267,7 +265,12 @@ def _take_apart(model: Any, layers: list[_Layer | None]) -> _Stack | None:
         first.rotary_emb.cos_sin_cache.numpy(),
         _weights(model.norm),
         np.float32(model.norm.variance_epsilon),
+        linear.product(model.fc.weight, model.fc.bias) if hasattr(model, "fc") else _nothing,
     )
+
+
+def _nothing(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 def _layer(layer: Any) -> _Layer | None:

@@ -45,6 +45,7 @@ class Sampled:
         self._worker = worker
         self._vocab: int = worker.target_worker.model_config.vocab_size
         self._kept = topk if topk > 1 else 0
+        self._nothing: torch.Tensor | None = None
 
     @property
     def columns(self) -> int:
@@ -128,8 +129,10 @@ class Sampled:
         ahead.draft_probs = whole
 
     def _none(self, size: int, device: Any) -> torch.Tensor:
-        """[size, V] of zeros, in the memory of one row."""
-        return torch.zeros((1, self._vocab), device=device).expand(size, -1)
+        """[size, V] of zeros, in the memory of one row; nobody writes into a step's distribution."""
+        if self._nothing is None:
+            self._nothing = torch.zeros((1, self._vocab), device=device)
+        return self._nothing.expand(size, -1)
 
     def _most_likely(self, ahead: Any) -> None:
         """Of requests that are all greedy: SGLang's drafts, without a distribution.

@@ -23,6 +23,7 @@ import torch
 from numba import carray, cfunc, types
 
 from tlt_sglang.cpu.kernels.compile import Array, inline, kernel
+from tlt_sglang.cpu.kernels.sums import scores_64, scores_128, weighted_64, weighted_128
 from tlt_sglang.cpu.kernels.team import next_item, pointer_to, start
 
 WORTH_A_TEAM = 8192
@@ -175,11 +176,11 @@ def _tree_slots(
 
 
 @inline(fastmath=True)
-def _exp(x: Array, n: int, shift: Any, ints: Array) -> Any:
-    """x[:n] = exp(x[:n] - shift), and the sum; arguments below -87 give 1e-38, not 0."""
-    powers = ints.view(np.float32)
+def _exp(x: Array, n: int, shift: Any, scale: Any, ints: Array) -> Any:
+    """x[:n] = exp(scale * (x[:n] - shift)), and the sum; below exp(-87) it is 1e-38, not 0."""
+    powers, factor = ints.view(np.float32), scale * _LOG2E
     for j in range(n):
-        y = min(max((x[j] - shift) * _LOG2E, _LEAST), _MOST)
+        y = min(max((x[j] - shift) * factor, _LEAST), _MOST)
         whole = np.floor(y + np.float32(0.5))
         f = y - whole
         ints[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
@@ -198,28 +199,38 @@ def _attend_head(
 ) -> None:  # fmt: skip
     """The query heads that share key/value head `kv`: q, out [G, D], slots [>= n]."""
     group, dim = q.shape
-    for j in range(n):
-        key = keys[slots[j], kv]
+    size, row, listed = keys.shape[1] * dim * 4, scores.shape[1] * 4, slots.ctypes.data
+    of_keys, of_values = keys.ctypes.data + kv * dim * 4, values.ctypes.data + kv * dim * 4
+    queries, weights, sums = q.ctypes.data, scores.ctypes.data, out.ctypes.data
+    if dim == 64:
+        scores_64((group, queries, of_keys, listed, n, size, weights, row))
+    elif dim == 128:
+        scores_128((group, queries, of_keys, listed, n, size, weights, row))
+    else:
         for g in range(group):
-            acc = np.float32(0.0)
-            for d in range(dim):
-                acc += q[g, d] * key[d]
-            scores[g, j] = acc * scale
+            for j in range(n):
+                acc = np.float32(0.0)
+                for d in range(dim):
+                    acc += q[g, d] * keys[slots[j], kv, d]
+                scores[g, j] = acc
     for g in range(group):
         top = scores[g, 0]
         for j in range(1, n):
             top = max(top, scores[g, j])
-        inverse = np.float32(1.0) / _exp(scores[g], n, top, ints)
+        inverse = np.float32(1.0) / _exp(scores[g], n, top, scale, ints)
         for j in range(n):
             scores[g, j] *= inverse
-        for d in range(dim):
-            out[g, d] = np.float32(0.0)
-    for j in range(n):
-        value = values[slots[j], kv]
+    if dim == 64:
+        weighted_64((group, weights, of_values, listed, n, size, sums, row))
+    elif dim == 128:
+        weighted_128((group, weights, of_values, listed, n, size, sums, row))
+    else:
         for g in range(group):
-            p = scores[g, j]
             for d in range(dim):
-                out[g, d] += p * value[d]
+                out[g, d] = np.float32(0.0)
+            for j in range(n):
+                for d in range(dim):
+                    out[g, d] += scores[g, j] * values[slots[j], kv, d]
 
 
 def _work(pointer: Any) -> None:

@@ -1,0 +1,155 @@
+"""Products of a few rows with a large weight: as fast as the weight can be read.
+
+A decode step multiplies one row a request, a verify step a few more, and both read every weight
+once. Libraries are made for many rows, and on few of them lose up to half of the memory's speed.
+Here a weight lies in blocks of `BLOCK` outputs, so that a thread reads a block from its beginning
+to its end, while the sums of up to `TILE` rows stay in registers.
+
+Each sum runs over K in order, whatever the number of rows: a row's result does not depend on the
+rows beside it, and is that of a float32 product wherever it is computed.
+
+A weight may lie in bfloat16, and is multiplied as the float32 numbers that those are: half of the
+memory to read, the same arithmetic.
+
+Shapes: T rows, K inputs, N outputs.
+
+Runs in the scheduler process. Knows nothing of SGLang.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, cfunc, types
+
+from tlt_sglang.cpu.kernels import emit
+from tlt_sglang.cpu.kernels.compile import Array
+from tlt_sglang.cpu.kernels.emit import F32, I32, I64
+from tlt_sglang.cpu.kernels.team import next_item, start
+
+BLOCK = 32 if emit.WIDE else 16
+"""Outputs that are summed together: two registers."""
+TILE = 12 if emit.WIDE else 6
+"""Rows that are summed together: two registers each, of 32 or 16."""
+AHEAD = 4096
+"""Bytes of a block that are asked of the memory before their turn: the processor's own prefetching
+stops at the end of a page, and sums of several rows then wait for the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight [N, K] in blocks."""
+
+    blocks: torch.Tensor  # [ceil(N / BLOCK), K, BLOCK] float32 or bfloat16
+    outputs: int
+    padded: int  # outputs in all blocks
+    data: Array  # what the task reads; `multiply` fills in what belongs to a call
+    address: int  # of the data
+
+
+def pack(weight: torch.Tensor) -> Packed:
+    """A copy of `weight` [N, K], float32 or bfloat16, in blocks."""
+    outputs, inputs = weight.shape
+    whole, rest = divmod(outputs, BLOCK)
+    count = whole + (rest > 0)
+    blocks = weight.new_zeros(count, inputs, BLOCK)
+    blocks[:whole] = weight[: whole * BLOCK].view(whole, BLOCK, inputs).transpose(1, 2)
+    if rest:
+        blocks[whole, :, :rest] = weight[whole * BLOCK :].T
+    data = np.zeros(8, np.int64)
+    data[1:5] = blocks.data_ptr(), count, inputs, weight.dtype == torch.bfloat16
+    return Packed(blocks, outputs, count * BLOCK, data, data.ctypes.data)
+
+
+def multiply(x: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """x [T, K] float32, contiguous -> x times the weight transposed [T, N].
+
+    One call at a time: a weight's calls share the memory that tells its task what to do.
+    """
+    rows, data = x.shape[0], packed.data
+    out = torch.empty((rows, packed.padded))
+    data[0], data[5], data[6], data[7] = 0, rows, x.data_ptr(), out.data_ptr()
+    start(True)(_task.address, packed.address)
+    return out if packed.outputs == packed.padded else out[:, : packed.outputs].contiguous()
+
+
+def _products(half: bool) -> Any:
+    """A function for kernels: all rows times one block. Its arguments: the addresses of x, the
+    block and the sums; K; the floats from a row of sums to the next; T."""
+
+    def generate(
+        b: ir.IRBuilder, x: Any, block: Any, sums: Any, inputs: Any, stride: Any, rows: Any
+    ) -> None:
+        def some(count: int, first: Any) -> None:
+            given, wanted = (
+                emit.step(b, at, b.mul(first, size), 4)
+                for at, size in ((x, inputs), (sums, stride))
+            )
+            _generate_sums(b, half, count, given, block, wanted, inputs, stride)
+
+        emit.in_tiles(b, rows, TILE, some)
+
+    return emit.function(generate)
+
+
+def _generate_sums(
+    b: ir.IRBuilder, half: bool, rows: int, x: Any, block: Any, sums: Any, inputs: Any, stride: Any
+) -> None:
+    """So many rows, one input after the other."""
+    vector, whole = emit.floats(BLOCK), ir.VectorType(I32, BLOCK)
+    stored, size = (ir.VectorType(ir.IntType(16), BLOCK), 2) if half else (vector, 4)
+    before, loop, after = b.block, b.append_basic_block("input"), b.append_basic_block("summed")
+    b.branch(loop)
+
+    b.position_at_end(loop)
+    k = b.phi(I64)
+    totals = [b.phi(vector) for _ in range(rows)]
+    place = emit.step(b, block, k, BLOCK * size)
+    weights = b.load(b.inttoptr(place, stored.as_pointer()), align=BLOCK)
+    emit.prefetch(b, b.add(place, I64(AHEAD)), BLOCK * size)
+    if half:
+        up = ir.Constant(whole, [16] * BLOCK)
+        weights = b.bitcast(b.shl(b.zext(weights, whole), up), vector)
+    results = []
+    for row, total in enumerate(totals):
+        number = b.load(emit.at(b, x, b.add(k, b.mul(inputs, I64(row))), 4, F32), align=4)
+        spread = emit.everywhere(b, number, BLOCK)
+        results.append(emit.multiply_add(b, spread, weights, total))
+        total.add_incoming(ir.Constant(vector, [0.0] * BLOCK), before)
+        total.add_incoming(results[-1], loop)
+    following = b.add(k, I64(1))
+    k.add_incoming(I64(0), before)
+    k.add_incoming(following, loop)
+    b.cbranch(b.icmp_signed("<", following, inputs), loop, after)
+
+    b.position_at_end(after)
+    for row, result in enumerate(results):
+        b.store(result, emit.at(b, sums, b.mul(stride, I64(row)), 4, vector), align=4)
+
+
+_plain_products, _half_products = _products(half=False), _products(half=True)
+
+
+def _work(pointer: Any) -> None:
+    """What each thread of the team does: one block after the other."""
+    data = carray(pointer, (8,), np.int64)
+    blocks, count, inputs, half, rows, x, out = (
+        data[1], data[2], data[3], data[4], data[5], data[6], data[7]
+    )  # fmt: skip
+    size = inputs * BLOCK * (2 if half else 4)
+    while True:
+        item = next_item(data.ctypes.data)
+        if item >= count:
+            return
+        block, sums = blocks + item * size, out + item * BLOCK * 4
+        if half:
+            _half_products((x, block, sums, inputs, count * BLOCK, rows))
+        else:
+            _plain_products((x, block, sums, inputs, count * BLOCK, rows))
+
+
+_task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_work)
