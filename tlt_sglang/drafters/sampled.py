@@ -129,7 +129,7 @@ class Sampled:
         ahead.draft_probs = whole
 
     def _none(self, size: int, device: Any) -> torch.Tensor:
-        """[size, V] of zeros, in the memory of one row; nobody writes into a step's distribution."""
+        """[size, V] of zeros, in the memory of one row: nobody writes into a distribution."""
         if self._nothing is None:
             self._nothing = torch.zeros((1, self._vocab), device=device)
         return self._nothing.expand(size, -1)
