@@ -1,4 +1,4 @@
-"""sglang.srt.entrypoints.http_server, in the main process: `GET /tlt/status`."""
+"""sglang.srt.entrypoints.http_server, in the main process: our routes and warm-up."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from tlt_sglang.patching import wraps_upstream
 
 @wraps_upstream(
     "sglang.srt.entrypoints.http_server:_setup_and_run_http_server",
-    why="adds our route to SGLang's app before it is served",
-    remove_when="plugins can add HTTP routes",
+    why="adds our routes and our warm-up to SGLang's app before it is served",
+    remove_when="plugins can add HTTP routes and warm-ups",
     process="main",
     digests={"0.5.23": "f25e2f374cb04d5c"},
 )
 def setup_and_run_http_server(original: Any, *args: Any, **kwargs: Any) -> Any:
     from sglang.srt.entrypoints import http_server
 
-    from tlt_sglang import leftovers
+    from tlt_sglang import calibration, leftovers
     from tlt_sglang.status import add_route
 
     port_args = kwargs.get("port_args") or args[3]
     leftovers.belongs_to(port_args.instance_id)
+    calibration.register()
     add_route(http_server.app, http_server.get_global_state)
     return original(*args, **kwargs)
 

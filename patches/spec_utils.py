@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import Any
 
 from tlt_sglang.patching import replaces_upstream, wraps_upstream
@@ -22,6 +23,29 @@ def select_top_k_tokens_later(original: Any, *args: Any, **kwargs: Any) -> Any:
     return inspect.unwrap(original)(*args, **kwargs)
 
 
+_recurrent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+"""Whether a target of this config keeps a state that verification has to commit."""
+
+
+@wraps_upstream(
+    f"{_MODULE}:commit_mamba_states_after_verify",
+    why="to find that there is nothing to commit it looks through the model's config at every step",
+    remove_when="SGLang remembers whether a model keeps recurrent states",
+    process="scheduler",
+    digests={"0.5.23": "9c2d02779c038c88"},
+)
+def commit_mamba_states_after_verify(
+    original: Any, target_worker: Any, *args: Any, **kwargs: Any
+) -> None:
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+
+    config = target_worker.model_runner.model_config
+    if config not in _recurrent:
+        _recurrent[config] = mambaish_config(config) is not None
+    if _recurrent[config]:
+        original(target_worker, *args, **kwargs)
+
+
 def _row_argmax(scores: Any) -> Any:
     """[B] of [B, V]."""
     return scores.argmax(dim=-1)
@@ -29,6 +53,7 @@ def _row_argmax(scores: Any) -> Any:
 
 PATCHES = (
     select_top_k_tokens_later,
+    commit_mamba_states_after_verify,
     replaces_upstream(
         f"{_MODULE}:row_argmax",
         _row_argmax,

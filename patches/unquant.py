@@ -16,7 +16,7 @@ _REMOVE = "SGLang packs float32 weights for CPUs without AMX"
 
 @wraps_upstream(
     f"{_MODULE}:UnquantizedLinearMethod.process_weights_after_loading",
-    why="the moment to pack a linear layer's weight for oneDNN, at start and after each update",
+    why="the moment to pack a linear layer's weight, at start and after each update",
     remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",

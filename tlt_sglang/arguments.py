@@ -25,6 +25,9 @@ DEFAULT_NGRAM = Strategy("ngram", num_draft_tokens=8)
 DEFAULT_SHAPES = ("1x1x2", "3x1x4", "3x4x8")
 """Of a learned drafter, where strategies are chosen at every step and none are named."""
 
+CALIBRATION = "tlt_calibration"
+"""Our warm-up (`calibration`), as SGLang's --warmups has it."""
+
 _TOO_EARLY = (
     "SGLang's arguments were resolved before TLT was loaded (call sglang.srt.plugins.load_plugins "
     "first, or give SGLang the strategy's speculative_* arguments yourself)"
@@ -60,6 +63,7 @@ class Arguments(Protocol):
     speculative_ngram_capacity: int
     speculative_adaptive: bool
     speculative_use_rejection_sampling: bool
+    warmups: str | None
 
 
 def native_fields(config: Config, args: Arguments, device: Device) -> dict[str, Any]:
@@ -78,6 +82,8 @@ def native_fields(config: Config, args: Arguments, device: Device) -> dict[str, 
     if args.speculative_use_rejection_sampling and config.draft_sampling == "on":
         # SGLang's has no trees and no drafters with a smaller vocabulary (`drafters.sampled`).
         fields["speculative_use_rejection_sampling"] = False
+    if config.calibrates and CALIBRATION not in (args.warmups or "").split(","):
+        fields["warmups"] = ",".join(filter(None, (args.warmups, CALIBRATION)))
     if device == "cpu":
         fields |= _cpu_fields(args)
     return fields

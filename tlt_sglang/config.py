@@ -46,10 +46,12 @@ class Config:
     ngram_memory_mb: int = 64
     """Of the n-gram index, where n-grams are among several strategies."""
     draft_dtype: DraftDtype = "auto"
-    """Of the drafter on CPU. auto: bfloat16 where the processor multiplies it in hardware."""
+    """Of the drafter on CPU. auto: bfloat16 weights, which are read in half the time."""
     draft_sampling: DraftSampling = "auto"
     """Whether chains are drawn from the drafter's distribution for requests with a temperature.
     auto: on CPU, and on CUDA where SGLang's --speculative-use-rejection-sampling is given."""
+    calibrate: Literal["on", "off"] = "on"
+    """Whether the cost model is told what every strategy costs before the server is ready."""
     backlog_mb: int = 128
     """Of features that wait for a drafter that is not used."""
     graph_memory_gb: float | None = None
@@ -106,6 +108,11 @@ class Config:
     def store_path(self) -> Path | None:
         """Of the store of drafter versions, if there is one."""
         return None if self.store is None else Path(self.store).expanduser()
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether there is something to calibrate."""
+        return self.calibrate == "on" and self.policy == "cost-model" and len(self.pool) > 1
 
     @property
     def harvests(self) -> bool:
@@ -211,6 +218,9 @@ def from_fields(fields: Any, source: str) -> Config:
             raise ConfigError(f"{source} gives {text!r} as {name}; write {_TEXTS[name]}.")
     harvest_gb = _number(fields, "harvest_gb", 0, 1e6, "gigabytes, or 0 for no log", source)
     harvest_rate = _number(fields, "harvest_rate", 0, 1, "a fraction from 0 to 1", source)
+    calibrate = fields.get("calibrate", Config.calibrate)
+    if calibrate not in ("on", "off"):
+        raise ConfigError(f"{source} gives {calibrate!r} as calibrate; choose on or off.")
     grow = fields.get("grow", False)
     if type(grow) is not bool:
         raise ConfigError(f"{source} gives {grow!r} as grow; write true or false.")
@@ -226,6 +236,7 @@ def from_fields(fields: Any, source: str) -> Config:
         backlog_mb=sizes["backlog_mb"],
         graph_memory_gb=budget,
         grow=grow,
+        calibrate=calibrate,
         harvest_gb=harvest_gb,
         harvest_rate=harvest_rate,
         **texts,

@@ -130,6 +130,7 @@ class Engine:
             ngram_memory_mb=self.config.ngram_memory_mb,
             backlog_mb=self.config.backlog_mb,
             sampled=self.sampled,
+            possible=possible,
         )
 
     def _grown(
@@ -201,6 +202,10 @@ class Engine:
         """Do what `POST /tlt/...` asks for (see `status`); whether that is possible."""
         if "strategy" in order and self.rollout is not None:
             self.rollout.pin(int(order["strategy"]))
+        elif "calibrate" in order and self.rollout is not None:
+            self.rollout.calibrate(order["calibrate"])
+            if self.live is not None and self.live.tap is not None:
+                self.live.tap.paused = order["calibrate"]
         elif "drafter" in order and self.live is not None:
             self.live.act(order["drafter"])
         elif "harvest" in order and self.live is not None and self.live.tap is not None:

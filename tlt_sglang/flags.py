@@ -57,6 +57,7 @@ class Flags:
     speculative_ngram_capacity: int = 10_000_000
     speculative_adaptive: bool = False
     speculative_use_rejection_sampling: bool = False
+    warmups: str | None = None
 
 
 _ALSO = {

@@ -103,8 +103,8 @@ def _parser() -> flags.Parser:
     group.add_argument(
         "--tlt-draft-dtype",
         choices=["auto", "float32"],
-        help="what the drafter computes in on CPU (default: auto, which is bfloat16 where the "
-        "processor multiplies it in hardware; the output is the same)",
+        help="what the drafter's weights are read in on CPU (default: auto, which is bfloat16; the "
+        "output is the same)",
     )
     group.add_argument(
         "--tlt-draft-sampling",
@@ -125,6 +125,12 @@ def _parser() -> flags.Parser:
         metavar="GB",
         help="memory of captured graphs on CUDA; where it is short, what costs the least expected "
         "throughput is left out (see tlt plan)",
+    )
+    group.add_argument(
+        "--tlt-calibrate",
+        choices=["on", "off"],
+        help="whether the server measures, before it is ready, what its strategies cost (default: "
+        "on, which takes some seconds; off learns it from the first requests)",
     )
     group.add_argument(
         "--tlt-events",

@@ -49,8 +49,10 @@ class Rollout:
         ngram_memory_mb: int,
         backlog_mb: int,
         sampled: Sampled | None = None,
+        possible: Callable[[int], Sequence[Strategy]] | None = None,
     ) -> None:
         self.states = states
+        self._possible = possible
         self._ngram_memory_mb = ngram_memory_mb
         drafts_ngrams = any(arm.drafter == "ngram" for arm in states.strategies)
         self.ngrams = NgramIndex(ngram_memory_mb) if drafts_ngrams else None
@@ -70,8 +72,9 @@ class Rollout:
         if strategy != self.states.current:
             started = time.perf_counter()
             self.states.switch(strategy)
-            self.switch_seconds += time.perf_counter() - started
-            self.telemetry.switched(strategy, batch_size)
+            if not self.driver.calibrating:
+                self.switch_seconds += time.perf_counter() - started
+                self.telemetry.switched(strategy, batch_size)
 
     def draft(self, original: Callable[[Any], Any], batch: Any) -> Any:
         """The verify input of a strategy that drafts; `original` is the drafter's own."""
@@ -119,6 +122,11 @@ class Rollout:
     def pin(self, place: int) -> None:
         """Use the strategy at this place of the pool from now on; -1: what the policy chooses."""
         self.driver.pinned = None if place < 0 else self.states.strategies[place]
+
+    def calibrate(self, on: bool) -> None:
+        """The batches from now on are there to learn what strategies cost, until told otherwise."""
+        everything = self.states.strategies
+        self.driver.calibrate((self._possible or (lambda size: everything)) if on else None)
 
     def flush(self) -> None:
         """Forget what n-grams were seen, as SGLang forgets prefixes."""

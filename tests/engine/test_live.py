@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import random
 import re
@@ -24,6 +25,7 @@ import requests
 import torch
 from fitting import Tiny
 from identity import LENGTH, Reference
+from jumping import Clock
 from servers import Server, ServerFailed, Servers, model_folder, wait_for
 from test_weights import checksums
 from tiny import greedily
@@ -235,18 +237,44 @@ def rendezvous(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Clock:
+    """The wall clock of the server that grows a drafter, and of its sidecar."""
+    return Clock(tmp_path_factory.mktemp("clock"))
+
+
+@pytest.fixture(scope="module")
 def growing(
-    servers: Servers, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, rendezvous: str
+    servers: Servers,
+    tiny: Tiny,
+    tmp_path_factory: pytest.TempPathFactory,
+    rendezvous: str,
+    clock: Clock,
 ) -> Iterator[tuple[Server, Store]]:
     store = Store(tmp_path_factory.mktemp("growing"))
     flags = (
         *("--skip-tokenizer-init", "--max-running-requests", "8", "--tlt-store", str(store.root)),
         *("--tlt-sidecar", "always", "--tlt-policy", "cost-model"),
         *("--tlt-coordinator", rendezvous, "--tlt-sidecar-tensorboard"),
+        *("--tlt-trace", str(store.root.parent / "trace")),
     )
-    server = servers.get("off,ngram:4,eagle3:3x1x4", *flags, model=tiny.path)
+    server = servers.get(
+        "off,ngram:4,eagle3:3x1x4", *flags, model=tiny.path, environment=clock.environment
+    )
     yield server, store
     servers.drop(server)
+
+
+def test_costs_are_known_before_the_first_request(growing: tuple[Server, Store]) -> None:
+    """Every strategy that is possible had its turn, and nothing of that is told or kept."""
+    server, store = growing
+    lines = (store.root.parent / "trace").read_text().splitlines()
+    told = [call for call in map(json.loads, lines) if call[0] == "observe" and not call[3]]
+    assert {(strategy, size) for _, strategy, size, *_ in told} >= {
+        (strategy, size) for strategy in ("off", "ngram:4") for size in (1, 3, 8)
+    }
+    status = server.scheduler()
+    assert status["rounds"] < len(told)
+    assert status["harvest"]["written"] <= 2  # of SGLang's own warm-up
 
 
 def test_a_drafter_grows_from_nothing(growing: tuple[Server, Store], tiny: Tiny) -> None:
@@ -278,6 +306,20 @@ def test_a_drafter_grows_from_nothing(growing: tuple[Server, Store], tiny: Tiny)
 
 
 # ---- what goes wrong beside the engine -----------------------------------------------------------
+
+
+def test_clocks_that_jump(growing: tuple[Server, Store], tiny: Tiny, clock: Clock) -> None:
+    """A day on, a day back: output stays, and new versions of the drafter come and are used."""
+    server, _ = growing
+    prompts = torch.randint(3, tiny.vocab, (16, 6), generator=torch.Generator().manual_seed(7))
+    expected = greedily(tiny.model, prompts, 24)
+    for seconds in (86_400, -86_400, 0):
+        clock.set(seconds)
+        before, deadline = server.scheduler()["drafter_version"], time.monotonic() + 120
+        while server.scheduler()["drafter_version"] == before:
+            assert time.monotonic() < deadline, server.tail()
+            answers = server.generate_all(prompts.tolist(), at_once=8, max_new_tokens=24)
+            assert [answer["output_ids"] for answer in answers] == expected
 
 
 def test_killed_sidecars_and_coordinators_change_nothing(

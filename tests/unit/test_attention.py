@@ -17,7 +17,7 @@ class Pool:
         self.rng = torch.Generator().manual_seed(seed)
         self.kv_heads = self.pick(1, 4)
         self.heads = self.kv_heads * self.pick(1, 4)
-        self.dim = [8, 16, 40, 64][self.pick(0, 3)]
+        self.dim = [8, 16, 40, 64, 128][self.pick(0, 4)]
         self.requests, self.columns, slots = 5, 200, 2000
         self.keys = self.normal(slots, self.kv_heads, self.dim)
         self.values = self.normal(slots, self.kv_heads, self.dim)

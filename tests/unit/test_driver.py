@@ -6,7 +6,7 @@ import pytest
 
 from tlt_sglang.strategy.arms import Strategy, parse
 from tlt_sglang.strategy.clocks import CudaEvents, Wall
-from tlt_sglang.strategy.driver import IN_FLIGHT, Driver
+from tlt_sglang.strategy.driver import CALIBRATION_STEPS, IN_FLIGHT, Driver
 from tlt_sglang.strategy.policy import Observation
 
 CHAIN = parse("eagle:3x1x4")
@@ -143,3 +143,26 @@ def test_events_are_read_when_they_are_due(told: Told, monkeypatch: pytest.Monke
     monkeypatch.setattr(Event, "behind", 0)
     driver.begin(1)
     assert [seen.batch_size for seen in told.seen] == [1, 2, 3, 4, 5]
+
+
+def test_a_calibration_gives_every_strategy_its_turn(
+    driver: Driver, clock: Clock, told: Told
+) -> None:
+    """The policy learns what steps cost, and nothing of what dummies had accepted."""
+    arms = [parse("off"), parse("ngram:4")]
+    driver.calibrate(lambda size: arms)
+    chosen = []
+    for _ in range(3 * CALIBRATION_STEPS):
+        chosen.append(driver.begin(2))
+        clock.now += 1.0
+        driver.end()
+        assert driver.outcome([3, 3]) is None
+    driver.calibrate(None)
+    step(driver, clock, 1.0, 0.0, [1])
+    driver.begin(1)
+    turn = CALIBRATION_STEPS
+    assert chosen == [arms[0]] * turn + [arms[1]] * turn + [arms[0]] * turn
+    assert [seen.strategy for seen in told.seen] == [*chosen, CHAIN]
+    assert {tuple(seen.accepted) for seen in told.seen[:-1]} == {()}
+    assert told.seen[-1].accepted == [1]
+    assert {seen.seconds for seen in told.seen} == {1.0}

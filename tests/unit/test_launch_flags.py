@@ -472,6 +472,7 @@ def test_every_setting_has_a_flag() -> None:
         "ngram_memory_mb": ("3", 3),
         "draft_dtype": ("float32", "float32"),
         "draft_sampling": ("off", "off"),
+        "calibrate": ("off", "off"),
         "backlog_mb": ("5", 5),
         "graph_memory_gb": ("1.5", 1.5),
         "events": ("e", "e"),

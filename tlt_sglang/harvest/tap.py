@@ -49,6 +49,8 @@ class Tap:
         self.version = 0
         self.overrun = 0
         """Steps that were dropped because too many copies were under way."""
+        self.paused = False
+        """Whether what comes is of no user."""
         cuda: Any = torch.cuda
         self._stream = cuda.Stream(device) if device.type == "cuda" else None
         self._pending: deque[_Copied] = deque()
@@ -115,6 +117,8 @@ class Tap:
         flags: int,
     ) -> None:
         self.drain()
+        if self.paused:
+            return
         for request in requests:
             self._running.setdefault(request.rid, request)
         if not any(self.writer.wants(self._key(request.rid)) for request in requests):

@@ -81,7 +81,8 @@ class CostModel:
 
     def observe(self, seen: Observation) -> None:
         self.costs.observe(seen.strategy, seen.batch_size, seen.seconds, self._now)
-        self.acceptance.observe(seen.strategy, seen.accepted, self._now)
+        if seen.accepted:
+            self.acceptance.observe(seen.strategy, seen.accepted, self._now)
 
     def worth(
         self, arm: Strategy, batch_size: int, shift: float = 0.0, faster: float = 0.0

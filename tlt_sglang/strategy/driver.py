@@ -3,12 +3,15 @@
 The time of a step lasts to the beginning of the next one, so that what the scheduler does between
 two steps counts, which fewer steps need less of. Where the engine did something else in between (a
 prefill, or it waited for requests) it lasts to the end of the step's own work.
+
+While it calibrates, the batches are not of users: all strategies have their turn, and the policy is
+told what their steps cost, and nothing about what was accepted.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,8 @@ MOST_BETWEEN = 0.5
 IN_FLIGHT = 8
 """Steps of which outcome or time may be missing: overlap scheduling leaves one or two open, and
 events of a GPU are read late."""
+CALIBRATION_STEPS = 3
+"""Steps of a strategy's turn."""
 
 
 @dataclass(slots=True)
@@ -32,6 +37,7 @@ class _Step:
     next: Any = None
     """When the step after it began."""
     accepted: Sequence[int] | None = None
+    calibrates: bool = False
 
 
 class Driver:
@@ -42,6 +48,8 @@ class Driver:
         self._steps: deque[_Step] = deque(maxlen=IN_FLIGHT)
         self.pinned: Strategy | None = None
         """Used in the place of what the policy would choose; the policy goes on learning."""
+        self._turns: Callable[[int], Sequence[Strategy]] | None = None
+        self._taken = 0
 
     def begin(self, batch_size: int) -> Strategy:
         """A decode step begins: its strategy."""
@@ -49,9 +57,26 @@ class Driver:
         if self._steps and self._steps[-1].next is None:
             self._steps[-1].next = now
             self._tell()
-        strategy = self.pinned or self._policy.choose(batch_size)
-        self._steps.append(_Step(strategy, batch_size, now))
+        strategy = self.pinned or self._turn(batch_size) or self._policy.choose(batch_size)
+        self._steps.append(_Step(strategy, batch_size, now, calibrates=self.calibrating))
         return strategy
+
+    def calibrate(self, possible: Callable[[int], Sequence[Strategy]] | None) -> None:
+        """From now on the `possible` strategies of a batch size take turns; None ends it."""
+        self._turns, self._taken = possible, 0
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether strategies take turns."""
+        return self._turns is not None
+
+    def _turn(self, batch_size: int) -> Strategy | None:
+        if self._turns is None:
+            return None
+        arms = self._turns(batch_size)
+        place = self._taken // CALIBRATION_STEPS
+        self._taken += 1
+        return arms[place % len(arms)]
 
     def begin_again(self) -> None:
         """What was done since the step began is no part of it: a drafter has caught up."""
@@ -64,12 +89,13 @@ class Driver:
             self._steps[-1].ended = self._clock.mark()
 
     def outcome(self, accepted: Sequence[int]) -> Strategy | None:
-        """Drafts accepted in the oldest step of which that is not known yet; its strategy."""
+        """Drafts accepted in the oldest step of which that is not known yet; its strategy, or None
+        where it only calibrated."""
         for step in self._steps:
             if step.accepted is None:
                 step.accepted = accepted
                 self._tell()
-                return step.strategy
+                return None if step.calibrates else step.strategy
         return None
 
     def _tell(self) -> None:
@@ -80,9 +106,8 @@ class Driver:
                 return
             self._steps.popleft()
             if step.accepted and seconds > 0:
-                self._policy.observe(
-                    Observation(step.strategy, step.batch_size, step.accepted, seconds)
-                )
+                accepted = () if step.calibrates else step.accepted
+                self._policy.observe(Observation(step.strategy, step.batch_size, accepted, seconds))
 
     def _seconds(self, step: _Step) -> float | None:
         """Of a step; None as long as that is not known."""

@@ -22,7 +22,8 @@ class Observation:
     strategy: Strategy
     batch_size: int
     accepted: Sequence[int]
-    """Drafts accepted for each request; the token that the target adds is not counted."""
+    """Drafts accepted for each request; the token that the target adds is not counted. Empty where
+    the step was only to learn what it costs, which policies with a model of costs are told."""
     seconds: float
     """Wall time from the draft to the commit."""
 
