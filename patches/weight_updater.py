@@ -26,6 +26,21 @@ def begin_weight_update(original: Any, updater: Any) -> None:
 
 
 @wraps_upstream(
+    f"{_CLASS}.end_weight_update",
+    why="what a drafter has beside SGLang's own layers has no hook that says it is complete",
+    remove_when="SGLang packs float32 weights for CPUs without AMX",
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "45c5e6d5af8d89f4"},
+)
+def end_weight_update(original: Any, updater: Any, **kwargs: Any) -> None:
+    from tlt_sglang.cpu import linear
+
+    original(updater, **kwargs)
+    linear.renew()
+
+
+@wraps_upstream(
     f"{_CLASS}.update_weights_from_disk",
     why="upstream loads the target's checkpoint into an EAGLE drafter, too, which ends the server",
     remove_when="SGLang's update from disk has a selector, or leaves separate drafters alone",
@@ -39,4 +54,4 @@ def update_weights_from_disk(original: Any, updater: Any, *args: Any, **kwargs: 
     return original(updater, *args, **kwargs)
 
 
-PATCHES = (begin_weight_update, update_weights_from_disk)
+PATCHES = (begin_weight_update, end_weight_update, update_weights_from_disk)

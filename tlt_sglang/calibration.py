@@ -3,7 +3,7 @@
 A fresh engine knows no costs, and would learn them on its users' first requests, by trying. So
 SGLang's custom warm-up, which runs before it listens, decodes a few batches of the smallest, a
 middle and the largest size while all strategies take turns (`strategy.driver`). Nothing of it is
-counted, logged, or left in a cache.
+among the figures of strategies, in the harvest log, or left in a cache.
 
 Runs in the HTTP (main) process. An engine that an RL stack embeds has no warm-ups, and learns as it
 goes.
@@ -18,6 +18,7 @@ from typing import Any
 
 from tlt_sglang import engine
 from tlt_sglang.arguments import CALIBRATION
+from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.driver import CALIBRATION_STEPS
 
 MOST_REQUESTS = 64
@@ -29,9 +30,9 @@ SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
-def sizes(most: int | None) -> list[int]:
-    """The batch sizes to decode, largest first, where at most so many requests run at once."""
-    largest = min(most or MOST_REQUESTS, MOST_REQUESTS)
+def sizes(running: int | None, queued: int | None = None) -> list[int]:
+    """The batch sizes to decode, largest first, where so many requests may run, or be queued."""
+    largest = max(1, min(running or MOST_REQUESTS, queued or MOST_REQUESTS, MOST_REQUESTS))
     return sorted({1, max(1, round(largest**0.5)), largest}, reverse=True)
 
 
@@ -43,43 +44,54 @@ def register() -> None:
 
 
 async def calibrate(disaggregation_mode: str, tokenizer_manager: Any) -> None:
-    """The warm-up."""
+    """The warm-up. What goes wrong with it is logged, and costs what it would have told."""
+    assert engine.current is not None
+    if disaggregation_mode != "null":
+        return
+    started = time.perf_counter()
+    longest = CALIBRATION_STEPS * sum(map(_most_committed, engine.current.config.pool))
+    limits = tokenizer_manager.server_args
+    tokens = min(longest, tokenizer_manager.context_len // 2)
+    try:
+        async with asyncio.timeout(SECONDS):
+            for size in sizes(limits.max_running_requests, limits.max_queued_requests):
+                if not await _order(tokenizer_manager, True):
+                    return
+                await _decode(tokenizer_manager, size, tokens)
+    except TimeoutError:
+        logger.warning("The strategies are calibrated in part only: it took too long.")
+    except Exception as error:
+        logger.warning("The strategies are not calibrated: %s", error)
+    finally:
+        tokenizer_manager.abort_request(abort_all=True)
+        await tokenizer_manager.flush_cache(timeout_s=SECONDS)
+        await _order(tokenizer_manager, False)
+    logger.info("Calibration took %.1f s.", time.perf_counter() - started)
+
+
+async def _order(tokenizer_manager: Any, on: bool) -> bool:
+    """Whether every scheduler has strategies to calibrate, and begins or ends it."""
     from sglang.srt.managers.io_struct import SetInternalStateReq
 
     from tlt_sglang.status import ORDER
 
-    assert engine.current is not None
-    if disaggregation_mode != "null":
-        return
-
-    async def order(on: bool) -> None:
-        told = SetInternalStateReq(server_args={ORDER: {"calibrate": on}})
-        await tokenizer_manager.set_internal_state(told)
-
-    started = time.perf_counter()
-    turns = CALIBRATION_STEPS * len(engine.current.config.pool)
-    most = tokenizer_manager.server_args.max_running_requests
-    try:
-        async with asyncio.timeout(SECONDS):
-            for size in sizes(most):
-                await order(True)
-                await _decode(tokenizer_manager, size, turns)
-    except TimeoutError:
-        logger.warning("The strategies were calibrated in part only: it took too long.")
-        tokenizer_manager.abort_request(abort_all=True)
-    await order(False)
-    await tokenizer_manager.flush_cache(timeout_s=SECONDS)
-    logger.info("Strategies calibrated in %.1f s.", time.perf_counter() - started)
+    told = SetInternalStateReq(server_args={ORDER: {"calibrate": on}})
+    return all(await tokenizer_manager.set_internal_state(told))
 
 
-async def _decode(tokenizer_manager: Any, size: int, steps: int) -> None:
-    """A batch of `size` requests of about so many steps: who is accepted more ends earlier."""
+async def _decode(tokenizer_manager: Any, size: int, tokens: int) -> None:
+    """A batch of `size` requests; those that are accepted more end earlier."""
     from sglang.srt.managers.io_struct import GenerateReqInput
 
     vocab = tokenizer_manager.model_config.vocab_size
     batch = GenerateReqInput(
         input_ids=[[(97 * i + 7 * j) % vocab for j in range(PROMPT)] for i in range(size)],
-        sampling_params={"max_new_tokens": 2 * steps, "temperature": 0.0, "ignore_eos": True},
+        sampling_params={"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True},
     )
     async for _ in tokenizer_manager.generate_request(batch, None):
         pass
+
+
+def _most_committed(strategy: Strategy) -> int:
+    """Tokens of a step in which everything is accepted."""
+    return strategy.num_steps + 1 if strategy.num_steps else strategy.num_draft_tokens

@@ -263,7 +263,8 @@ def _halve_drafter(worker: Any) -> None:
     shared = {parameter.data_ptr() for parameter in target}
     model = worker._draft_worker.draft_runner.model
     own = [parameter for parameter in model.parameters() if parameter.data_ptr() not in shared]
-    for part in (getattr(model, "lm_head", None), getattr(model.model, "fc", None)):
+    body = getattr(model, "model", None)
+    for part in (getattr(model, "lm_head", None), getattr(body, "fc", None)):
         weight = getattr(part, "weight", None)
         if weight is not None and any(weight is parameter for parameter in own):
             linear.repack(weight)  # which SGLang does not pack, or not before it is used

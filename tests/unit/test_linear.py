@@ -89,3 +89,23 @@ def test_a_drafters_weights_are_halved_and_stay_so() -> None:
         weight.mul_(-2)
     linear.forget(weight)
     assert not linear.packed(weight)
+
+
+def test_a_halved_weight_that_was_forgotten_is_renewed() -> None:
+    weight = torch.randn(32, 48)
+    linear.repack(weight)
+    linear.halve([weight])
+    linear.forget(weight)
+    weight.mul_(2)
+    linear.renew()
+    assert linear.packed(weight)
+    wanted = torch.nn.functional.linear(torch.eye(48), weight.bfloat16().float())
+    assert torch.equal(linear.linear(torch.eye(48), weight, None), wanted)
+    linear.forget(weight)
+
+
+def test_no_rows_are_no_rows() -> None:
+    weight = torch.randn(32, 48)
+    linear.repack(weight)
+    assert linear.linear(torch.empty(0, 48), weight, None).shape == (0, 32)
+    linear.forget(weight)

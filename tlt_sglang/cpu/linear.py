@@ -69,6 +69,13 @@ def halve(weights: Iterable[torch.Tensor]) -> None:
             repack(weight)
 
 
+def renew() -> None:
+    """Pack those of `halve` that have no pack: SGLang has no notice of some when they are whole."""
+    for weight in _halved.values():
+        if not packed(weight):
+            repack(weight)
+
+
 def forget(weight: torch.Tensor) -> None:
     """Drop the pack of `weight`, if any: it is read plainly until `repack`."""
     global _generation
@@ -87,7 +94,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     if pack is None or x.dtype != torch.float32:
         return torch.nn.functional.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    return _product(rows, pack.packed, bias).view(*x.shape[:-1], -1)
+    return _product(rows, pack.packed, bias).view(*x.shape[:-1], len(weight))
 
 
 def product(

@@ -71,7 +71,7 @@ def multiply(x: torch.Tensor, packed: Packed) -> torch.Tensor:
     One call at a time: a weight's calls share the memory that tells its task what to do.
     """
     rows, data = x.shape[0], packed.data
-    out = torch.empty((rows, packed.padded))
+    out = torch.empty((rows, packed.padded), dtype=torch.float32)
     data[0], data[5], data[6], data[7] = 0, rows, x.data_ptr(), out.data_ptr()
     start(True)(_task.address, packed.address)
     return out if packed.outputs == packed.padded else out[:, : packed.outputs].contiguous()

@@ -15,7 +15,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ def start(together: bool) -> Start:
     lone = ctypes.CFUNCTYPE(None, pointer)
     alone = functools.cache(lone)
     try:
-        library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        library = ctypes.CDLL(_libgomp(), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         parallel = library.GOMP_parallel
     except (OSError, AttributeError):
         together = False
@@ -44,6 +46,16 @@ def start(together: bool) -> Start:
     parallel.restype = None
     threads = torch.get_num_threads()
     return lambda task, data: parallel(task, data, threads, 0)
+
+
+def _libgomp() -> str:
+    """The file of the libgomp that torch has loaded: some wheels bring one with a name of its own.
+
+    Raises OSError where that cannot be told.
+    """
+    maps = Path("/proc/self/maps").read_text()
+    found = re.search(r"(/\S*/libgomp[^/\s]*\.so[^/\s]*)$", maps, re.MULTILINE)
+    return found.group(1) if found else "libgomp.so.1"
 
 
 @intrinsic
