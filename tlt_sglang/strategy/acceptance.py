@@ -26,7 +26,8 @@ SLOW_DRIFT = 0.00002
 """Variance that a term gains in a step."""
 MOST_VARIANCE = 1.0
 MOST_TRIALS = 32
-"""Requests of a batch that count: more of them are alike."""
+ALIKE = 0.5
+"""What a request of a batch counts, and how many of them: those of a group say much the same."""
 BRANCHES = 0.5
 """Expected of a tree: topk branches are worth 1 + this * log2(topk) drafts."""
 
@@ -78,7 +79,7 @@ class Acceptance:
             if not trials:
                 return
             hits = sum(count > depth for count in accepted) / trials
-            self._update(strategy, depth, hits, min(trials, MOST_TRIALS), now)
+            self._update(strategy, depth, hits, ALIKE * min(trials, MOST_TRIALS), now)
 
     def length(self, strategy: Strategy, now: int, shift: float = 0.0) -> float:
         """Expected tokens a request commits in a step: 1 for `off`.
@@ -96,7 +97,7 @@ class Acceptance:
             total += reach
         return total
 
-    def _update(self, strategy: Strategy, depth: int, hits: float, trials: int, now: int) -> None:
+    def _update(self, strategy: Strategy, depth: int, hits: float, trials: float, now: int) -> None:
         terms = self._drafter(strategy).terms(strategy, depth)
         variances = [term.aged(now) for term in terms]
         rate = math.exp(min(2.0, max(-5.0, sum(term.mean for term in terms))))

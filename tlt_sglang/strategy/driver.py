@@ -25,7 +25,7 @@ IN_FLIGHT = 8
 """Steps of which outcome or time may be missing: overlap scheduling leaves one or two open, and
 events of a GPU are read late."""
 CALIBRATION_STEPS = 3
-"""Steps of a strategy's turn."""
+"""Steps of every strategy, in turns of one: what disturbs the machine disturbs all of them."""
 
 
 @dataclass(slots=True)
@@ -74,9 +74,8 @@ class Driver:
         if self._turns is None:
             return None
         arms = self._turns(batch_size)
-        place = self._taken // CALIBRATION_STEPS
         self._taken += 1
-        return arms[place % len(arms)]
+        return arms[self._taken % len(arms)]
 
     def begin_again(self) -> None:
         """What was done since the step began is no part of it: a drafter has caught up."""
