@@ -22,7 +22,7 @@ from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.driver import CALIBRATION_STEPS
 
 MOST_REQUESTS = 64
-PROMPT = 8
+PROMPT = 64
 """Tokens of a prompt."""
 SECONDS = 10.0
 """After which the rest is left to be learned: the machine is busy with something else."""

@@ -27,7 +27,7 @@ SLOW_DRIFT = 0.00002
 MOST_VARIANCE = 1.0
 MOST_TRIALS = 32
 ALIKE = 0.5
-"""What a request of a batch counts, and how many of them: those of a group say much the same."""
+"""What each request beside the first counts, and how many: those of a group say much the same."""
 BRANCHES = 0.5
 """Expected of a tree: topk branches are worth 1 + this * log2(topk) drafts."""
 
@@ -79,7 +79,7 @@ class Acceptance:
             if not trials:
                 return
             hits = sum(count > depth for count in accepted) / trials
-            self._update(strategy, depth, hits, ALIKE * min(trials, MOST_TRIALS), now)
+            self._update(strategy, depth, hits, 1 + ALIKE * (min(trials, MOST_TRIALS) - 1), now)
 
     def length(self, strategy: Strategy, now: int, shift: float = 0.0) -> float:
         """Expected tokens a request commits in a step: 1 for `off`.
