@@ -201,6 +201,25 @@ def test_costs_that_were_not_measured_are_derived() -> None:
         assert derived == pytest.approx(machine.cost(arm, size) / 1000, rel=0.3)
 
 
+def test_a_calibration_on_a_busy_machine_is_set_right_by_what_is_measured_later() -> None:
+    machine = bench_policy.MACHINES["cpu"]
+    costs = Costs()
+    for arm in (OFF, CHAIN):
+        for size in (1, 4, 16):
+            for _ in range(3):
+                costs.observe(arm, size, 3 * machine.cost(arm, size), 0, calibrates=True)
+    for _ in range(3):
+        costs.observe(OFF, 16, machine.cost(OFF, 16), 1)
+    assert costs.seconds(OFF, 16, 1) == (machine.cost(OFF, 16), 3, 0)
+    for size in (1, 4, 16):
+        seconds, count, _ = costs.seconds(CHAIN, size, 1)
+        assert seconds == pytest.approx(machine.cost(CHAIN, size))
+        assert count == 1
+    seconds, count, _ = costs.seconds(CHAIN, 8, 1)  # which was not calibrated
+    assert seconds == pytest.approx(machine.cost(CHAIN, 8), rel=0.3)
+    assert count == 0
+
+
 def test_buckets() -> None:
     assert [bucket(n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 100)] == [
         1, 2, 3, 4, 6, 6, 8, 8, 12, 16, 24, 128,

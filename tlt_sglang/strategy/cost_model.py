@@ -80,8 +80,11 @@ class CostModel:
         return self._current
 
     def observe(self, seen: Observation) -> None:
-        self.costs.observe(seen.strategy, seen.batch_size, seen.seconds, self._now)
-        if seen.accepted:
+        calibrates = not seen.accepted
+        self.costs.observe(
+            seen.strategy, seen.batch_size, seen.seconds, self._now, calibrates=calibrates
+        )
+        if not calibrates:
             self.acceptance.observe(seen.strategy, seen.accepted, self._now)
 
     def worth(

@@ -6,6 +6,10 @@ fitted to all measurements, and corrected by how far that is off where the strat
     base + row * (rows of the target) + round + step * (draft steps) + draft_row * (rows of drafts)
 
 in which the last three are for strategies that draft. All are taken not to be negative.
+
+What was calibrated stands for a measurement until there are some. The machine may have been busy
+then, or contexts short: by how much the strategies that were measured since are off what was
+calibrated, the others are taken to be off, too.
 """
 
 from __future__ import annotations
@@ -35,9 +39,13 @@ REFIT = 8
 @dataclass(slots=True)
 class _Cell:
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    calibrated: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     median: float = 0.0
+    """Of what was measured, or else of what was calibrated."""
     at: int = 0
     """The step of the last measurement."""
+    drift: float | None = None
+    """Log of measured over calibrated cost, where both are known."""
 
 
 class Costs:
@@ -47,14 +55,25 @@ class Costs:
         self._cells: dict[Strategy, dict[int, _Cell]] = {}
         self._terms = np.array(EXPECTED)
         self._news = 0
+        self._drifted = 0.0
 
-    def observe(self, strategy: Strategy, batch_size: int, seconds: float, now: int) -> None:
+    def observe(
+        self,
+        strategy: Strategy,
+        batch_size: int,
+        seconds: float,
+        now: int,
+        calibrates: bool = False,
+    ) -> None:
         """A step took so long."""
         cells, size = self._cells.setdefault(strategy, {}), bucket(batch_size)
         known = size in cells
         cell = cells.setdefault(size, _Cell())
-        cell.seconds.append(seconds)
-        cell.median, cell.at = statistics.median(cell.seconds), now
+        (cell.calibrated if calibrates else cell.seconds).append(seconds)
+        cell.median, cell.at = statistics.median(cell.seconds or cell.calibrated), now
+        if cell.calibrated:
+            cell.drift = _drift(cell)
+            self._drifted = self._drift()
         self._news += REFIT if not known else 1
         if self._news >= REFIT:
             self._fit()
@@ -64,6 +83,7 @@ class Costs:
     ) -> tuple[float | None, int, int]:
         """(of a step, measurements at this batch size, steps since the last of them).
 
+        What was calibrated counts as one measurement.
         Without measurements it is derived; None if nothing at all was ever measured.
         """
         if not self._cells:
@@ -72,13 +92,28 @@ class Costs:
         cell = self._cells.get(strategy, {}).get(size)
         if cell is not None and len(cell.seconds) >= TRUSTED:
             return cell.median, len(cell.seconds), now - cell.at
-        derived = self._modelled(strategy, size) * math.exp(self._off(strategy, size))
+        if cell is not None and len(cell.calibrated) >= TRUSTED:
+            derived = statistics.median(cell.calibrated) * math.exp(self._drifted)
+        else:
+            derived = self._modelled(strategy, size) * math.exp(self._off(strategy, size))
         if cell is None:
             return derived, 0, 0
+        if not cell.seconds:
+            return derived, 1, now - cell.at
         # One measurement may be an outlier; what is derived counts as another.
         count = len(cell.seconds)
         between = math.exp((math.log(derived) + count * math.log(cell.median)) / (count + 1))
         return between, count, now - cell.at
+
+    def _drift(self) -> float:
+        """Log of what steps cost now over what they did when they were calibrated."""
+        every = (cell.drift for cells in self._cells.values() for cell in cells.values())
+        known = [drift for drift in every if drift is not None]
+        return statistics.median(known) if known else 0.0
+
+    def _present(self, cell: _Cell) -> float:
+        """What a step of a cell costs now, as far as that is known."""
+        return cell.median if cell.seconds else cell.median * math.exp(self._drifted)
 
     def _modelled(self, strategy: Strategy, size: int) -> float:
         return float(_features(strategy, size) @ self._terms)
@@ -93,7 +128,7 @@ class Costs:
             if other == size:
                 continue
             weight = 1.0 / abs(math.log(other / size)) ** 2
-            off += weight * math.log(cell.median / self._modelled(strategy, other))
+            off += weight * math.log(self._present(cell) / self._modelled(strategy, other))
             weights += weight
         return off / weights if weights else 0.0
 
@@ -103,9 +138,10 @@ class Costs:
         rows, wanted = [], []
         for strategy, cells in self._cells.items():
             for size, cell in cells.items():
-                rows.append(_features(strategy, size) / cell.median)
+                rows.append(_features(strategy, size) / self._present(cell))
                 wanted.append(1.0)
-        base = min(cell.median for cells in self._cells.values() for cell in cells.values())
+        every = [cell for of_one in self._cells.values() for cell in of_one.values()]
+        base = min(map(self._present, every))
         for place, share in enumerate(EXPECTED):
             row = np.zeros(len(EXPECTED))
             row[place] = STIFFNESS / (share * base)
@@ -113,6 +149,12 @@ class Costs:
             wanted.append(STIFFNESS)
         fitted = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
         self._terms = np.maximum(fitted, 1e-3 * base * np.array(EXPECTED))
+
+
+def _drift(cell: _Cell) -> float | None:
+    if len(cell.seconds) < TRUSTED or not cell.calibrated:
+        return None
+    return math.log(cell.median / statistics.median(cell.calibrated))
 
 
 def _features(strategy: Strategy, size: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
