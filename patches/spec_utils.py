@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-import weakref
 from typing import Any
 
 from tlt_sglang.patching import replaces_upstream, wraps_upstream
@@ -23,8 +23,12 @@ def select_top_k_tokens_later(original: Any, *args: Any, **kwargs: Any) -> Any:
     return inspect.unwrap(original)(*args, **kwargs)
 
 
-_recurrent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-"""Whether a target of this config keeps a state that verification has to commit."""
+@functools.cache
+def _keeps_states(model_config: Any) -> bool:
+    """Whether a target of this config has recurrent states, which verification has to commit."""
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+
+    return mambaish_config(model_config) is not None
 
 
 @wraps_upstream(
@@ -37,12 +41,7 @@ _recurrent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 def commit_mamba_states_after_verify(
     original: Any, target_worker: Any, *args: Any, **kwargs: Any
 ) -> None:
-    from sglang.srt.configs.hybrid_arch import mambaish_config
-
-    config = target_worker.model_runner.model_config
-    if config not in _recurrent:
-        _recurrent[config] = mambaish_config(config) is not None
-    if _recurrent[config]:
+    if _keeps_states(target_worker.model_runner.model_config):
         original(target_worker, *args, **kwargs)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 from tlt_sglang.patching import wraps_upstream
 
 _CLASS = "sglang.srt.model_executor.model_runner_components.weight_updater:WeightUpdater"
+_REMOVE = "SGLang packs float32 weights for CPUs without AMX"
 
 
 @wraps_upstream(
     f"{_CLASS}.begin_weight_update",
     why="packed copies of weights about to change must not be used until they are packed again",
-    remove_when="SGLang packs float32 weights for CPUs without AMX",
+    remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "a34f3d39513eca55"},
@@ -28,7 +29,7 @@ def begin_weight_update(original: Any, updater: Any) -> None:
 @wraps_upstream(
     f"{_CLASS}.end_weight_update",
     why="what a drafter has beside SGLang's own layers has no hook that says it is complete",
-    remove_when="SGLang packs float32 weights for CPUs without AMX",
+    remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "45c5e6d5af8d89f4"},

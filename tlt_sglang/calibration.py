@@ -19,8 +19,9 @@ from typing import Any
 from tlt_sglang import engine
 from tlt_sglang.arguments import CALIBRATION
 from tlt_sglang.strategy.arms import Strategy
-from tlt_sglang.strategy.driver import CALIBRATION_STEPS
 
+STEPS = 3
+"""Of every strategy, in a batch."""
 MOST_REQUESTS = 64
 PROMPT = 64
 """Tokens of a prompt."""
@@ -49,7 +50,7 @@ async def calibrate(disaggregation_mode: str, tokenizer_manager: Any) -> None:
     if disaggregation_mode != "null":
         return
     started = time.perf_counter()
-    longest = CALIBRATION_STEPS * sum(map(_most_committed, engine.current.config.pool))
+    longest = STEPS * sum(map(_most_committed, engine.current.config.pool))
     limits = tokenizer_manager.server_args
     tokens = min(longest, tokenizer_manager.context_len // 2)
     try:

@@ -29,6 +29,7 @@ Device = Literal["cpu", "cuda"]
 PolicyName = Literal["cost-model", "beg-mab", "ema", "fixed", "random"]
 DraftDtype = Literal["auto", "float32"]
 DraftSampling = Literal["auto", "on", "off"]
+Calibrate = Literal["on", "off"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
@@ -50,7 +51,7 @@ class Config:
     draft_sampling: DraftSampling = "auto"
     """Whether chains are drawn from the drafter's distribution for requests with a temperature.
     auto: on CPU, and on CUDA where SGLang's --speculative-use-rejection-sampling is given."""
-    calibrate: Literal["on", "off"] = "on"
+    calibrate: Calibrate = "on"
     """Whether the cost model is told what every strategy costs before the server is ready."""
     backlog_mb: int = 128
     """Of features that wait for a drafter that is not used."""
@@ -196,12 +197,6 @@ def from_fields(fields: Any, source: str) -> Config:
         raise ConfigError(
             f"{source} gives {policy!r} as policy; choose from {', '.join(POLICIES)}."
         )
-    dtype = fields.get("draft_dtype", Config.draft_dtype)
-    if dtype not in get_args(DraftDtype):
-        raise ConfigError(f"{source} gives {dtype!r} as draft_dtype; choose auto or float32.")
-    sampling = fields.get("draft_sampling", Config.draft_sampling)
-    if sampling not in get_args(DraftSampling):
-        raise ConfigError(f"{source} gives {sampling!r} as draft_sampling; choose auto, on or off.")
     most = fields.get("max_batch")
     if most is not None and (type(most) is not int or most < 0):
         raise ConfigError(f"{source} gives {most!r} as max_batch; write a number of requests.")
@@ -218,9 +213,6 @@ def from_fields(fields: Any, source: str) -> Config:
             raise ConfigError(f"{source} gives {text!r} as {name}; write {_TEXTS[name]}.")
     harvest_gb = _number(fields, "harvest_gb", 0, 1e6, "gigabytes, or 0 for no log", source)
     harvest_rate = _number(fields, "harvest_rate", 0, 1, "a fraction from 0 to 1", source)
-    calibrate = fields.get("calibrate", Config.calibrate)
-    if calibrate not in ("on", "off"):
-        raise ConfigError(f"{source} gives {calibrate!r} as calibrate; choose on or off.")
     grow = fields.get("grow", False)
     if type(grow) is not bool:
         raise ConfigError(f"{source} gives {grow!r} as grow; write true or false.")
@@ -231,16 +223,24 @@ def from_fields(fields: Any, source: str) -> Config:
         policy=policy,
         max_batch=most,
         ngram_memory_mb=sizes["ngram_memory_mb"],
-        draft_dtype=dtype,
-        draft_sampling=sampling,
+        draft_dtype=_choice(fields, "draft_dtype", get_args(DraftDtype), source),
+        draft_sampling=_choice(fields, "draft_sampling", get_args(DraftSampling), source),
         backlog_mb=sizes["backlog_mb"],
         graph_memory_gb=budget,
         grow=grow,
-        calibrate=calibrate,
+        calibrate=_choice(fields, "calibrate", get_args(Calibrate), source),
         harvest_gb=harvest_gb,
         harvest_rate=harvest_rate,
         **texts,
     )
+
+
+def _choice(fields: dict[str, Any], name: str, known: tuple[str, ...], source: str) -> Any:
+    value = fields.get(name, getattr(Config, name))
+    if value not in known:
+        words = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise ConfigError(f"{source} gives {value!r} as {name}; choose {words}.")
+    return value
 
 
 def _number(

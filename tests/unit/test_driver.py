@@ -8,7 +8,7 @@ import pytest
 
 from tlt_sglang.strategy.arms import Strategy, parse
 from tlt_sglang.strategy.clocks import CudaEvents, Wall
-from tlt_sglang.strategy.driver import CALIBRATION_STEPS, IN_FLIGHT, Driver
+from tlt_sglang.strategy.driver import IN_FLIGHT, Driver
 from tlt_sglang.strategy.policy import Observation
 
 CHAIN = parse("eagle:3x1x4")
@@ -154,7 +154,8 @@ def test_a_calibration_gives_every_strategy_its_turn(
     arms = [parse("off"), parse("ngram:4")]
     driver.calibrate(lambda size: arms)
     chosen = []
-    for _ in range(2 * CALIBRATION_STEPS):
+    turns = 3
+    for _ in range(2 * turns):
         chosen.append(driver.begin(2))
         clock.now += 1.0
         driver.end()
@@ -162,7 +163,7 @@ def test_a_calibration_gives_every_strategy_its_turn(
     driver.calibrate(None)
     step(driver, clock, 1.0, 0.0, [1])
     driver.begin(1)
-    assert [chosen.count(arm) for arm in arms] == [CALIBRATION_STEPS] * 2
+    assert [chosen.count(arm) for arm in arms] == [turns] * 2
     assert all(one != other for one, other in itertools.pairwise(chosen))
     assert [seen.strategy for seen in told.seen] == [*chosen, CHAIN]
     assert {tuple(seen.accepted) for seen in told.seen[:-1]} == {()}

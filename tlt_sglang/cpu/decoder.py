@@ -60,7 +60,6 @@ class _Stack:
     rotary: Array  # [P, R]: cosines, then sines
     norm: Array
     eps: np.float32
-    fuse: Product  # a drafter's, of the target's features
     steps: dict[int, _Step] = field(default_factory=dict)
 
     def step(self, tokens: int) -> _Step:
@@ -140,7 +139,7 @@ def draft_forward(
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
     hidden = forward_batch.spec_info.hidden_states
     if hidden.shape[-1] != model.config.hidden_size:
-        hidden = stack.fuse(hidden.contiguous())
+        hidden = linear.linear(hidden, model.fc.weight, model.fc.bias)
     embeds = torch.nn.functional.embedding(input_ids, model.embed_tokens.weight)
     step = stack.step(len(input_ids))
     step.begin(hidden, positions, forward_batch.out_cache_loc)
@@ -265,12 +264,7 @@ def _take_apart(model: Any, layers: list[_Layer | None]) -> _Stack | None:
         first.rotary_emb.cos_sin_cache.numpy(),
         _weights(model.norm),
         np.float32(model.norm.variance_epsilon),
-        linear.product(model.fc.weight, model.fc.bias) if hasattr(model, "fc") else _nothing,
     )
-
-
-def _nothing(x: torch.Tensor) -> torch.Tensor:
-    return x
 
 
 def _layer(layer: Any) -> _Layer | None:

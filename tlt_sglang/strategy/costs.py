@@ -41,11 +41,18 @@ class _Cell:
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     calibrated: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     median: float = 0.0
-    """Of what was measured, or else of what was calibrated."""
+    """Of what was measured."""
+    calibration: float = 0.0
+    """The same of what was calibrated."""
     at: int = 0
     """The step of the last measurement."""
-    drift: float | None = None
-    """Log of measured over calibrated cost, where both are known."""
+
+    @property
+    def drift(self) -> float | None:
+        """Log of measured over calibrated cost, where both are known."""
+        if len(self.seconds) < TRUSTED or not self.calibrated:
+            return None
+        return math.log(self.median / self.calibration)
 
 
 class Costs:
@@ -69,10 +76,14 @@ class Costs:
         cells, size = self._cells.setdefault(strategy, {}), bucket(batch_size)
         known = size in cells
         cell = cells.setdefault(size, _Cell())
-        (cell.calibrated if calibrates else cell.seconds).append(seconds)
-        cell.median, cell.at = statistics.median(cell.seconds or cell.calibrated), now
+        cell.at = now
+        if calibrates:
+            cell.calibrated.append(seconds)
+            cell.calibration = statistics.median(cell.calibrated)
+        else:
+            cell.seconds.append(seconds)
+            cell.median = statistics.median(cell.seconds)
         if cell.calibrated:
-            cell.drift = _drift(cell)
             self._drifted = self._drift()
         self._news += REFIT if not known else 1
         if self._news >= REFIT:
@@ -93,7 +104,7 @@ class Costs:
         if cell is not None and len(cell.seconds) >= TRUSTED:
             return cell.median, len(cell.seconds), now - cell.at
         if cell is not None and len(cell.calibrated) >= TRUSTED:
-            derived = statistics.median(cell.calibrated) * math.exp(self._drifted)
+            derived = self._calibrated(cell)
         else:
             derived = self._modelled(strategy, size) * math.exp(self._off(strategy, size))
         if cell is None:
@@ -113,7 +124,11 @@ class Costs:
 
     def _present(self, cell: _Cell) -> float:
         """What a step of a cell costs now, as far as that is known."""
-        return cell.median if cell.seconds else cell.median * math.exp(self._drifted)
+        return cell.median if cell.seconds else self._calibrated(cell)
+
+    def _calibrated(self, cell: _Cell) -> float:
+        """What was calibrated, as it would be now."""
+        return cell.calibration * math.exp(self._drifted)
 
     def _modelled(self, strategy: Strategy, size: int) -> float:
         return float(_features(strategy, size) @ self._terms)
@@ -149,12 +164,6 @@ class Costs:
             wanted.append(STIFFNESS)
         fitted = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
         self._terms = np.maximum(fitted, 1e-3 * base * np.array(EXPECTED))
-
-
-def _drift(cell: _Cell) -> float | None:
-    if len(cell.seconds) < TRUSTED or not cell.calibrated:
-        return None
-    return math.log(cell.median / statistics.median(cell.calibrated))
 
 
 def _features(strategy: Strategy, size: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

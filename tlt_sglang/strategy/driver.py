@@ -24,8 +24,6 @@ MOST_BETWEEN = 0.5
 IN_FLIGHT = 8
 """Steps of which outcome or time may be missing: overlap scheduling leaves one or two open, and
 events of a GPU are read late."""
-CALIBRATION_STEPS = 3
-"""Steps of every strategy, in turns of one: what disturbs the machine disturbs all of them."""
 
 
 @dataclass(slots=True)
@@ -62,7 +60,8 @@ class Driver:
         return strategy
 
     def calibrate(self, possible: Callable[[int], Sequence[Strategy]] | None) -> None:
-        """From now on the `possible` strategies of a batch size take turns; None ends it."""
+        """From now on the `possible` strategies of a batch size take turns, of one step each: what
+        disturbs the machine disturbs all of them. None ends it."""
         self._turns, self._taken = possible, 0
 
     @property

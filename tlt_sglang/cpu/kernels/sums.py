@@ -31,30 +31,23 @@ def _scores(
     slot_size: Any, out: Any, out_size: Any,
 ) -> None:  # fmt: skip
     """out [G, n] = each query [G, D] times the key of each slot."""
-    vector, parts = emit.floats(LANES), range(dim // LANES)
 
     def some(count: int, first: Any) -> None:
         begin, results = emit.step(b, queries, first, dim * 4), b.add(out, b.mul(first, out_size))
-        query = [
-            [
-                b.load(emit.at(b, begin, head * dim + part * LANES, 4, vector), align=4)
-                for part in parts
-            ]
-            for head in range(count)
-        ]
+        query = [_row(b, emit.step(b, begin, I64(head), dim * 4), dim) for head in range(count)]
 
         def slot(j: Any, key: Any) -> None:
-            keys = [b.load(emit.at(b, key, part * LANES, 4, vector), align=4) for part in parts]
+            keys = _row(b, key, dim)
             for head in range(count):
                 score = b.fmul(query[head][0], keys[0])
-                for part in parts[1:]:
-                    score = emit.multiply_add(b, query[head][part], keys[part], score)
+                for of_query, of_key in zip(query[head][1:], keys[1:], strict=True):
+                    score = emit.multiply_add(b, of_query, of_key, score)
                 row = b.add(results, b.mul(out_size, I64(head)))
                 b.store(emit.total(b, score), emit.at(b, row, j, 4, F32), align=4)
 
         _over_slots(b, dim, base, slots, n, slot_size, slot)
 
-    emit.in_tiles(b, heads, max(1, SUMS // len(parts)), some)
+    emit.in_tiles(b, heads, _at_a_time(dim), some)
 
 
 def _weighted(
@@ -75,7 +68,7 @@ def _weighted(
             b.store(nothing, place)
 
         def slot(j: Any, value: Any) -> None:
-            values = [b.load(emit.at(b, value, part * LANES, 4, vector), align=4) for part in parts]
+            values = _row(b, value, dim)
             for head in range(count):
                 row = b.add(begin, b.mul(weights_size, I64(head)))
                 number = b.load(emit.at(b, row, j, 4, F32), align=4)
@@ -89,7 +82,18 @@ def _weighted(
                 place = emit.at(b, results, head * dim + part * LANES, 4, vector)
                 b.store(b.load(totals[head][part]), place, align=4)
 
-    emit.in_tiles(b, heads, max(1, SUMS // len(parts)), some)
+    emit.in_tiles(b, heads, _at_a_time(dim), some)
+
+
+def _row(b: ir.IRBuilder, address: Any, dim: int) -> list[Any]:
+    """The D floats at an address, as vectors."""
+    vector = emit.floats(LANES)
+    return [b.load(emit.at(b, address, at, 4, vector), align=4) for at in range(0, dim, LANES)]
+
+
+def _at_a_time(dim: int) -> int:
+    """Heads whose sums stay in registers."""
+    return max(1, SUMS * LANES // dim)
 
 
 def _over_slots(
