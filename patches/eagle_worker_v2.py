@@ -78,6 +78,29 @@ def draft(original: Any, worker: Any, batch: Any, *, with_topology: bool = False
     return upstream(batch) if sampled is None else sampled.draft(upstream, batch, worker.topk)
 
 
+def _extend(original: Any) -> Any:
+    """SGLang's draft-extend, or on CPU ours."""
+    if _engine().device != "cpu":
+        return original
+    from tlt_sglang.cpu import drafting
+
+    return functools.partial(drafting.extend, original)
+
+
+@wraps_upstream(
+    f"{_MODULE}:EagleDraftWorker.draft_forward",
+    why="on CPU the framework around a draft step takes longer than the drafter's layer",
+    remove_when="SGLang's CPU draft step costs no more than its matrix products",
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "0676db770337c56b"},
+)
+def draft_forward(original: Any, worker: Any, forward_batch: Any) -> Any:
+    from tlt_sglang.cpu import drafting
+
+    return drafting.draft(original, worker, forward_batch)
+
+
 @_wrapped("EagleDraftWorker._draft_extend_for_decode", "8aba97613607578b")
 def draft_extend_for_decode(
     original: Any, worker: Any, batch: Any, batch_result: Any, **kwargs: Any
@@ -85,7 +108,7 @@ def draft_extend_for_decode(
     rollout, live, sampled = _engine().rollout, _engine().live, _engine().sampled
 
     def upstream() -> None:
-        plain = functools.partial(original, worker, batch, batch_result, **kwargs)
+        plain = functools.partial(_extend(original), worker, batch, batch_result, **kwargs)
         if sampled is None:
             plain()
         else:
@@ -150,6 +173,7 @@ PATCHES = (
     init_cuda_graphs,
     activate_step_by_batch,
     draft,
+    draft_forward,
     draft_extend_for_decode,
     draft_extend_for_prefill,
     sample_draft_proposal,

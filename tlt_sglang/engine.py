@@ -98,7 +98,7 @@ class Engine:
     def begin_rollout(self, worker: Any) -> None:
         """SGLang's EAGLE worker stands; several strategies get their states now."""
         if self.device == "cpu" and self.config.draft_dtype == "auto":
-            _halve_drafter(worker)
+            _narrow_drafter(worker)
         if self.config.store is not None:
             from tlt_sglang.live import Live
 
@@ -255,8 +255,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def _halve_drafter(worker: Any) -> None:
-    """Let the drafter compute in bfloat16; the weights that it shares with the target stay."""
+def _narrow_drafter(worker: Any) -> None:
+    """Let the drafter's own weights be read in eight bits; the target's that it shares stay."""
     from tlt_sglang.cpu import linear
 
     target = worker.target_worker.model_runner.model.parameters()
@@ -268,7 +268,7 @@ def _halve_drafter(worker: Any) -> None:
         weight = getattr(part, "weight", None)
         if weight is not None and any(weight is parameter for parameter in own):
             linear.repack(weight)  # which SGLang does not pack, or not before it is used
-    linear.halve(own)
+    linear.narrow(own)
 
 
 def _trace(path: str) -> Callable[[str], object]:

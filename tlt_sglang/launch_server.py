@@ -103,8 +103,8 @@ def _parser() -> flags.Parser:
     group.add_argument(
         "--tlt-draft-dtype",
         choices=["auto", "float32"],
-        help="what the drafter's weights are read in on CPU (default: auto, which is bfloat16; the "
-        "output is the same)",
+        help="what the drafter's weights are read in on CPU (default: auto, which is eight bits; "
+        "the output is the same)",
     )
     group.add_argument(
         "--tlt-draft-sampling",

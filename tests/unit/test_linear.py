@@ -68,16 +68,22 @@ def test_what_cannot_be_packed_is_multiplied_plainly() -> None:
     assert torch.equal(linear.linear(x, weight, None), torch.nn.functional.linear(x, weight))
 
 
-def test_a_drafters_weights_are_halved_and_stay_so() -> None:
-    """Until they are forgotten they follow the weight, in bfloat16."""
+def _in_eight_bits(weight: torch.Tensor) -> torch.Tensor:
+    """The nearest of 255 multiples of a row's 127th part."""
+    scales = weight.abs().amax(1, keepdim=True) / 127
+    return (weight / scales).round() * scales
+
+
+def test_a_drafters_weights_are_narrowed_and_stay_so() -> None:
+    """Until they are forgotten they follow the weight, in eight bits."""
     torch.manual_seed(0)
     weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(5, 64)
-    linear.halve([weight])
+    linear.narrow([weight])
     assert not linear.packed(weight)  # what SGLang has not packed is left alone
     for _ in range(2):
         linear.repack(weight)
-        linear.halve([weight])
-        wanted = torch.nn.functional.linear(x, weight.bfloat16().float(), bias)
+        linear.narrow([weight])
+        wanted = torch.nn.functional.linear(x, _in_eight_bits(weight), bias)
         for rows in (1, 5):
             for result in (
                 linear.linear(x[:rows], weight, bias),
@@ -91,16 +97,16 @@ def test_a_drafters_weights_are_halved_and_stay_so() -> None:
     assert not linear.packed(weight)
 
 
-def test_a_halved_weight_that_was_forgotten_is_renewed() -> None:
+def test_a_narrowed_weight_that_was_forgotten_is_renewed() -> None:
     weight = torch.randn(32, 48)
     linear.repack(weight)
-    linear.halve([weight])
+    linear.narrow([weight])
     linear.forget(weight)
     weight.mul_(2)
     linear.renew()
     assert linear.packed(weight)
-    wanted = torch.nn.functional.linear(torch.eye(48), weight.bfloat16().float())
-    assert torch.equal(linear.linear(torch.eye(48), weight, None), wanted)
+    wanted = torch.nn.functional.linear(torch.eye(48), _in_eight_bits(weight))
+    torch.testing.assert_close(linear.linear(torch.eye(48), weight, None), wanted)
     linear.forget(weight)
 
 
@@ -108,4 +114,14 @@ def test_no_rows_are_no_rows() -> None:
     weight = torch.randn(32, 48)
     linear.repack(weight)
     assert linear.linear(torch.empty(0, 48), weight, None).shape == (0, 32)
+    linear.forget(weight)
+
+
+def test_an_output_of_zeros_stays_zero_in_eight_bits() -> None:
+    weight = torch.randn(40, 48)
+    weight[7] = 0
+    linear.repack(weight)
+    linear.narrow([weight])
+    result = linear.linear(torch.randn(3, 48), weight, None)
+    assert torch.equal(result[:, 7], torch.zeros(3)) and result.isfinite().all()
     linear.forget(weight)

@@ -79,6 +79,10 @@ class CpuAttnBackend(AttentionBackend):
         )
         self._parts = [_Part(plan)]
 
+    def use_queries(self, rows: torch.Tensor, seen: torch.Tensor) -> None:
+        """Plan for queries of which each sees the first seen[i] tokens of row rows[i]."""
+        self._parts = [_Part(kernels.plan_decode(self._table, rows, seen))]
+
     # -- per layer -----------------------------------------------------------------------------
 
     def forward(

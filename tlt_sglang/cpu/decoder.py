@@ -49,7 +49,7 @@ class _Layer:
 
 
 @dataclass(slots=True)
-class _Stack:
+class Stack:
     """A model taken apart, as of one generation of its packed weights."""
 
     generation: int
@@ -75,7 +75,7 @@ class _Stack:
 KEPT = 64
 """Steps of at most this many tokens keep their working memory."""
 
-_stacks: weakref.WeakKeyDictionary[Any, _Stack | None] = weakref.WeakKeyDictionary()
+_stacks: weakref.WeakKeyDictionary[Any, Stack | None] = weakref.WeakKeyDictionary()
 
 
 def forward(
@@ -137,20 +137,40 @@ def draft_forward(
         or forward_batch.mm_input_embeds is not None
     ):
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
-    hidden = forward_batch.spec_info.hidden_states
+    hidden, slots = forward_batch.spec_info.hidden_states, forward_batch.out_cache_loc
+    out, hidden = draft(model, stack, input_ids, hidden, positions, slots, backend)
+    return out, [hidden]
+
+
+def drafter(model: Any) -> Stack | None:
+    """The `LlamaModel` of SGLang's llama_eagle3 taken apart; None if it is not of our kind."""
+    return _stack_of(model, _take_drafter_apart)
+
+
+def draft(
+    model: Any,
+    stack: Stack,
+    ids: torch.Tensor,
+    hidden: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    backend: CpuAttnBackend,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A drafter's pass over ids [T] beside the target's features [T, 3N], or hidden states of its
+    own [T, N]: (what the head takes, what the next step takes), each [T, N]."""
     if hidden.shape[-1] != model.config.hidden_size:
         hidden = linear.linear(hidden, model.fc.weight, model.fc.bias)
-    embeds = torch.nn.functional.embedding(input_ids, model.embed_tokens.weight)
-    step = stack.step(len(input_ids))
-    step.begin(hidden, positions, forward_batch.out_cache_loc)
+    embeds = torch.nn.functional.embedding(ids, model.embed_tokens.weight)
+    step = stack.step(len(ids))
+    step.begin(hidden, positions, slots)
     out = step.end(step.run_draft(stack.layers[0], embeds, backend))
-    return out, [out if model.norm_output else step.residual.clone()]
+    return out, out if model.norm_output else step.residual.clone()
 
 
 class _Step:
     """A pass of T tokens through the layers, in memory that is kept from step to step."""
 
-    def __init__(self, stack: _Stack, tokens: int) -> None:
+    def __init__(self, stack: Stack, tokens: int) -> None:
         self.stack = stack
         size, inner = len(stack.norm), stack.layers[0].inner
         self.residual, self.normed = torch.empty(tokens, size), torch.empty(tokens, size)
@@ -216,7 +236,7 @@ class _Step:
         return layer.down(self.active)
 
 
-def _stack_of(model: Any, take_apart: Callable[[Any], _Stack | None]) -> _Stack | None:
+def _stack_of(model: Any, take_apart: Callable[[Any], Stack | None]) -> Stack | None:
     """The taken-apart model, rebuilt when a weight was packed anew; None if it is not our kind."""
     stack = _stacks.get(model)
     if stack is None and model in _stacks:
@@ -226,13 +246,13 @@ def _stack_of(model: Any, take_apart: Callable[[Any], _Stack | None]) -> _Stack 
     return stack
 
 
-def _take_target_apart(model: Any) -> _Stack | None:
+def _take_target_apart(model: Any) -> Stack | None:
     if model.pp_group.world_size != 1:
         return None
     return _take_apart(model, [_layer(layer) for layer in model.layers])
 
 
-def _take_drafter_apart(model: Any) -> _Stack | None:
+def _take_drafter_apart(model: Any) -> Stack | None:
     served = (
         len(model.layers) == 1
         and not model.is_mrope_enabled
@@ -242,7 +262,7 @@ def _take_drafter_apart(model: Any) -> _Stack | None:
     return _take_apart(model, [_layer(model.layers[0])]) if served else None
 
 
-def _take_apart(model: Any, layers: list[_Layer | None]) -> _Stack | None:
+def _take_apart(model: Any, layers: list[_Layer | None]) -> Stack | None:
     from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
     from sglang.srt.runtime_context import get_parallel
 
@@ -255,7 +275,7 @@ def _take_apart(model: Any, layers: list[_Layer | None]) -> _Stack | None:
     ):
         return None
     first = model.layers[0].self_attn
-    return _Stack(
+    return Stack(
         linear.generation(),
         taken,
         first.attn.tp_q_head_num,

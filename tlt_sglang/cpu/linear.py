@@ -5,8 +5,8 @@ weights stream at the memory's speed for one row and for eight. And the packed p
 row-invariant: a row's result does not depend on the rows beside it, which makes a token's logits in
 a verify step bitwise those of a plain decode step.
 
-A drafter's weights may be packed in bfloat16 (`halve`), which halves the time to read them: what it
-computes decides how many drafts are accepted, and nothing else.
+A drafter's weights may be packed in eight bits (`narrow`), which are read in a quarter of the time:
+what it computes decides how many drafts are accepted, and nothing else.
 
 Packs are kept by the address of the weight, so that tied weights share one. `repack` is called
 wherever SGLang says that a weight has changed (its `process_weights_after_loading` hook), `forget`
@@ -31,7 +31,7 @@ class _Pack:
 
 
 _packs: dict[int, _Pack] = {}
-_halved: dict[int, torch.Tensor] = {}  # weights to pack in bfloat16, by address; kept alive
+_narrowed: dict[int, torch.Tensor] = {}  # weights to pack in eight bits, by address; kept alive
 _generation = 0
 
 
@@ -56,22 +56,22 @@ def repack(weight: torch.Tensor) -> None:
     if not packable(weight):
         return
     now = weight.detach()
-    half = weight.data_ptr() in _halved
+    narrow = weight.data_ptr() in _narrowed
     _generation += 1
-    _packs[weight.data_ptr()] = _Pack(now, matrix.pack(now.bfloat16() if half else now))
+    _packs[weight.data_ptr()] = _Pack(now, matrix.pack(now, narrow))
 
 
-def halve(weights: Iterable[torch.Tensor]) -> None:
-    """From now on pack these, where they are packed at all, in bfloat16."""
+def narrow(weights: Iterable[torch.Tensor]) -> None:
+    """From now on pack these, where they are packed at all, in eight bits."""
     for weight in weights:
         if packed(weight):
-            _halved[weight.data_ptr()] = weight
+            _narrowed[weight.data_ptr()] = weight
             repack(weight)
 
 
 def renew() -> None:
-    """Pack those of `halve` that have no pack: SGLang has no notice of some when they are whole."""
-    for weight in _halved.values():
+    """Pack those of `narrow` that have no pack: SGLang does not say of some when they are whole."""
+    for weight in _narrowed.values():
         if not packed(weight):
             repack(weight)
 

@@ -34,6 +34,7 @@ from tlt_sglang.sidecar.models import Algorithm, DraftConfig, Drafter
 from tlt_sglang.sidecar.progress import Bar, say
 from tlt_sglang.sidecar.target import Target, frequent_tokens, initialise
 from tlt_sglang.sidecar.trainer import Report, Settings, Trainer
+from tlt_sglang.weights import describe
 
 SAVE_SECONDS = 120.0
 EVALUATE_SECONDS = 180.0
@@ -64,6 +65,9 @@ def train(options: Options) -> Path:
     half = options.settings.precision == "bfloat16"
     target = Target(resolve_model(options.model), device, half)
     config = DraftConfig.for_target(target.config, options.algorithm, options.draft_vocab_size)
+    drafter = Drafter(config).to(device)
+    if options.start_from is not None:
+        load_weights(drafter, options.start_from)
     work = options.out / "work"
     _same_run(work, options)
     responses = _responses(options, target, work / "responses.jsonl")
@@ -72,16 +76,10 @@ def train(options: Options) -> Path:
         f"{len(trained)} responses to train on, {len(held_out)} held out, "
         f"{sum(len(r.output) for r in responses)} response tokens"
     )
-    draft_ids = frequent_tokens(
-        (response.ids for response in trained), config.draft_vocab_size, config.vocab_size
-    )
-    frozen = target.frozen(draft_ids)
+    frozen = target.frozen(_draft_ids(options, config, trained))
     learned = _features(work / "features", trained, target, config, "features")
     unseen = _features(work / "held-out", held_out, target, config, "held-out features")
-    drafter = Drafter(config).to(device)
-    if options.start_from is not None:
-        load_weights(drafter, options.start_from)
-    else:
+    if options.start_from is None:
         initialise(drafter, target)
     del target
     if dist.is_initialized():
@@ -158,6 +156,16 @@ def _split(responses: list[Response]) -> tuple[list[Response], list[Response]]:
         held_out = [response for response in responses if response.prompt.key in out]
         trained = [response for response in responses if response.prompt.key not in out]
     return trained, held_out
+
+
+def _draft_ids(options: Options, config: DraftConfig, trained: list[Response]) -> torch.Tensor:
+    """The draft vocabulary: that of the drafter a run goes on from, or the most frequent tokens."""
+    if options.start_from is not None:
+        known = describe.draft_ids(options.start_from, config.vocab_size)
+        if len(known) == config.draft_vocab_size:
+            return known
+    texts = (response.ids for response in trained)
+    return frequent_tokens(texts, config.draft_vocab_size, config.vocab_size)
 
 
 def _features(

@@ -127,6 +127,8 @@ def plan_branches(
     Branch b's slots of steps 0..step stand at columns prefix[i] + b * num_steps + s of the
     request's table row, as SGLang's `per_step_draft_out_cache_loc` lays them out.
     """
+    if topk == 1:  # the branch goes on where the prefix ends
+        return _plan(rows, prefix + (step + 1), table)
     branch = torch.arange(topk)[:, None] * num_steps + torch.arange(step + 1)
     columns = prefix.to(torch.int64)[:, None] + branch.reshape(1, -1)
     extra = table[rows.to(torch.int64)[:, None], columns].reshape(-1, step + 1).contiguous()

@@ -8,8 +8,8 @@ to its end, while the sums of up to `TILE` rows stay in registers.
 Each sum runs over K in order, whatever the number of rows: a row's result does not depend on the
 rows beside it, and is that of a float32 product wherever it is computed.
 
-A weight may lie in bfloat16, and is multiplied as the float32 numbers that those are: half of the
-memory to read, the same arithmetic.
+A weight may lie in eight bits, with a scale for each output: a quarter of the memory to read. It is
+multiplied as the float32 numbers that those are.
 
 Shapes: T rows, K inputs, N outputs.
 
@@ -44,25 +44,32 @@ stops at the end of a page, and sums of several rows then wait for the memory.""
 class Packed:
     """A weight [N, K] in blocks."""
 
-    blocks: torch.Tensor  # [ceil(N / BLOCK), K, BLOCK] float32 or bfloat16
+    blocks: torch.Tensor  # [ceil(N / BLOCK), K, BLOCK] float32 or int8
+    scales: torch.Tensor  # [outputs in all blocks] float32; [0] where there are none
     outputs: int
     padded: int  # outputs in all blocks
     data: Array  # what the task reads; `multiply` fills in what belongs to a call
     address: int  # of the data
 
 
-def pack(weight: torch.Tensor) -> Packed:
-    """A copy of `weight` [N, K], float32 or bfloat16, in blocks."""
+def pack(weight: torch.Tensor, narrow: bool = False) -> Packed:
+    """A copy of `weight` [N, K] float32 in blocks; `narrow`: in eight bits."""
     outputs, inputs = weight.shape
+    scales = weight.new_empty(0)
+    if narrow:
+        scales = weight.abs().amax(dim=1).clamp_min_(torch.finfo(torch.float32).tiny).div_(127)
+        weight = (weight / scales.unsqueeze(1)).round_().to(torch.int8)
     whole, rest = divmod(outputs, BLOCK)
     count = whole + (rest > 0)
     blocks = weight.new_zeros(count, inputs, BLOCK)
     blocks[:whole] = weight[: whole * BLOCK].view(whole, BLOCK, inputs).transpose(1, 2)
     if rest:
         blocks[whole, :, :rest] = weight[whole * BLOCK :].T
-    data = np.zeros(8, np.int64)
-    data[1:5] = blocks.data_ptr(), count, inputs, weight.dtype == torch.bfloat16
-    return Packed(blocks, outputs, count * BLOCK, data, data.ctypes.data)
+    scales = torch.nn.functional.pad(scales, (0, count * BLOCK - outputs)) if narrow else scales
+    data = np.zeros(9, np.int64)
+    data[1:5] = blocks.data_ptr(), count, inputs, narrow
+    data[8] = scales.data_ptr()
+    return Packed(blocks, scales, outputs, count * BLOCK, data, data.ctypes.data)
 
 
 def multiply(x: torch.Tensor, packed: Packed) -> torch.Tensor:
@@ -77,19 +84,21 @@ def multiply(x: torch.Tensor, packed: Packed) -> torch.Tensor:
     return out if packed.outputs == packed.padded else out[:, : packed.outputs].contiguous()
 
 
-def _products(half: bool) -> Any:
+def _products(narrow: bool) -> Any:
     """A function for kernels: all rows times one block. Its arguments: the addresses of x, the
-    block and the sums; K; the floats from a row of sums to the next; T."""
+    block, its scales and the sums; K; the floats from a row of sums to the next; T."""
 
     def generate(
-        b: ir.IRBuilder, x: Any, block: Any, sums: Any, inputs: Any, stride: Any, rows: Any
-    ) -> None:
+        b: ir.IRBuilder, x: Any, block: Any, scales: Any, sums: Any, inputs: Any, stride: Any,
+        rows: Any,
+    ) -> None:  # fmt: skip
         def some(count: int, first: Any) -> None:
             given, wanted = (
                 emit.step(b, at, b.mul(first, size), 4)
                 for at, size in ((x, inputs), (sums, stride))
             )
-            _generate_sums(b, half, count, given, block, wanted, inputs, stride)
+            scale = scales if narrow else None
+            _generate_sums(b, count, given, block, scale, wanted, inputs, stride)
 
         emit.in_tiles(b, rows, TILE, some)
 
@@ -97,11 +106,11 @@ def _products(half: bool) -> Any:
 
 
 def _generate_sums(
-    b: ir.IRBuilder, half: bool, rows: int, x: Any, block: Any, sums: Any, inputs: Any, stride: Any
+    b: ir.IRBuilder, rows: int, x: Any, block: Any, scales: Any, sums: Any, inputs: Any, stride: Any
 ) -> None:
-    """So many rows, one input after the other."""
-    vector, whole = emit.floats(BLOCK), ir.VectorType(I32, BLOCK)
-    stored, size = (ir.VectorType(ir.IntType(16), BLOCK), 2) if half else (vector, 4)
+    """So many rows, one input after the other; without `scales` the block is of floats."""
+    vector, size = emit.floats(BLOCK), 4 if scales is None else 1
+    stored = vector if scales is None else ir.VectorType(ir.IntType(8), BLOCK)
     before, loop, after = b.block, b.append_basic_block("input"), b.append_basic_block("summed")
     b.branch(loop)
 
@@ -109,11 +118,10 @@ def _generate_sums(
     k = b.phi(I64)
     totals = [b.phi(vector) for _ in range(rows)]
     place = emit.step(b, block, k, BLOCK * size)
-    weights = b.load(b.inttoptr(place, stored.as_pointer()), align=BLOCK)
+    weights = b.load(b.inttoptr(place, stored.as_pointer()), align=size)
     emit.prefetch(b, b.add(place, I64(AHEAD)), BLOCK * size)
-    if half:
-        up = ir.Constant(whole, [16] * BLOCK)
-        weights = b.bitcast(b.shl(b.zext(weights, whole), up), vector)
+    if scales is not None:
+        weights = b.sitofp(b.sext(weights, ir.VectorType(I32, BLOCK)), vector)
     results = []
     for row, total in enumerate(totals):
         number = b.load(emit.at(b, x, b.add(k, b.mul(inputs, I64(row))), 4, F32), align=4)
@@ -127,29 +135,32 @@ def _generate_sums(
     b.cbranch(b.icmp_signed("<", following, inputs), loop, after)
 
     b.position_at_end(after)
+    if scales is not None:
+        factors = b.load(b.inttoptr(scales, vector.as_pointer()), align=4)
+        results = [b.fmul(result, factors) for result in results]
     for row, result in enumerate(results):
         b.store(result, emit.at(b, sums, b.mul(stride, I64(row)), 4, vector), align=4)
 
 
-_plain_products, _half_products = _products(half=False), _products(half=True)
+_plain_products, _narrow_products = _products(narrow=False), _products(narrow=True)
 
 
 def _work(pointer: Any) -> None:
     """What each thread of the team does: one block after the other."""
-    data = carray(pointer, (8,), np.int64)
-    blocks, count, inputs, half, rows, x, out = (
-        data[1], data[2], data[3], data[4], data[5], data[6], data[7]
+    data = carray(pointer, (9,), np.int64)
+    blocks, count, inputs, narrow, rows, x, out, scales = (
+        data[1], data[2], data[3], data[4], data[5], data[6], data[7], data[8]
     )  # fmt: skip
-    size = inputs * BLOCK * (2 if half else 4)
+    size = inputs * BLOCK * (1 if narrow else 4)
     while True:
         item = next_item(data.ctypes.data)
         if item >= count:
             return
-        block, sums = blocks + item * size, out + item * BLOCK * 4
-        if half:
-            _half_products((x, block, sums, inputs, count * BLOCK, rows))
+        block, sums, scale = blocks + item * size, out + item * BLOCK * 4, scales + item * BLOCK * 4
+        if narrow:
+            _narrow_products((x, block, scale, sums, inputs, count * BLOCK, rows))
         else:
-            _plain_products((x, block, sums, inputs, count * BLOCK, rows))
+            _plain_products((x, block, scale, sums, inputs, count * BLOCK, rows))
 
 
 _task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_work)
