@@ -56,6 +56,20 @@ def init_cuda_graphs(original: Any, worker: Any) -> None:
     _engine().begin_rollout(worker)
 
 
+@_wrapped("EAGLEWorkerV2.forward_batch_generation", "dffc98e342ebce80")
+def forward_batch_generation(
+    original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any
+) -> Any:
+    rollout = _engine().rollout
+    if rollout is None:
+        return original(worker, batch, *args, **kwargs)
+    rollout.batch = batch
+    try:
+        return original(worker, batch, *args, **kwargs)
+    finally:
+        rollout.batch = None
+
+
 @_wrapped("EAGLEWorkerV2.activate_step_by_batch", "f99181ff37c810cd")
 def activate_step_by_batch(original: Any, worker: Any, batch_size: int) -> None:
     rollout, live = _engine().rollout, _engine().live
@@ -171,6 +185,7 @@ def forward_prefill_batch(original: Any, worker: Any, batch: Any, *args: Any, **
 PATCHES = (
     on_verify_complete_cpu,
     init_cuda_graphs,
+    forward_batch_generation,
     activate_step_by_batch,
     draft,
     draft_forward,

@@ -151,7 +151,7 @@ def default_pool(args: Arguments) -> tuple[str, ...]:
     if drafter is None:
         return ()
     kind = checkpoint.drafter_kind(drafter, path)
-    return ("off", *(f"{kind}:{shape}" for shape in DEFAULT_SHAPES), "ngram:4")
+    return ("off", *(f"{kind}:{shape}" for shape in DEFAULT_SHAPES), "ngram:8")
 
 
 def check_resolved(config: Config, args: Arguments, device: Device) -> None:

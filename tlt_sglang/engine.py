@@ -106,6 +106,8 @@ class Engine:
         pool = self.config.pool
         if len(pool) < 2:
             return
+        from sglang.srt.runtime_context import get_schedule
+
         from tlt_sglang.graphs.states import States
         from tlt_sglang.rollout import Rollout, agreed
         from tlt_sglang.strategy import policies
@@ -131,6 +133,7 @@ class Engine:
             backlog_mb=self.config.backlog_mb,
             sampled=self.sampled,
             possible=possible,
+            up_to_date=get_schedule().disable_overlap_schedule,
         )
 
     def _grown(
@@ -188,15 +191,16 @@ class Engine:
 
     def observe(self, num_correct_drafts: Sequence[int]) -> None:
         """A verify step is complete: drafts accepted per request, the bonus token not counted."""
-        strategy = None
+        strategy, repeating = None, ()
         if self.rollout is not None:
-            strategy = self.rollout.verified(num_correct_drafts)
+            strategy, repeating = self.rollout.verified(num_correct_drafts)
         elif self.telemetry is not None:
             strategy = next(iter(self.telemetry.tallies))
             self.telemetry.step(strategy, num_correct_drafts)
         if self.live is not None:
             learned = strategy is not None and strategy.num_steps
-            self.live.verified(num_correct_drafts, str(strategy) if learned else None)
+            told = str(strategy) if learned else None
+            self.live.verified(num_correct_drafts, told, repeating)
 
     def act(self, order: dict[str, Any]) -> bool:
         """Do what `POST /tlt/...` asks for (see `status`); whether that is possible."""

@@ -175,12 +175,20 @@ class Live:
             result.accept_lens, output.hidden_states, last,
         )  # fmt: skip
 
-    def verified(self, accepted: Sequence[int], strategy: str | None) -> None:
-        """Drafts accepted in the oldest step not told yet; `strategy` if a drafter made them."""
+    def verified(
+        self, accepted: Sequence[int], strategy: str | None, repeating: Sequence[int] = ()
+    ) -> None:
+        """Drafts accepted in the oldest step not told yet; `strategy` if a drafter made them, but
+        for those of requests that were `repeating` themselves."""
         requests = self._requests.popleft() if self._requests else []
         self._committed += len(accepted) + sum(accepted)
         if strategy is not None and len(requests) == len(accepted):
-            self.swap.observe(requests, accepted, strategy)
+            drafted = [place for place in range(len(accepted)) if place not in repeating]
+            self.swap.observe(
+                [requests[place] for place in drafted],
+                [accepted[place] for place in drafted],
+                strategy,
+            )
 
     # -- the target ------------------------------------------------------------------------------
 

@@ -11,6 +11,10 @@ Called by the patches of `eagle_worker_v2` around the parts of a decode step, in
 `topk` drafts come out of every draft-extend, as many as the widest strategy needs; a narrower one
 takes the first of them. So any strategy can follow any other, with requests in flight.
 
+Where all that was committed is known when a step begins (without overlap scheduling), n-grams are
+looked up before the policy is asked. It is told how long the endings are that were there before,
+and a chain drafts what followed them, where they are long enough, for that request alone.
+
 Runs in the scheduler process.
 """
 
@@ -18,21 +22,26 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from tlt_sglang import first_rank
 from tlt_sglang.drafters.backlog import Backlog, Missed
-from tlt_sglang.drafters.ngram import LONGEST, NgramIndex
+from tlt_sglang.drafters.ngram import Found, NgramIndex
 from tlt_sglang.drafters.sampled import Sampled
 from tlt_sglang.graphs.states import States
-from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.acceptance import depth_of
+from tlt_sglang.strategy.arms import Strategy, repeats
 from tlt_sglang.strategy.driver import Driver
 from tlt_sglang.strategy.policy import Agreed, Policy
 from tlt_sglang.telemetry import Telemetry
 
+LOOKED_UP = 16
+"""Requests of a batch for which n-grams are looked up in every step: a large one has no time."""
 READ_EVERY = 8
 """Steps after which what the requests said goes into the n-gram index; before it drafts, always."""
 
@@ -50,7 +59,9 @@ class Rollout:
         backlog_mb: int,
         sampled: Sampled | None = None,
         possible: Callable[[int], Sequence[Strategy]] | None = None,
+        up_to_date: bool = False,
     ) -> None:
+        """`up_to_date`: requests have all that was committed when a step begins."""
         self.states = states
         self._possible = possible
         self._ngram_memory_mb = ngram_memory_mb
@@ -61,6 +72,14 @@ class Rollout:
         self.telemetry = telemetry
         self._sampled = sampled
         self._steps = 0
+        self._up_to_date = up_to_date
+        chains = [depth_of(arm) for arm in states.strategies if arm.topk == 1]
+        self._deepest = max(chains, default=1)
+        self._found: Found | None = None
+        self._repeating: deque[list[int]] = deque()
+        """Of each step whose outcome is not told yet: requests that n-grams drafted for."""
+        self.batch: Any = None
+        """Of the step that is being made; set by the patch around all of it."""
         self.switch_seconds = 0.0
         """In all switches together."""
 
@@ -68,7 +87,8 @@ class Rollout:
 
     def choose(self, batch_size: int) -> None:
         """A decode step of so many requests begins."""
-        strategy = self.driver.begin(batch_size)
+        self._found = found = self._look_up()
+        strategy = self.driver.begin(batch_size, () if found is None else found.lengths)
         if strategy != self.states.current:
             started = time.perf_counter()
             self.states.switch(strategy)
@@ -80,6 +100,11 @@ class Rollout:
         """The verify input of a strategy that drafts; `original` is the drafter's own."""
         if self.states.current.drafter == "ngram":
             return self._draft_ngrams(batch)
+        verify_input = self._draft_learned(original, batch)
+        self._repeat(verify_input)
+        return verify_input
+
+    def _draft_learned(self, original: Callable[[Any], Any], batch: Any) -> Any:
         draft_input = batch.spec_info
         missed = self.backlog.take(_ids(batch))
         if missed is not None:
@@ -104,7 +129,8 @@ class Rollout:
         self._steps += 1
         if self.ngrams is not None and self._steps % READ_EVERY == 0:
             self._read(self.ngrams, batch)
-        self.driver.end()
+        self._repeating.append(self._repeats())
+        self.driver.end(self._came_again(result))
 
     def prefill(self, original: Callable[[], Any], batch: Any) -> Any:
         """The drafter's own prefill."""
@@ -112,12 +138,13 @@ class Rollout:
         with self._widest():
             return original()
 
-    def verified(self, accepted: Sequence[int]) -> Strategy | None:
-        """Drafts accepted for each request in the oldest step not told yet; its strategy."""
+    def verified(self, accepted: Sequence[int]) -> tuple[Strategy | None, Sequence[int]]:
+        """Drafts accepted for each request in the oldest step not told yet: its strategy, and the
+        requests that n-grams drafted for."""
         strategy = self.driver.outcome(accepted)
         if strategy is not None:
             self.telemetry.step(strategy, accepted)
-        return strategy
+        return strategy, self._repeating.popleft() if self._repeating else ()
 
     def pin(self, place: int) -> None:
         """Use the strategy at this place of the pool from now on; -1: what the policy chooses."""
@@ -151,21 +178,62 @@ class Rollout:
         for request in batch.reqs:
             ngrams.extend(request.rid, request.origin_input_ids, request.output_ids)
 
+    def _look_up(self) -> Found | None:
+        """What followed before; None where there is no looking it up in every step."""
+        batch = self.batch
+        served = self.ngrams is not None and self._up_to_date and batch is not None
+        if not served or len(batch.reqs) > LOOKED_UP:
+            return None
+        assert self.ngrams is not None
+        return self._looked_up(self.ngrams, batch)
+
+    def _looked_up(self, ngrams: NgramIndex, batch: Any) -> Found:
+        self._read(ngrams, batch)
+        texts = [(request.origin_input_ids, request.output_ids) for request in batch.reqs]
+        return ngrams.look_up(texts, self._deepest)
+
+    def _repeats(self) -> list[int]:
+        """Requests for which n-grams draft in a step of the present strategy."""
+        lengths = () if self._found is None else self._found.lengths
+        return [row for row, ending in enumerate(lengths) if repeats(self.states.current, ending)]
+
+    def _repeat(self, verify_input: Any) -> None:
+        """Let requests whose ending was there before be drafted what followed it."""
+        depth, probs = self.states.current.num_steps, verify_input.draft_probs
+        drafts = verify_input.draft_token.view(-1, depth + 1)
+        for row in self._repeats():
+            assert self._found is not None
+            known = min(depth, self._found.counts[row])
+            tokens = torch.from_numpy(self._found.drafts[row, :known]).to(drafts.device)
+            drafts[row, 1 : known + 1] = tokens
+            if probs is not None:  # which tokens were drawn from: now each has one
+                probs[row, :known] = 0.0
+                probs[row, torch.arange(known, device=probs.device), tokens] = 1.0
+
+    def _came_again(self, result: Any) -> list[tuple[int, bool]]:
+        """Of each request: tokens that were committed as n-grams would have drafted them, and
+        whether one then was not. [] where that takes a look at a device."""
+        found, ids = self._found, result.next_token_ids
+        if found is None or ids.device.type != "cpu":
+            return []
+        committed = ids.view(len(found.lengths), -1).numpy()
+        told = []
+        for row, count in enumerate(result.accept_lens.tolist()):
+            known = min(count, found.counts[row])
+            wrong = np.flatnonzero(committed[row, :known] != found.drafts[row, :known])
+            same = int(wrong[0]) if len(wrong) else known
+            told.append((same, same < min(count, self._deepest)))
+        return told
+
     def _draft_ngrams(self, batch: Any) -> Any:
         """The verify input of a chain of tokens that followed before."""
         from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input
 
         assert self.ngrams is not None
-        self._read(self.ngrams, batch)
         worker = self.states.worker._draft_worker
         size, depth = len(batch.reqs), worker.speculative_num_steps
-        drafts = torch.zeros((size, depth), dtype=torch.int64)
-        for row, request in enumerate(batch.reqs):
-            tail = list(request.output_ids[-LONGEST:])
-            if len(tail) < LONGEST:
-                tail = [*request.origin_input_ids[len(tail) - LONGEST :], *tail]
-            found = self.ngrams.propose(tail, depth)
-            drafts[row, : len(found)] = torch.tensor(found, dtype=torch.int64)
+        found = self._found or self._looked_up(self.ngrams, batch)
+        drafts = torch.from_numpy(found.drafts[:, :depth].copy())
         return build_eagle_verify_input(
             batch,
             batch.spec_info,
@@ -214,9 +282,9 @@ class Rollout:
     ) -> None:
         """One pass of the drafter over what was missed, up to `lengths` [B] committed tokens; what
         it drafts next goes into the rows of `draft_input`."""
-        worker = self.states.worker._draft_worker
         rows = torch.tensor(missed.rows, device=lengths.device)
         counts = torch.tensor(missed.counts, device=lengths.device)
+        worker = self.states.worker._draft_worker
         logits, hidden = _extend(worker, batch, missed, lengths[rows], counts, rows)
         draft_input.hidden_states[rows] = hidden
         if self._sampled is not None:
@@ -243,6 +311,12 @@ def _extend(
     rows: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The drafter's logits [R, D] and hidden states [R, N] after the last of each request."""
+    if lengths.device.type == "cpu":
+        from tlt_sglang.cpu import drafting
+
+        told = drafting.catch_up(worker, batch.req_pool_indices[rows], missed, lengths, counts)
+        if told is not None:
+            return told
     from sglang.srt.model_executor.forward_batch_info import (
         CaptureHiddenMode,
         ForwardBatch,

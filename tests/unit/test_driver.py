@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 
@@ -20,7 +21,7 @@ class Told:
     def __init__(self) -> None:
         self.seen: list[Observation] = []
 
-    def choose(self, batch_size: int) -> Strategy:
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         return CHAIN
 
     def observe(self, seen: Observation) -> None:

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from tlt_sglang.drafters.ngram import BLOCK, LONGEST, SHORTEST, NgramIndex
+from tlt_sglang.drafters.ngram import BLOCK, LENGTHS, LONGEST, NgramIndex
 
 
 def plainly(texts: list[list[int]], tail: list[int], count: int) -> list[int]:
     """The continuation of the most recent place with the longest ending, by search."""
-    for length in range(min(LONGEST, len(tail)), SHORTEST - 1, -1):
+    for length in sorted((n for n in LENGTHS if n <= len(tail)), reverse=True):
         for text in reversed(texts):
             for end in range(len(text) - 1, length - 1, -1):
                 if text[end - length : end] == tail[-length:]:

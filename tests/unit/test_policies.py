@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -103,8 +103,8 @@ class Trials(CostModel):
         self.calls = 0
         self.trials: set[int] = set()
 
-    def choose(self, batch_size: int) -> Strategy:
-        chosen = super().choose(batch_size)
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
+        chosen = super().choose(batch_size, endings)
         expected = {arm: self.worth(arm, batch_size) for arm in POOL}
         if expected[chosen] < max(expected.values()):
             self.trials.add(self.calls)
@@ -136,13 +136,22 @@ def test_without_strategies_there_is_no_policy() -> None:
 # -- what it knows -----------------------------------------------------------------------------
 
 
+def told(
+    strategy: Strategy,
+    accepted: list[int],
+    endings: tuple[int, ...] = (),
+    repeated: tuple[tuple[int, bool], ...] = (),
+) -> Observation:
+    return Observation(strategy, len(accepted), accepted, 0.03, endings, repeated)
+
+
 def test_chains_share_what_they_learn() -> None:
     known = Acceptance()
     for now in range(1, 300):
-        known.observe(CHAIN, [3, 1, 0, 2], now)  # 0.75, 2/3, 1/2
-    assert known.length(CHAIN, 300) == pytest.approx(2.5, abs=0.1)
-    assert known.length(SHORT, 300) == pytest.approx(1.75, abs=0.05)
-    assert known.length(OFF, 300) == 1.0
+        known.observe(told(CHAIN, [3, 1, 0, 2]), now)  # 0.75, 2/3, 1/2
+    assert known.tokens(CHAIN, 1, 300) == pytest.approx(2.5, abs=0.1)
+    assert known.tokens(SHORT, 1, 300) == pytest.approx(1.75, abs=0.05)
+    assert known.tokens(OFF, 1, 300) == 1.0
 
 
 def test_a_level_that_drops_drops_for_all() -> None:
@@ -151,24 +160,24 @@ def test_a_level_that_drops_drops_for_all() -> None:
     now = 0
     for _ in range(200):
         now += 2
-        known.observe(CHAIN, [2, 3, 1, 3], now)
-        known.observe(TREE, [3, 3, 2, 3], now)
-    before = known.length(TREE, now)
+        known.observe(told(CHAIN, [2, 3, 1, 3]), now)
+        known.observe(told(TREE, [3, 3, 2, 3]), now)
+    before = known.tokens(TREE, 1, now)
     for _ in range(100):
         now += 1
-        known.observe(CHAIN, [0, 1, 0, 0], now)
-    after = known.length(TREE, now)
+        known.observe(told(CHAIN, [0, 1, 0, 0]), now)
+    after = known.tokens(TREE, 1, now)
     assert after < 0.65 * before
-    assert after > known.length(CHAIN, now)
+    assert after > known.tokens(CHAIN, 1, now)
 
 
 def test_what_was_not_seen_for_long_is_uncertain() -> None:
     known = Acceptance()
     for now in range(1, 100):
-        known.observe(CHAIN, [1, 2], now)
+        known.observe(told(CHAIN, [1, 2]), now)
 
     def doubt(now: int) -> float:
-        return known.length(CHAIN, now, 1.0) - known.length(CHAIN, now, -1.0)
+        return known.tokens(CHAIN, 1, now, 1.0) - known.tokens(CHAIN, 1, now, -1.0)
 
     assert 0 < doubt(100) < doubt(300) < doubt(900)
 
@@ -305,7 +314,7 @@ def test_an_oracle_loses_nothing_in_the_simulation() -> None:
     class Oracle:
         step = -1
 
-        def choose(self, batch_size: int) -> Strategy:
+        def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
             self.step += 1
             return max(bench_policy.POOL, key=lambda arm: world.rate(arm, self.step))
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from tlt_sglang.cpu import decoder, linear
-from tlt_sglang.cpu.attention import CpuAttnBackend
+from tlt_sglang.cpu.attention import LONG_EXTEND, CpuAttnBackend
 from tlt_sglang.cpu.kernels.committed import committed
+from tlt_sglang.drafters.backlog import Missed
 
 
 def draft(original: Callable[..., Any], worker: Any, forward_batch: Any) -> Any:
@@ -115,6 +116,25 @@ def extend(
         ahead.draft_probs = probs
     ahead.hidden_states = hidden[seen.last]
     ahead.cuda_graph_compatible = True
+
+
+def catch_up(
+    worker: Any, rows: Tensor, missed: Missed, lengths: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """The drafter's logits [R, D] and hidden states [R, N] after the last token that was missed.
+
+    Of R requests; rows: of the request table; lengths: tokens with what was missed; counts: tokens
+    missed, all [R]. None where SGLang's own code has to do it.
+    """
+    drafter, backend = _drafter(worker), worker.draft_runner.attn_backend
+    longest = max(missed.counts)
+    if drafter is None or type(backend) is not CpuAttnBackend or longest > LONG_EXTEND:
+        return None
+    seen = committed(counts, lengths - counts, rows, longest)
+    slots = worker.req_to_token_pool.req_to_token[seen.rows, seen.positions].to(torch.int64)
+    backend.use_queries(seen.rows, seen.positions + 1)
+    out, hidden = drafter.step(missed.tokens, missed.features, seen.positions, slots, backend)
+    return drafter.logits(out[seen.last]), hidden[seen.last]
 
 
 class _Drafter:

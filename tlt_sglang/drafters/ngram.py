@@ -23,8 +23,9 @@ from tlt_sglang.cpu.kernels.compile import Array, inline, kernel
 
 BLOCK = 256
 """Tokens that follow each other in memory."""
-SHORTEST, LONGEST = 2, 6
-"""Endings that are looked up, in tokens."""
+LENGTHS = (2, 3, 4, 6, 8, 12)
+"""Endings that are looked up, in tokens. What followed a longer one comes again more often."""
+SHORTEST, LONGEST = LENGTHS[0], LENGTHS[-1]
 NONE = -1
 """In the place of a token that is not known; never accepted."""
 
@@ -44,17 +45,20 @@ def _index(store: Array, places: Array, first: int, start: int, end: int) -> Non
     """Note the endings at each place from `start` to `end`, in a block that begins at `first`."""
     mask = np.uint64(places.size - 1)
     for place in range(start, end + 1):
-        for length in range(SHORTEST, LONGEST + 1):
+        for length in LENGTHS:
             if place - length < first:
                 break
             places[_hash(store, place, length) & mask] = place
 
 
-@kernel("int64(int32[::1], int32[::1], int32[::1], int32[::1])")
-def _propose(store: Array, places: Array, tail: Array, draft: Array) -> int:
-    """Fill `draft` with what followed the longest ending of `tail` that is known; its length."""
+@kernel("UniTuple(int64, 2)(int32[::1], int32[::1], int32[::1], int64[::1])")
+def _propose(store: Array, places: Array, tail: Array, draft: Array) -> tuple[int, int]:
+    """Fill `draft` with what followed the longest ending of `tail` that is known; (tokens that are
+    filled, the ending's length)."""
     mask = np.uint64(places.size - 1)
-    for length in range(min(LONGEST, tail.size), SHORTEST - 1, -1):
+    for length in LENGTHS[::-1]:
+        if length > tail.size:
+            continue
         place = places[_hash(tail, tail.size, length) & mask]
         # The last token of a block has no continuation there.
         if place <= 0 or place % BLOCK == 0 or store[place] < 0:
@@ -74,8 +78,17 @@ def _propose(store: Array, places: Array, tail: Array, draft: Array) -> int:
             count += 1
             if (place + count) % BLOCK == 0:
                 break
-        return count
-    return 0
+        return count, length
+    return 0, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What followed before, for each of B requests: at most D tokens."""
+
+    drafts: Array  # [B, D] int64, zeros behind what is known
+    counts: list[int]  # of known tokens
+    lengths: list[int]  # of the ending that was found; 0 without one
 
 
 @dataclass(slots=True)
@@ -125,10 +138,20 @@ class NgramIndex:
 
     def propose(self, tail: Sequence[int], count: int) -> list[int]:
         """At most `count` tokens that may follow `tail`, the last tokens of a text."""
-        draft = np.empty(count, np.int32)
-        ending = np.array(tail[-LONGEST:], np.int32)
-        found = int(_propose(self._store, self._places, ending, draft))
-        return [int(token) for token in draft[:found]]
+        found = self.look_up([(tail, ())], count)
+        return [int(token) for token in found.drafts[0, : found.counts[0]]]
+
+    def look_up(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]], depth: int) -> Found:
+        """What may follow texts, each a prompt and an output: at most `depth` tokens each."""
+        drafts = np.zeros((len(texts), depth), np.int64)
+        told = []
+        for (prompt, output), draft in zip(texts, drafts, strict=True):
+            tail = output[-LONGEST:]
+            if len(tail) < LONGEST:
+                tail = [*prompt[len(tail) - LONGEST :], *tail]
+            ending = np.array(tail, np.int32)
+            told.append(_propose(self._store, self._places, ending, draft))
+        return Found(drafts, [count for count, _ in told], [length for _, length in told])
 
     def keep(self, requests: Sequence[str]) -> None:
         """Forget which block the others fill; what they said stays."""

@@ -16,10 +16,12 @@ that was not tried for a while.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.arms import Strategy, repeats
+from tlt_sglang.strategy.policy import Observation
 
 LEVEL_DRIFT = 0.0015
 SLOW_DRIFT = 0.00002
@@ -28,8 +30,14 @@ MOST_VARIANCE = 1.0
 MOST_TRIALS = 32
 ALIKE = 0.5
 """What each request beside the first counts, and how many: those of a group say much the same."""
+FIRST_LEVELS = {
+    f"ngram after {ending}": math.log(-math.log(1 - chance))
+    for ending, chance in ((2, 0.4), (3, 0.5), (4, 0.6), (6, 0.7), (8, 0.85), (12, 0.93))
+}
+"""What is believed at first of n-grams, by the length of the ending they follow."""
 BRANCHES = 0.5
 """Expected of a tree: topk branches are worth 1 + this * log2(topk) drafts."""
+_ANY_CHAIN = Strategy("ngram", num_draft_tokens=2)
 
 
 @dataclass(slots=True)
@@ -72,21 +80,45 @@ class Acceptance:
     def __init__(self) -> None:
         self._drafters: dict[str, _Drafter] = {}
 
-    def observe(self, strategy: Strategy, accepted: Sequence[int], now: int) -> None:
-        """A step of `strategy` at step `now`: drafts accepted for each request."""
-        for depth in range(depth_of(strategy)):
-            trials = sum(count >= depth for count in accepted)
-            if not trials:
-                return
-            hits = sum(count > depth for count in accepted) / trials
-            self._update(strategy, depth, hits, 1 + ALIKE * (min(trials, MOST_TRIALS) - 1), now)
+    def observe(self, seen: Observation, now: int) -> None:
+        """A step at step `now`: drafts accepted for each request, and what repeated itself."""
+        strategy, depth = seen.strategy, depth_of(seen.strategy)
+        drafts = [(count, count < depth) for count in seen.accepted]
+        if not seen.endings:
+            self._learn(strategy.drafter, strategy, drafts, now)
+            return
+        by_drafter: dict[str, list[tuple[int, bool]]] = {}
+        for place, ending in enumerate(seen.endings):
+            if (drafter := _drafter(strategy, ending)) is not None:
+                by_drafter.setdefault(drafter, []).append(drafts[place])
+            if ending and seen.repeated and not repeats(strategy, ending):
+                by_drafter.setdefault(_of_ending(ending), []).append(seen.repeated[place])
+        for drafter, outcomes in by_drafter.items():
+            own = drafter == strategy.drafter
+            self._learn(drafter, strategy if own else _ANY_CHAIN, outcomes, now)
 
-    def length(self, strategy: Strategy, now: int, shift: float = 0.0) -> float:
-        """Expected tokens a request commits in a step: 1 for `off`.
+    def tokens(
+        self,
+        strategy: Strategy,
+        batch_size: int,
+        now: int,
+        shift: float = 0.0,
+        endings: Sequence[int] = (),
+    ) -> float:
+        """Expected tokens that a step commits, of all requests: one of each for `off`.
 
         With `shift` the acceptance is taken that many standard deviations off its mean.
         """
-        drafter = self._drafter(strategy)
+        if not endings:
+            return batch_size * self._length(strategy.drafter, strategy, now, shift)
+        drafters = Counter(_drafter(strategy, ending) for ending in endings)
+        return sum(
+            count * (1.0 if name is None else self._length(name, strategy, now, shift))
+            for name, count in drafters.items()
+        )
+
+    def _length(self, name: str, strategy: Strategy, now: int, shift: float) -> float:
+        drafter = self._known(name)
         total = reach = 1.0
         for depth in range(depth_of(strategy)):
             level, by_depth, own = drafter.terms(strategy, depth)
@@ -97,26 +129,51 @@ class Acceptance:
             total += reach
         return total
 
-    def _update(self, strategy: Strategy, depth: int, hits: float, trials: float, now: int) -> None:
-        terms = self._drafter(strategy).terms(strategy, depth)
-        variances = [term.aged(now) for term in terms]
-        rate = math.exp(min(2.0, max(-5.0, sum(term.mean for term in terms))))
-        chance = 1.0 - math.exp(-rate)
-        slope = rate * (1.0 - chance)
-        spread = max(1e-4, chance * (1.0 - chance))
-        information = trials * slope * slope / spread
-        gradient = trials * (hits - chance) * slope / spread
-        total = 1.0 + information * sum(variances)
-        for term, variance in zip(terms, variances, strict=True):
-            term.mean += variance * gradient / total
-            term.variance = variance - variance * variance * information / total
-            term.at = now
+    def _learn(
+        self, name: str, strategy: Strategy, outcomes: Sequence[tuple[int, bool]], now: int
+    ) -> None:
+        """Drafts that were accepted, and whether one then was not."""
+        drafter = self._known(name)
+        for depth in range(max(count + failed for count, failed in outcomes)):
+            hits = sum(count > depth for count, _ in outcomes)
+            trials = hits + sum(count == depth and failed for count, failed in outcomes)
+            if not trials:
+                return
+            certain = 1 + ALIKE * (min(trials, MOST_TRIALS) - 1)
+            _update(drafter.terms(strategy, depth), hits / trials, certain, now)
 
-    def _drafter(self, strategy: Strategy) -> _Drafter:
-        name = strategy.drafter
+    def _known(self, name: str) -> _Drafter:
         if name not in self._drafters:
-            self._drafters[name] = _Drafter(_Term(0.0, MOST_VARIANCE, LEVEL_DRIFT))
+            level = FIRST_LEVELS.get(name, 0.0)
+            self._drafters[name] = _Drafter(_Term(level, MOST_VARIANCE, LEVEL_DRIFT))
         return self._drafters[name]
+
+
+def _update(terms: Sequence[_Term], hits: float, trials: float, now: int) -> None:
+    """A share of `hits` where the acceptance is the sum of these terms."""
+    variances = [term.aged(now) for term in terms]
+    rate = math.exp(min(2.0, max(-5.0, sum(term.mean for term in terms))))
+    chance = 1.0 - math.exp(-rate)
+    slope = rate * (1.0 - chance)
+    spread = max(1e-4, chance * (1.0 - chance))
+    information = trials * slope * slope / spread
+    gradient = trials * (hits - chance) * slope / spread
+    total = 1.0 + information * sum(variances)
+    for term, variance in zip(terms, variances, strict=True):
+        term.mean += variance * gradient / total
+        term.variance = variance - variance * variance * information / total
+        term.at = now
+
+
+def _drafter(strategy: Strategy, ending: int) -> str | None:
+    """Who drafts for a request whose ending is so long; None for nobody."""
+    if repeats(strategy, ending):
+        return _of_ending(ending)
+    return None if strategy.drafter in ("off", "ngram") else strategy.drafter
+
+
+def _of_ending(ending: int) -> str:
+    return f"ngram after {ending}"
 
 
 def depth_of(strategy: Strategy) -> int:

@@ -41,6 +41,18 @@ class Strategy:
         return f"{self.drafter}:{self.num_steps}x{self.topk}x{self.num_draft_tokens}"
 
 
+TRUSTED_ENDING = 4
+"""Tokens of an ending that was there before from which on chains draft what followed it, and not
+what the learned drafter says."""
+
+
+def repeats(strategy: Strategy, ending: int) -> bool:
+    """Whether a request whose ending is so long is drafted what followed it before."""
+    if strategy.drafter == "ngram":
+        return ending > 0
+    return strategy.num_steps > 0 and strategy.topk == 1 and ending >= TRUSTED_ENDING
+
+
 def envelope(pool: Sequence[Strategy]) -> Strategy:
     """A strategy as large as each of `pool`, which has one drafter besides `off` and `ngram`."""
     if len(pool) == 1:

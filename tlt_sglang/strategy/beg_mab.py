@@ -44,7 +44,7 @@ class BegMab:
         self._rewards: dict[Strategy, deque[float]] = {arm: deque(maxlen=window) for arm in arms}
         self._chance = random.Random(seed)
 
-    def choose(self, batch_size: int) -> Strategy:
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         if self._off and batch_size > self._max_batch:
             return OFF
         group = self._group(batch_size)

@@ -4,6 +4,9 @@ A strategy's worth is the tokens it is expected to commit a second: accept lengt
 per depth, which all chains of a drafter share (`acceptance`), over the median cost of its steps at
 this batch size (`costs`). `off` is an arm like the others, with an accept length of exactly one.
 
+What is expected of n-grams depends on how long each request's ending is that was there before, so
+it differs from step to step, and what they would have drafted is learned from whoever drafts.
+
 It explores by Thompson sampling (Thompson 1933): what it maximises is not the expected worth but a
 draw from what the worth may be, given how much was seen and how long ago. So a strategy is tried
 where its uncertainty could change the choice, as often as it may be the best one, and no more.
@@ -16,7 +19,7 @@ import random
 from collections.abc import Callable, Collection, Sequence
 
 from tlt_sglang.strategy.acceptance import Acceptance
-from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.arms import TRUSTED_ENDING, Strategy
 from tlt_sglang.strategy.costs import Costs
 from tlt_sglang.strategy.policy import Observation
 
@@ -62,19 +65,23 @@ class CostModel:
         self._chance = random.Random(seed)
         self._now = 0
         self._current = self.arms[0]
-        self._keep_until = 0
+        self._keep_until = self._trusted = 0
 
-    def choose(self, batch_size: int) -> Strategy:
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         self._now += 1
         arms = self._allowed(batch_size)
-        if self._current in arms and self._now < self._keep_until:
+        trusted = sum(ending >= TRUSTED_ENDING for ending in endings)
+        same, self._trusted = trusted == self._trusted, trusted
+        if self._current in arms and self._now < self._keep_until and same:
             return self._current
-        drawn = {arm: self.worth(arm, batch_size, self._draw(), self._draw()) for arm in arms}
+        drawn = {
+            arm: self.worth(arm, batch_size, self._draw(), self._draw(), endings) for arm in arms
+        }
         best = max(arms, key=lambda arm: drawn[arm])
         margin = WAKING if best.num_steps and not self._current.num_steps else MARGIN
         if self._current not in arms or drawn[best] > drawn[self._current] * (1 + margin):
             self._current = best
-        expected = {arm: self.worth(arm, batch_size) for arm in arms}
+        expected = {arm: self.worth(arm, batch_size, endings=endings) for arm in arms}
         trial = expected[self._current] < max(expected.values())
         self._keep_until = self._now + (min(TRIAL, self._dwell) if trial else self._dwell)
         return self._current
@@ -85,10 +92,15 @@ class CostModel:
             seen.strategy, seen.batch_size, seen.seconds, self._now, calibrates=calibrates
         )
         if not calibrates:
-            self.acceptance.observe(seen.strategy, seen.accepted, self._now)
+            self.acceptance.observe(seen, self._now)
 
     def worth(
-        self, arm: Strategy, batch_size: int, shift: float = 0.0, faster: float = 0.0
+        self,
+        arm: Strategy,
+        batch_size: int,
+        shift: float = 0.0,
+        faster: float = 0.0,
+        endings: Sequence[int] = (),
     ) -> float:
         """Tokens a second; infinite where nothing at all is known of costs.
 
@@ -101,7 +113,7 @@ class CostModel:
             share = min(1.0, age / STALE) if count else 1.0
             spread = NOISE / math.sqrt(max(1, count)) * (1 - share) + UNKNOWN * share
             seconds *= math.exp(-faster * spread)
-        return batch_size * self.acceptance.length(arm, self._now, shift) / seconds
+        return self.acceptance.tokens(arm, batch_size, self._now, shift, endings) / seconds
 
     def _draw(self) -> float:
         return max(-WIDEST, min(WIDEST, self._chance.gauss(0, BREADTH)))

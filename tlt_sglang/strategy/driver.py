@@ -35,6 +35,8 @@ class _Step:
     next: Any = None
     """When the step after it began."""
     accepted: Sequence[int] | None = None
+    endings: Sequence[int] = ()
+    repeated: Sequence[tuple[int, bool]] = ()
     calibrates: bool = False
 
 
@@ -49,14 +51,16 @@ class Driver:
         self._turns: Callable[[int], Sequence[Strategy]] | None = None
         self._taken = 0
 
-    def begin(self, batch_size: int) -> Strategy:
-        """A decode step begins: its strategy."""
+    def begin(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
+        """A decode step begins: its strategy. `endings`: see `Policy`."""
         now = self._clock.mark()
         if self._steps and self._steps[-1].next is None:
             self._steps[-1].next = now
             self._tell()
-        strategy = self.pinned or self._turn(batch_size) or self._policy.choose(batch_size)
-        self._steps.append(_Step(strategy, batch_size, now, calibrates=self.calibrating))
+        strategy = self.pinned or self._turn(batch_size)
+        strategy = strategy or self._policy.choose(batch_size, endings)
+        step = _Step(strategy, batch_size, now, endings=endings, calibrates=self.calibrating)
+        self._steps.append(step)
         return strategy
 
     def calibrate(self, possible: Callable[[int], Sequence[Strategy]] | None) -> None:
@@ -81,10 +85,11 @@ class Driver:
         if self._steps:
             self._steps[-1].began = self._clock.mark()
 
-    def end(self) -> None:
-        """The work of the step that began last is done."""
+    def end(self, repeated: Sequence[tuple[int, bool]] = ()) -> None:
+        """The work of the step that began last is done. `repeated`: see `Observation`."""
         if self._steps:
             self._steps[-1].ended = self._clock.mark()
+            self._steps[-1].repeated = repeated
 
     def outcome(self, accepted: Sequence[int]) -> Strategy | None:
         """Drafts accepted in the oldest step of which that is not known yet; its strategy, or None
@@ -105,7 +110,10 @@ class Driver:
             self._steps.popleft()
             if step.accepted and seconds > 0:
                 accepted = () if step.calibrates else step.accepted
-                self._policy.observe(Observation(step.strategy, step.batch_size, accepted, seconds))
+                seen = Observation(
+                    step.strategy, step.batch_size, accepted, seconds, step.endings, step.repeated
+                )
+                self._policy.observe(seen)
 
     def _seconds(self, step: _Step) -> float | None:
         """Of a step; None as long as that is not known."""

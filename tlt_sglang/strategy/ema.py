@@ -72,7 +72,7 @@ class Ema:
             extra = 0.25 if start == 1 else 0.0
             self._ranges[start] = _Range(depths, middle, extra, middle - 1.0)
 
-    def choose(self, batch_size: int) -> Strategy:
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         return self._arms[self._of(batch_size).depth]
 
     def observe(self, seen: Observation) -> None:

@@ -1,8 +1,10 @@
 """How a policy is asked, and what it is told. Policies are pure: no torch, no clock, no I/O.
 
 A policy chooses the strategy of the next decode step for a batch size, and is told afterwards what
-the step brought and how long it took. The engine measures; where time is known late (CUDA events)
-it is told late. The same sequence of calls leads to the same choices, so a recorded one replays.
+the step brought and how long it took. Where the engine has looked up its n-grams first, it also
+says of each request how long the ending is that was there before (`endings`, in tokens). The engine
+measures; where time is known late (CUDA events) it is told late. The same sequence of calls leads
+to the same choices, so a recorded one replays.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ class Observation:
     the step was only to learn what it costs, which policies with a model of costs are told."""
     seconds: float
     """Wall time from the draft to the commit."""
+    endings: Sequence[int] = ()
+    """Of each request, as they were when the strategy was chosen; empty where that is not known."""
+    repeated: Sequence[tuple[int, bool]] = ()
+    """Of each request: tokens that came again as after that ending, and whether one then did not.
+    Whoever drafted; empty where that is not known."""
 
     @property
     def committed(self) -> int:
@@ -41,7 +48,7 @@ class Observation:
 class Policy(Protocol):
     """Chooses among the strategies it was made with."""
 
-    def choose(self, batch_size: int) -> Strategy:
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         """The strategy of the next step."""
 
     def observe(self, seen: Observation) -> None:
@@ -54,7 +61,7 @@ class Fixed:
 
     strategy: Strategy
 
-    def choose(self, batch_size: int) -> Strategy:
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         return self.strategy
 
     def observe(self, seen: Observation) -> None:
@@ -69,7 +76,7 @@ class Shuffle:
         self._chance = random.Random(seed)
         self._current, self._left = self._strategies[0], 0
 
-    def choose(self, batch_size: int) -> Strategy:
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         if not self._left:
             others = [arm for arm in self._strategies if arm != self._current]
             self._current = self._chance.choice(others or self._strategies)
@@ -88,8 +95,8 @@ class Restricted:
     policy: Policy
     possible: Callable[[int], Sequence[Strategy]]
 
-    def choose(self, batch_size: int) -> Strategy:
-        chosen, possible = self.policy.choose(batch_size), self.possible(batch_size)
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
+        chosen, possible = self.policy.choose(batch_size, endings), self.possible(batch_size)
         return chosen if chosen in possible or not possible else possible[0]
 
     def observe(self, seen: Observation) -> None:
@@ -109,8 +116,8 @@ class Agreed:
     strategies: Sequence[Strategy]
     exchange: Callable[[int], int]
 
-    def choose(self, batch_size: int) -> Strategy:
-        own = self.strategies.index(self.policy.choose(batch_size))
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
+        own = self.strategies.index(self.policy.choose(batch_size, endings))
         return self.strategies[self.exchange(own)]
 
     def observe(self, seen: Observation) -> None:

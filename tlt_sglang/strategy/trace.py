@@ -1,13 +1,14 @@
 """A policy's conversation, written down, and held again: the same calls lead to the same choices.
 
-A line of JSON for each call, in order: `["choose", batch size, strategy]` or `["observe", strategy,
-batch size, accepted drafts of each request, seconds]`. Pure but for what `write` does.
+A line of JSON for each call, in order: `["choose", batch size, endings, strategy]` or `["observe",
+strategy, batch size, accepted drafts of each request, seconds, endings, repeated]`, see
+`Observation`. Pure but for what `write` does.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tlt_sglang.strategy.arms import Strategy, parse
 from tlt_sglang.strategy.policy import Observation, Policy
@@ -19,16 +20,17 @@ class Recorded:
     def __init__(self, policy: Policy, write: Callable[[str], object]) -> None:
         self._policy, self._write = policy, write
 
-    def choose(self, batch_size: int) -> Strategy:
+    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         """What `policy` chooses."""
-        chosen = self._policy.choose(batch_size)
-        self._write(json.dumps(["choose", batch_size, str(chosen)]) + "\n")
+        chosen = self._policy.choose(batch_size, endings)
+        self._write(json.dumps(["choose", batch_size, list(endings), str(chosen)]) + "\n")
         return chosen
 
     def observe(self, seen: Observation) -> None:
         """Tell `policy`."""
         accepted = list(seen.accepted)
         told = ["observe", str(seen.strategy), seen.batch_size, accepted, seen.seconds]
+        told += [list(seen.endings), list(seen.repeated)]
         self._write(json.dumps(told) + "\n")
         self._policy.observe(seen)
 
@@ -45,11 +47,11 @@ def replay(policy: Policy, lines: Iterable[str]) -> Iterator[tuple[Strategy, Str
         try:
             call, *rest = json.loads(line)
             if call == "choose":
-                batch_size, chosen = rest
-                yield parse(chosen), policy.choose(batch_size)
+                batch_size, endings, chosen = rest
+                yield parse(chosen), policy.choose(batch_size, endings)
             elif call == "observe":
-                strategy, batch_size, accepted, seconds = rest
-                policy.observe(Observation(parse(strategy), batch_size, accepted, seconds))
+                strategy, *figures = rest
+                policy.observe(Observation(parse(strategy), *figures))
             else:
                 raise ValueError(call)
         except (TypeError, ValueError) as error:
