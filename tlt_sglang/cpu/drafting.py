@@ -34,14 +34,16 @@ def draft(original: Callable[..., Any], worker: Any, forward_batch: Any) -> Any:
     from sglang.srt.speculative import eagle_worker_v2 as upstream
 
     drafter, size = _drafter(worker), forward_batch.batch_size
-    idle = forward_batch.forward_mode.is_idle()
-    if drafter is None or idle or size > len(worker._topk1_parents_prealloc):
-        return original(worker, forward_batch)
     steps, topk, known = worker.speculative_num_steps, worker.topk, worker.hot_token_id
+    parents, places = worker._topk1_parents_prealloc, worker._topk1_score_indices_prealloc
+    fits = topk > 1 or size <= len(parents)
+    if drafter is None or forward_batch.forward_mode.is_idle() or not fits:
+        return original(worker, forward_batch)
     ahead, info = forward_batch.spec_info, forward_batch.sampling_info
     hidden, positions = ahead.hidden_states, forward_batch.positions
     chance, token = ahead.topk_p, ahead.topk_index if known is None else known[ahead.topk_index]
     slots = upstream.per_step_draft_out_cache_loc(forward_batch.out_cache_loc, size, topk, steps)
+    slots = slots.contiguous()
     sampled = get_spec().speculative_use_rejection_sampling and not info.is_all_greedy
     distributions = [ahead.draft_probs] if sampled else []
     chain, tree, scores = [], [], None
@@ -72,7 +74,6 @@ def draft(original: Callable[..., Any], worker: Any, forward_batch: Any) -> Any:
             *map(list, zip(*tree, strict=True)), worker.speculative_num_draft_tokens
         )
         return *told, drawn
-    parents, places = worker._topk1_parents_prealloc, worker._topk1_score_indices_prealloc
     return parents[:size], places[:size], torch.cat(chain, dim=1), drawn
 
 

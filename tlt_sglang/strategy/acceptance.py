@@ -32,7 +32,7 @@ ALIKE = 0.5
 """What each request beside the first counts, and how many: those of a group say much the same."""
 FIRST_LEVELS = {
     f"ngram after {ending}": math.log(-math.log(1 - chance))
-    for ending, chance in ((2, 0.4), (3, 0.5), (4, 0.6), (6, 0.7), (8, 0.85), (12, 0.93))
+    for ending, chance in ((2, 0.3), (3, 0.4), (4, 0.55), (6, 0.65), (8, 0.8), (12, 0.9))
 }
 """What is believed at first of n-grams, by the length of the ending they follow."""
 BRANCHES = 0.5
