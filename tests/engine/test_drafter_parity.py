@@ -38,19 +38,12 @@ def loops():
     return any(stack and len(stack.layers[0].embed_norm) for stack in decoder._stacks.values())
 
 
-def around(original, model, input_ids, positions, forward_batch, *args, **kwargs):
+def write(mode, ids, positions, hidden, logits, ours):
     global count
-    draft = "Eagle" in type(model).__name__
-    before = forward_batch.spec_info.hidden_states.clone() if draft else None
-    out = original(model, input_ids, positions, forward_batch, *args, **kwargs)
-    if draft and count < 60:
+    if count < 60:
         seen = {
-            "mode": forward_batch.forward_mode.name,
-            "ids": input_ids.clone(),
-            "positions": positions.clone(),
-            "hidden": before,
-            "logits": out.next_token_logits.clone(),
-            "loops": loops(),
+            "mode": mode, "ids": ids.clone(), "positions": positions.clone(), "hidden": hidden,
+            "logits": logits.clone(), "loops": loops(), "ours": ours,
         }
         torch.save(seen, os.path.join(os.environ["WATCHED"], f"{count:03d}.tmp"))
         os.rename(
@@ -58,12 +51,35 @@ def around(original, model, input_ids, positions, forward_batch, *args, **kwargs
             os.path.join(os.environ["WATCHED"], f"{count:03d}.pt"),
         )
         count += 1
+
+
+def around(original, model, input_ids, positions, forward_batch, *args, **kwargs):
+    draft = "Eagle" in type(model).__name__
+    before = forward_batch.spec_info.hidden_states.clone() if draft else None
+    out = original(model, input_ids, positions, forward_batch, *args, **kwargs)
+    if draft:
+        mode = forward_batch.forward_mode.name
+        write(mode, input_ids, positions, before, out.next_token_logits, False)
     return out
 
 
-def hook():
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+def without_the_framework(original, drafter, ids, hidden, positions, *args):
+    before = hidden.clone()
+    told = original(drafter, ids, hidden, positions, *args)
+    mode = "DECODE" if before.shape[-1] == told[1].shape[-1] else "DRAFT_EXTEND_V2"
+    write(mode, ids, positions, before, drafter.logits(told[0]), True)
+    return told
 
+
+def hook():
+    import functools
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from tlt_sglang.cpu import drafting
+
+    step = drafting._Drafter.step
+    drafting._Drafter.step = functools.partialmethod(
+        lambda drafter, *args: without_the_framework(step, drafter, *args)
+    )
     HookRegistry.register(TARGET, around, HookType.AROUND)
 '''
 STEPS = 4
@@ -108,11 +124,12 @@ def make(folder: Path, target: Target, algorithm: Algorithm) -> tuple[Drafter, F
 
 
 def seen(folder: Path) -> list[dict[str, Any]]:
-    """The prefill of PROMPT by the draft model, and the steps of the draft after it."""
+    """The prefill of PROMPT by the draft model, the steps of the draft after it, and its pass over
+    what was committed."""
     told = [torch.load(path) for path in sorted(folder.glob("*.pt"))]
     start = next(i for i, one in enumerate(told) if len(one["ids"]) == len(PROMPT))
-    found = told[start : start + STEPS]
-    assert [one["mode"] for one in found] == ["EXTEND"] + ["DECODE"] * (STEPS - 1)
+    found = told[start : start + STEPS + 1]
+    assert [one["mode"] for one in found[:-1]] == ["EXTEND"] + ["DECODE"] * (STEPS - 1)
     return found
 
 
@@ -132,7 +149,7 @@ def test_the_engines_drafter_is_ours(
         answer = server.generate(prompt, 40)["output_ids"]
         assert [answer] == greedily(target.model, torch.tensor([prompt]), 40)
     servers.drop(server)
-    prefill, *steps = seen(tmp_path / "watched")
+    prefill, *steps, extend = seen(tmp_path / "watched")
 
     # What the engine feeds: tokens shifted left by one, features where they are.
     assert prefill["ids"].tolist() == [*PROMPT[1:], output[0]]
@@ -146,6 +163,16 @@ def test_the_engines_drafter_is_ours(
     )
 
     assert prefill["loops"] is (algorithm == "eagle3")
+    assert {step["ours"] for step in steps} == {algorithm == "eagle3"}
+    if algorithm == "eagle3":  # and the same of what was committed, which is all that it is fed
+        assert extend["mode"] == "DRAFT_EXTEND_V2"
+        count = len(extend["ids"])
+        places = torch.arange(len(PROMPT), len(PROMPT) + count)
+        assert torch.equal(extend["positions"], places)
+        assert extend["ids"].tolist() == output[1 : count + 1]
+        torch.testing.assert_close(
+            computed.features[places].float(), extend["hidden"], rtol=2**-7, atol=1e-3
+        )
 
     # The draft: the same logits at every step, from the same inputs.
     drafted = torch.cat([step["ids"] for step in steps])

@@ -18,6 +18,7 @@ from tlt_sglang.strategy.costs import Costs
 from tlt_sglang.strategy.ema import Ema
 from tlt_sglang.strategy.policies import make
 from tlt_sglang.strategy.policy import Agreed, Fixed, Observation, Policy, bucket
+from tlt_sglang.strategy.trace import Recorded, replay
 
 OFF, CHAIN, TREE = parse("off"), parse("eagle3:3x1x4"), parse("eagle3:3x4x8")
 SHORT, NGRAM = parse("eagle3:1x1x2"), parse("ngram:4")
@@ -339,3 +340,57 @@ def test_no_policy_speculates_above_the_largest_batch(name: PolicyName) -> None:
     assert {str(narrow.choose(9)) for _ in range(20)} == {"off"}
     fixed = make(Config(("eagle:3x1x4", "off"), policy="fixed"), [chain, parse("off")])
     assert fixed.choose(99) == chain
+
+
+# -- endings that were there before --------------------------------------------------------------
+
+
+def test_n_grams_are_learned_by_the_ending_whoever_drafts() -> None:
+    known = Acceptance()
+    for now in range(1, 200):
+        # A long ending goes on as before, a short one does not.
+        known.observe(told(CHAIN, [1, 3], (2, 12), ((0, True), (3, False))), now)
+        known.observe(told(OFF, [0, 0], (12, 3), ((1, False), (0, True))), now)
+    assert known.tokens(NGRAM, 1, 200, endings=[12]) > 3.7
+    assert known.tokens(NGRAM, 1, 200, endings=[3]) < 1.2
+    assert known.tokens(NGRAM, 1, 200, endings=[0]) == 1.0
+    # Whom a chain drafts for by itself, and whom by n-grams.
+    assert known.tokens(CHAIN, 2, 200, endings=[12, 2]) == pytest.approx(
+        known.tokens(CHAIN, 1, 200, endings=[12]) + known.tokens(CHAIN, 1, 200, endings=[2])
+    )
+    assert known.tokens(CHAIN, 1, 200, endings=[2]) == known.tokens(CHAIN, 1, 200)
+    assert known.tokens(TREE, 1, 200, endings=[12]) == known.tokens(TREE, 1, 200)
+
+
+def test_what_n_grams_drafted_in_a_chain_is_not_the_drafters() -> None:
+    known = Acceptance()
+    for now in range(1, 100):
+        known.observe(told(CHAIN, [3, 0], (12, 0), ((3, False), (0, True))), now)
+    assert known.tokens(CHAIN, 1, 100) < 1.3
+    assert known.tokens(CHAIN, 1, 100, endings=[12]) > 3.5
+
+
+def test_an_ending_decides_at_once() -> None:
+    """A dwell time is for batches that are alike."""
+    policy = CostModel(POOL, dwell=50)
+    for _ in range(20):
+        for arm in POOL:
+            accepted = [1] if arm.num_steps else [0]
+            seconds = 0.02 + 0.001 * arm.num_draft_tokens + 0.004 * arm.num_steps
+            policy.observe(Observation(arm, 1, accepted, seconds, [0], [(0, True)]))
+    before = [policy.choose(1, [0]) for _ in range(3)]
+    assert NGRAM not in before
+    assert policy.choose(1, [12]) == NGRAM
+    assert policy.choose(1, [0]) != NGRAM
+
+
+def test_a_trace_has_the_endings() -> None:
+    lines: list[str] = []
+    recorded = Recorded(CostModel(POOL, seed=3), lines.append)
+    for step in range(60):
+        endings = [12 if step % 7 == 0 else 0, 4]
+        arm = recorded.choose(2, endings)
+        recorded.observe(Observation(arm, 2, [1, 0], 0.03, endings, [(1, True), (0, True)]))
+    again = list(replay(CostModel(POOL, seed=3), lines))
+    assert len(again) == 60
+    assert all(then == now for then, now in again)
