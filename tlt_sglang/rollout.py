@@ -179,10 +179,11 @@ class Rollout:
             ngrams.extend(request.rid, request.origin_input_ids, request.output_ids)
 
     def _look_up(self) -> Found | None:
-        """What followed before; None where there is no looking it up in every step."""
+        """What followed before; None where there is no looking it up in every step, and for a
+        strategy that was pinned by hand, which is what it says it is."""
         batch = self.batch
-        served = self.ngrams is not None and self._up_to_date and batch is not None
-        if not served or len(batch.reqs) > LOOKED_UP:
+        served = self.ngrams is not None and self._up_to_date and self.driver.pinned is None
+        if not served or batch is None or len(batch.reqs) > LOOKED_UP:
             return None
         assert self.ngrams is not None
         return self._looked_up(self.ngrams, batch)

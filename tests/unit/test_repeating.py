@@ -133,6 +133,13 @@ def test_where_less_followed_the_drafter_goes_on() -> None:
     assert verify.draft_token.view(2, 4).tolist() == [[9, 9, 9, 9], [9, 34, 9, 9]]
 
 
+def test_a_strategy_that_is_pinned_is_what_it_says() -> None:
+    engine = rollout(Asked(CHAIN))
+    engine.pin(POOL.index(CHAIN))
+    verify = step(engine, batch(OLD[2:8]), [[9]], [0])
+    assert verify.draft_token.tolist() == [9] * 4
+
+
 def test_the_guard_is_not_told_of_them() -> None:
     policy = Asked(CHAIN)
     engine = rollout(policy)
