@@ -36,7 +36,7 @@ from tlt_sglang.drafters.sampled import Sampled
 from tlt_sglang.graphs.states import States
 from tlt_sglang.strategy.acceptance import depth_of
 from tlt_sglang.strategy.arms import Strategy, repeats
-from tlt_sglang.strategy.driver import Driver
+from tlt_sglang.strategy.driver import IN_FLIGHT, Driver
 from tlt_sglang.strategy.policy import Agreed, Policy
 from tlt_sglang.telemetry import Telemetry
 
@@ -76,7 +76,7 @@ class Rollout:
         chains = [depth_of(arm) for arm in states.strategies if arm.topk == 1]
         self._deepest = max(chains, default=1)
         self._found: Found | None = None
-        self._repeating: deque[list[int]] = deque()
+        self._repeating: deque[list[int]] = deque(maxlen=IN_FLIGHT)
         """Of each step whose outcome is not told yet: requests that n-grams drafted for."""
         self.batch: Any = None
         """Of the step that is being made; set by the patch around all of it."""
@@ -200,10 +200,13 @@ class Rollout:
 
     def _repeat(self, verify_input: Any) -> None:
         """Let requests whose ending was there before be drafted what followed it."""
+        rows = self._repeats()
+        if not rows:
+            return
+        assert self._found is not None
         depth, probs = self.states.current.num_steps, verify_input.draft_probs
         drafts = verify_input.draft_token.view(-1, depth + 1)
-        for row in self._repeats():
-            assert self._found is not None
+        for row in rows:
             known = min(depth, self._found.counts[row])
             tokens = torch.from_numpy(self._found.drafts[row, :known]).to(drafts.device)
             drafts[row, 1 : known + 1] = tokens

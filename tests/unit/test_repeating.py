@@ -15,7 +15,7 @@ from tlt_sglang.strategy.driver import Driver
 from tlt_sglang.strategy.policy import Observation
 from tlt_sglang.telemetry import Telemetry
 
-OFF, CHAIN, TREE, NGRAM = map(parse, ("off", "eagle3:3x1x4", "eagle3:3x4x8", "ngram:8"))
+OFF, CHAIN, TREE, NGRAM = map(parse, ("off", "eagle3:3x1x4", "eagle3:3x4x7", "ngram:8"))
 POOL = (OFF, CHAIN, TREE, NGRAM)
 VOCAB = 40
 OLD = list(range(1, 21))
@@ -113,7 +113,7 @@ def test_trees_are_the_drafters() -> None:
     policy = Asked(TREE)
     verify = step(rollout(policy), batch(OLD[2:8]), [[9]], [0])
     assert policy.endings == [[6]]
-    assert verify.draft_token.tolist() == [9] * 8
+    assert verify.draft_token.tolist() == [9] * 7
 
 
 def test_what_repeats_itself_is_drawn_from_a_distribution_of_one_token() -> None:
