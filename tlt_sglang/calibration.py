@@ -18,10 +18,9 @@ from typing import Any
 
 from tlt_sglang import engine
 from tlt_sglang.arguments import CALIBRATION
-from tlt_sglang.strategy.arms import Strategy
 
 STEPS = 3
-"""Of every strategy, in a batch."""
+"""Of every strategy, in a batch, if half of the tokens are drafts."""
 MOST_REQUESTS = 64
 PROMPT = 64
 """Tokens of a prompt."""
@@ -32,9 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 def sizes(running: int | None, queued: int | None = None) -> list[int]:
-    """The batch sizes to decode, largest first, where so many requests may run, or be queued."""
+    """The batch sizes to decode where so many requests may run, or be queued: small ones first,
+    which take the least time and gain the most."""
     largest = max(1, min(running or MOST_REQUESTS, queued or MOST_REQUESTS, MOST_REQUESTS))
-    return sorted({1, max(1, round(largest**0.5)), largest}, reverse=True)
+    return sorted({1, max(1, round(largest**0.5)), largest})
 
 
 def register() -> None:
@@ -50,7 +50,7 @@ async def calibrate(disaggregation_mode: str, tokenizer_manager: Any) -> None:
     if disaggregation_mode != "null":
         return
     started = time.perf_counter()
-    longest = STEPS * sum(map(_most_committed, engine.current.config.pool))
+    longest = 2 * STEPS * len(engine.current.config.pool)
     limits = tokenizer_manager.server_args
     tokens = min(longest, tokenizer_manager.context_len // 2)
     try:
@@ -91,8 +91,3 @@ async def _decode(tokenizer_manager: Any, size: int, tokens: int) -> None:
     )
     async for _ in tokenizer_manager.generate_request(batch, None):
         pass
-
-
-def _most_committed(strategy: Strategy) -> int:
-    """Tokens of a step in which everything is accepted."""
-    return strategy.num_steps + 1 if strategy.num_steps else strategy.num_draft_tokens

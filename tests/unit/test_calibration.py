@@ -62,12 +62,12 @@ END = ["abort", "flush", False]
 """Requests that are left are gone before their steps count again."""
 
 
-def test_the_largest_a_middle_and_the_smallest_batch() -> None:
-    tokens = 3 * (1 + 4 + 4)
-    assert run(Manager()) == [True, (16, tokens), True, (4, tokens), True, (1, tokens), *END]
+def test_the_smallest_a_middle_and_the_largest_batch() -> None:
+    tokens = 2 * 3 * 3
+    assert run(Manager()) == [True, (1, tokens), True, (4, tokens), True, (16, tokens), *END]
     assert [call for call in run(Manager(queued=2)) if isinstance(call, tuple)] == [
-        (2, tokens),
         (1, tokens),
+        (2, tokens),
     ]
 
 
