@@ -152,8 +152,9 @@ class _Drafter:
         return decoder.draft(self._model.model, self._stack, ids, hidden, positions, slots, backend)
 
     def logits(self, out: Tensor) -> Tensor:
-        """[T, D] of what the head takes [T, N]."""
-        return linear.linear(out, self._model.lm_head.weight, None)
+        """[T, D] of what the head takes [T, N]; SGLang pads its rows."""
+        vocab = self._model.logits_processor.config.vocab_size
+        return linear.linear(out, self._model.lm_head.weight, None)[:, :vocab]
 
 
 def _drafter(worker: Any) -> _Drafter | None:
