@@ -35,7 +35,7 @@ from benchmarks.fleet import PLAIN, Fleet
 
 MODEL = "smollm2-135m"
 ADAPTIVE = "adaptive"
-POOL = ("off", "eagle3:1x1x2", "eagle3:3x1x4", "eagle3:3x4x8", "ngram:4")
+POOL = ("off", "eagle3:1x1x2", "eagle3:3x1x4", "eagle3:3x4x8", "ngram:8")
 BATCHES = (1, 2, 4, 8, 16)
 ALL, DUEL = "batch", "duel"
 """Names of the two parts."""

@@ -239,7 +239,7 @@ def test_sglangs_engine(tmp_path: Path, target: str, expected: list[int]) -> Non
     assert done.status == 0, done.err[-4000:]
     result = json.loads(done.out.splitlines()[-1])
     assert result["ids"] == expected
-    chosen = ["off", "eagle:1x1x2", "eagle:3x1x4", "eagle:3x4x8", "ngram:4"]
+    chosen = ["off", "eagle:1x1x2", "eagle:3x1x4", "eagle:3x4x8", "ngram:8"]
     assert list(result["state"]["strategies"]) == chosen
     assert_in_force(result["state"], "qwen2", "ngram_worker", "llama_eagle3")
 
