@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ from tlt_sglang.drafters.sampled import Sampled
 from tlt_sglang.graphs.states import States
 from tlt_sglang.strategy.acceptance import depth_of
 from tlt_sglang.strategy.arms import Strategy, repeats
-from tlt_sglang.strategy.driver import IN_FLIGHT, Driver
+from tlt_sglang.strategy.driver import Driver
 from tlt_sglang.strategy.policy import Agreed, Policy
 from tlt_sglang.telemetry import Telemetry
 
@@ -76,8 +75,6 @@ class Rollout:
         chains = [depth_of(arm) for arm in states.strategies if arm.topk == 1]
         self._deepest = max(chains, default=1)
         self._found: Found | None = None
-        self._repeating: deque[list[int]] = deque(maxlen=IN_FLIGHT)
-        """Of each step whose outcome is not told yet: requests that n-grams drafted for."""
         self.batch: Any = None
         """Of the step that is being made; set by the patch around all of it."""
         self.switch_seconds = 0.0
@@ -129,7 +126,6 @@ class Rollout:
         self._steps += 1
         if self.ngrams is not None and self._steps % READ_EVERY == 0:
             self._read(self.ngrams, batch)
-        self._repeating.append(self._repeats())
         self.driver.end(self._came_again(result))
 
     def prefill(self, original: Callable[[], Any], batch: Any) -> Any:
@@ -141,10 +137,12 @@ class Rollout:
     def verified(self, accepted: Sequence[int]) -> tuple[Strategy | None, Sequence[int]]:
         """Drafts accepted for each request in the oldest step not told yet: its strategy, and the
         requests that n-grams drafted for."""
-        strategy = self.driver.outcome(accepted)
-        if strategy is not None:
-            self.telemetry.step(strategy, accepted)
-        return strategy, self._repeating.popleft() if self._repeating else ()
+        told = self.driver.outcome(accepted)
+        if told is None:
+            return None, ()
+        strategy, endings = told
+        self.telemetry.step(strategy, accepted)
+        return strategy, _repeating(strategy, endings)
 
     def pin(self, place: int) -> None:
         """Use the strategy at this place of the pool from now on; -1: what the policy chooses."""
@@ -181,34 +179,28 @@ class Rollout:
     def _look_up(self) -> Found | None:
         """What followed before; None where there is no looking it up in every step, and for a
         strategy that was pinned by hand, which is what it says it is."""
-        batch = self.batch
-        served = self.ngrams is not None and self._up_to_date and self.driver.pinned is None
-        if not served or batch is None or len(batch.reqs) > LOOKED_UP:
+        ngrams, batch = self.ngrams, self.batch
+        if ngrams is None or batch is None or not self._up_to_date:
             return None
-        assert self.ngrams is not None
-        return self._looked_up(self.ngrams, batch)
+        if self.driver.pinned is not None or len(batch.reqs) > LOOKED_UP:
+            return None
+        return self._looked_up(ngrams, batch)
 
     def _looked_up(self, ngrams: NgramIndex, batch: Any) -> Found:
         self._read(ngrams, batch)
         texts = [(request.origin_input_ids, request.output_ids) for request in batch.reqs]
         return ngrams.look_up(texts, self._deepest)
 
-    def _repeats(self) -> list[int]:
-        """Requests for which n-grams draft in a step of the present strategy."""
-        lengths = () if self._found is None else self._found.lengths
-        return [row for row, ending in enumerate(lengths) if repeats(self.states.current, ending)]
-
     def _repeat(self, verify_input: Any) -> None:
         """Let requests whose ending was there before be drafted what followed it."""
-        rows = self._repeats()
-        if not rows:
+        found, strategy = self._found, self.states.current
+        if found is None or not (rows := _repeating(strategy, found.lengths)):
             return
-        assert self._found is not None
-        depth, probs = self.states.current.num_steps, verify_input.draft_probs
+        depth, probs = strategy.num_steps, verify_input.draft_probs
         drafts = verify_input.draft_token.view(-1, depth + 1)
         for row in rows:
-            known = min(depth, self._found.counts[row])
-            tokens = torch.from_numpy(self._found.drafts[row, :known]).to(drafts.device)
+            known = min(depth, found.counts[row])
+            tokens = torch.from_numpy(found.drafts[row, :known]).to(drafts.device)
             drafts[row, 1 : known + 1] = tokens
             if probs is not None:  # which tokens were drawn from: now each has one
                 probs[row, :known] = 0.0
@@ -286,9 +278,9 @@ class Rollout:
     ) -> None:
         """One pass of the drafter over what was missed, up to `lengths` [B] committed tokens; what
         it drafts next goes into the rows of `draft_input`."""
+        worker = self.states.worker._draft_worker
         rows = torch.tensor(missed.rows, device=lengths.device)
         counts = torch.tensor(missed.counts, device=lengths.device)
-        worker = self.states.worker._draft_worker
         logits, hidden = _extend(worker, batch, missed, lengths[rows], counts, rows)
         draft_input.hidden_states[rows] = hidden
         if self._sampled is not None:
@@ -298,6 +290,11 @@ class Rollout:
         chances, tokens = logits.softmax(-1).topk(self.states.topk, dim=-1)
         draft_input.topk_p[rows] = chances
         draft_input.topk_index[rows] = tokens
+
+
+def _repeating(strategy: Strategy, endings: Sequence[int]) -> list[int]:
+    """Requests that n-grams draft for in a step of this strategy."""
+    return [row for row, ending in enumerate(endings) if repeats(strategy, ending)]
 
 
 def agreed(policy: Policy, strategies: Sequence[Strategy]) -> Policy:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tlt_sglang.cpu import decoder, linear
 from tlt_sglang.cpu.attention import LONG_EXTEND, CpuAttnBackend
-from tlt_sglang.cpu.kernels.committed import committed
+from tlt_sglang.cpu.kernels.committed import Committed, committed
 from tlt_sglang.drafters.backlog import Missed
 
 
@@ -87,8 +87,7 @@ def extend(
     from sglang.srt.runtime_context import get_spec
 
     drafter = _drafter(worker)
-    backend = worker.draft_runner.attn_backend
-    if drafter is None or type(backend) is not CpuAttnBackend or batch.forward_mode.is_idle():
+    if drafter is None or batch.forward_mode.is_idle():
         original(worker, batch, result, **kwargs)
         return
     seen = committed(
@@ -97,25 +96,20 @@ def extend(
         batch.req_pool_indices,
         worker.speculative_num_draft_tokens,
     )
-    backend.use_queries(seen.rows, seen.positions + 1)
-    out, hidden = drafter.step(
+    logits, hidden = drafter.see(
+        seen,
         result.next_token_ids[seen.places].to(torch.int64),
         result.logits_output.hidden_states[seen.places],
-        seen.positions,
         batch.out_cache_loc[seen.places],
-        backend,
     )
     ahead = result.next_draft_input
     sampled = get_spec().speculative_use_rejection_sampling
     probs, ahead.topk_p, ahead.topk_index = _propose(
-        drafter.logits(out[seen.last]),
-        worker.topk,
-        batch.sampling_info if sampled else None,
-        result.new_seq_lens,
+        logits, worker.topk, batch.sampling_info if sampled else None, result.new_seq_lens
     )
     if sampled:
         ahead.draft_probs = probs
-    ahead.hidden_states = hidden[seen.last]
+    ahead.hidden_states = hidden
     ahead.cuda_graph_compatible = True
 
 
@@ -127,22 +121,28 @@ def catch_up(
     Of R requests; rows: of the request table; lengths: tokens with what was missed; counts: tokens
     missed, all [R]. None where SGLang's own code has to do it.
     """
-    drafter, backend = _drafter(worker), worker.draft_runner.attn_backend
-    longest = max(missed.counts)
-    if drafter is None or type(backend) is not CpuAttnBackend or longest > LONG_EXTEND:
+    drafter, longest = _drafter(worker), max(missed.counts)
+    if drafter is None or longest > LONG_EXTEND:
         return None
     seen = committed(counts, lengths - counts, rows, longest)
     slots = worker.req_to_token_pool.req_to_token[seen.rows, seen.positions].to(torch.int64)
-    backend.use_queries(seen.rows, seen.positions + 1)
-    out, hidden = drafter.step(missed.tokens, missed.features, seen.positions, slots, backend)
-    return drafter.logits(out[seen.last]), hidden[seen.last]
+    return drafter.see(seen, missed.tokens, missed.features, slots)
 
 
 class _Drafter:
     """A drafter taken apart."""
 
-    def __init__(self, model: Any, stack: decoder.Stack) -> None:
-        self._model, self._stack = model, stack
+    def __init__(self, model: Any, stack: decoder.Stack, backend: CpuAttnBackend) -> None:
+        self._model, self._stack, self._backend = model, stack, backend
+
+    def see(
+        self, seen: Committed, ids: Tensor, features: Tensor, slots: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One pass over ids [T] that were committed, beside features [T, 3N]: (logits [B, D], what
+        the next step takes [B, N]) after the last of each request."""
+        self._backend.use_queries(seen.rows, seen.positions + 1)
+        out, hidden = self.step(ids, features, seen.positions, slots, self._backend)
+        return self.logits(out[seen.last]), hidden[seen.last]
 
     def step(
         self, ids: Tensor, hidden: Tensor, positions: Tensor, slots: Tensor, backend: CpuAttnBackend
@@ -161,16 +161,17 @@ def _drafter(worker: Any) -> _Drafter | None:
     """None where SGLang's own code has to do it."""
     from sglang.srt.models.llama_eagle3 import LlamaForCausalLMEagle3
 
-    model = worker.draft_runner.model
+    model, backend = worker.draft_runner.model, worker.draft_runner.attn_backend
     if (
         type(model) is not LlamaForCausalLMEagle3
+        or type(backend) is not CpuAttnBackend
         or worker.draft_runner.canary_manager is not None
         or not linear.packed(model.lm_head.weight)
         or hasattr(model.lm_head, "set_lora")
     ):
         return None
     stack = decoder.drafter(model.model)
-    return None if stack is None else _Drafter(model, stack)
+    return None if stack is None else _Drafter(model, stack, backend)
 
 
 def _propose(

@@ -25,7 +25,7 @@ BLOCK = 256
 """Tokens that follow each other in memory."""
 LENGTHS = (2, 3, 4, 6, 8, 12)
 """Endings that are looked up, in tokens. What followed a longer one comes again more often."""
-SHORTEST, LONGEST = LENGTHS[0], LENGTHS[-1]
+LONGEST = LENGTHS[-1]
 NONE = -1
 """In the place of a token that is not known; never accepted."""
 

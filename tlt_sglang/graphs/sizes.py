@@ -126,5 +126,5 @@ def step_seconds(sizes: Sizes, gpu: Gpu, strategy: Strategy, batch_size: int) ->
 
 def worth(sizes: Sizes, gpu: Gpu, strategy: Strategy, batch_size: int) -> float:
     """Tokens a second to expect of an average drafter."""
-    length = Acceptance().tokens(strategy, 1, 0)
-    return batch_size * length / step_seconds(sizes, gpu, strategy, batch_size)
+    tokens = Acceptance().tokens(strategy, batch_size, 0)
+    return tokens / step_seconds(sizes, gpu, strategy, batch_size)

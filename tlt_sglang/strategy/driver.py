@@ -91,14 +91,14 @@ class Driver:
             self._steps[-1].ended = self._clock.mark()
             self._steps[-1].repeated = repeated
 
-    def outcome(self, accepted: Sequence[int]) -> Strategy | None:
-        """Drafts accepted in the oldest step of which that is not known yet; its strategy, or None
-        where it only calibrated."""
+    def outcome(self, accepted: Sequence[int]) -> tuple[Strategy, Sequence[int]] | None:
+        """Drafts accepted in the oldest step of which that is not known yet; its strategy and
+        endings, or None where it only calibrated."""
         for step in self._steps:
             if step.accepted is None:
                 step.accepted = accepted
                 self._tell()
-                return None if step.calibrates else step.strategy
+                return None if step.calibrates else (step.strategy, step.endings)
         return None
 
     def _tell(self) -> None:
