@@ -1,7 +1,7 @@
 """Requests as people write them, composed of a form and a subject, each from a list.
 
 Beside what a model makes up: a small model's own requests are vaguer, and easier to answer, than
-those it gets. A few thousand different ones come of it, and no two forms lead to the same answer.
+those it gets. Five thousand different ones come of it, and no two forms lead to the same answer.
 """
 
 from __future__ import annotations
@@ -102,6 +102,62 @@ _ROUGH = (
     "Give me the keys.", "You are wrong about this.", "I can't come, too busy.", "Fix this today.",
     "Why is this not done yet?", "Your text is hard to read.", "Stop calling me.", "Pay the bill.",
 )  # fmt: skip
+_CONCEPTS = (
+    "democracy", "interest on a loan", "supply and demand", "a constitution", "insurance", "taxes",
+    "a stock market", "copyright", "an algorithm", "encryption", "the cloud", "machine learning",
+    "open-source software", "a password manager", "the internet", "a spreadsheet", "a neuron",
+    "the immune system", "DNA", "cholesterol", "blood pressure", "an antibody", "metabolism",
+    "an ecosystem", "biodiversity", "the greenhouse effect", "renewable energy", "recycling",
+    "composting", "a food chain", "natural selection", "plate tectonics", "a glacier", "a comet",
+    "a black hole", "an atom", "a molecule", "a chemical reaction", "acid rain", "radioactivity",
+    "electricity", "sound", "light", "heat", "energy", "pressure", "density", "a lever", "a prime "
+    "number", "a fraction", "a percentage", "probability", "the Pythagorean theorem", "an average",
+    "a metaphor", "irony", "a simile", "a verb", "punctuation", "a paragraph", "a sonnet",
+    "rhythm in music", "perspective in painting", "a documentary", "stage fright", "empathy",
+    "procrastination", "self-confidence", "teamwork", "leadership", "a conflict of interest",
+    "time zones", "a leap year", "the equator", "a peninsula", "a delta", "a monarchy",
+    "the United Nations", "human rights", "a census", "globalisation", "volunteering", "a mortgage",
+)  # fmt: skip
+_PROBLEMS = (
+    "my bicycle chain keeps falling off", "my phone battery dies by noon", "I cannot fall asleep",
+    "my houseplant has yellow leaves", "my neighbour plays loud music", "my laptop is very slow",
+    "I forget what I read", "my bread does not rise", "my child does not want to do homework",
+    "I feel nervous before presentations", "my back hurts at my desk", "the sink is blocked",
+    "my dog pulls on the lead", "I spend too much on groceries", "my team misses deadlines",
+    "my Wi-Fi is unstable", "I have too many emails", "my soup is too salty", "my windows fog up",
+    "I cannot decide on a career", "my friend is offended", "I get bored of running",
+    "my cat scratches the sofa", "my code works on my machine only", "my garden is full of snails",
+)  # fmt: skip
+_ACTIVITIES = (
+    "keeping a diary", "working at night", "living alone", "studying abroad", "owning a pet",
+    "shopping online", "eating meat", "going to bed early", "learning two languages at once",
+    "using social media", "wearing a school uniform", "paying with cash", "commuting by bicycle",
+    "freelancing", "reading on a screen", "growing your own food", "camping", "home schooling",
+    "nuclear power", "a four-day week", "public transport", "artificial intelligence in schools",
+    "early retirement", "tourism", "team sports", "video games", "genetic engineering", "zoos",
+)  # fmt: skip
+_ANIMALS = (
+    "an octopus", "a hedgehog", "a penguin", "a honeybee", "a camel", "an elephant", "a bat",
+    "a salmon", "an owl", "a beaver", "a chameleon", "a whale", "a spider", "an ant", "a kangaroo",
+    "a swan", "a polar bear", "a snail", "a dragonfly", "a wolf", "a squirrel", "a seahorse",
+)  # fmt: skip
+_JOBS = (
+    "a pilot", "a carpenter", "an architect", "a pharmacist", "a firefighter", "a translator",
+    "a bus driver", "a software developer", "a chef", "a veterinarian", "a journalist", "a judge",
+    "an accountant", "a geologist", "a hairdresser", "an electrician", "a primary school teacher",
+    "a museum guide", "a marine biologist", "a tailor", "a social worker", "a data analyst",
+)  # fmt: skip
+_EVENTS = (
+    "a birthday party for a seven-year-old", "a picnic in the park", "a book club evening",
+    "a school play", "a weekend without screens", "a charity run", "a job interview", "a move to "
+    "a new flat", "a family reunion", "a garden party", "a rainy Sunday", "a long train journey",
+    "a first day at work", "a science fair", "a barbecue for vegetarians", "a surprise dinner",
+)  # fmt: skip
+_WISHES = (
+    "a colleague who retires", "a friend who passed an exam", "a nurse who was kind",
+    "a grandmother on her birthday", "a team that won", "a host after a dinner", "a couple on "
+    "their wedding day", "a teacher at the end of the year", "a neighbour who is ill",
+)  # fmt: skip
 _LANGUAGES = ("Spanish", "French", "German", "Italian", "Portuguese")
 _READERS = ("a child", "a beginner", "a ten-year-old", "someone who never heard of it", "a visitor")
 _COUNTS = ("three", "four", "five", "six")
@@ -154,6 +210,41 @@ def _forms() -> list[list[str]]:
         [f"Rewrite more politely: '{x}'" for x in _ROUGH],
         [f"Summarise {x} in {n} sentences." for x, n in each(_BOOKS, _COUNTS)],
         [f"What can we learn from {x} today?" for x in _BOOKS],
+        [f"Explain what {x} is to {who}." for x, who in each(_CONCEPTS, _READERS)],
+        [f"What is {x}?" for x in _CONCEPTS],
+        [f"Give a definition of {x} and an everyday example." for x in _CONCEPTS],
+        [f"Why is {x} important?" for x in _CONCEPTS],
+        [f"What did people believe about {x} in the past?" for x in _CONCEPTS],
+        [f"Write three quiz questions about {x}, with answers." for x in _CONCEPTS],
+        [f"Name {n} misunderstandings about {x}." for n, x in each(_COUNTS, _CONCEPTS)],
+        [f"Describe {x} with a comparison from the kitchen." for x in _CONCEPTS],
+        [f"I have a problem: {x}. What can I do?" for x in _PROBLEMS],
+        [f"Why might it be that {x}? Give {n} reasons." for x, n in each(_PROBLEMS, _COUNTS)],
+        [f"Help me, {x}! Tell me what to try first, second and third." for x in _PROBLEMS],
+        [f"What are the advantages and disadvantages of {x}?" for x in _ACTIVITIES],
+        [f"Write an argument for and an argument against {x}." for x in _ACTIVITIES],
+        [f"Write an introduction for an essay about {x}." for x in _ACTIVITIES],
+        [f"How does {x} affect health?" for x in _ACTIVITIES],
+        [f"Where does {x} live, and what does it eat?" for x in _ANIMALS],
+        [f"Write a fable about {x} and {y}." for x, y in itertools.combinations(_ANIMALS, 2)],
+        [f"List {n} surprising facts about {x}." for n, x in each(_COUNTS, _ANIMALS)],
+        [f"What does {x} do all day?" for x in (*_JOBS, *_ANIMALS)],
+        [f"How does one become {x}?" for x in _JOBS],
+        [f"Write a job advertisement for {x}." for x in _JOBS],
+        [f"Write a conversation between {x} and a customer who is not happy." for x in _JOBS],
+        [f"What skills does {x} need? Rank them." for x in _JOBS],
+        [f"Plan {x}, hour by hour." for x in _EVENTS],
+        [f"What do I need for {x}? Make a list." for x in _EVENTS],
+        [f"Suggest {n} ideas for {x}." for n, x in each(_COUNTS, _EVENTS)],
+        [f"Write a message to {x}." for x in _WISHES],
+        [f"Write a short speech for {x}." for x in (*_WISHES, *_JOBS)],
+        [f"What did people use before {x} was invented?" for x in (*_HISTORY, *_DEVICES)],
+        [f"Invent a slogan and a short advertisement for {x}." for x in (*_DISHES, *_DEVICES)],
+        [f"Suggest a menu of three courses with {x}." for x in _DISHES],
+        [f"Tom walks {a} km on each of {b} days and cycles {c} km on the others of a week. How far "
+         "does he travel?" for a, b, c in each(range(2, 7), range(2, 6), range(5, 15, 3))],
+        [f"Correct the mistakes: 'Yesterday {x} go to {y} and see many thing.'"
+         for x, y in each(("she", "my friend", "they", "we"), _PLACES)],
         [f"A shop sells {a} notebooks at {b} dollars each. How much do they cost together? "
          "Explain." for a, b in each(range(3, 20), range(2, 9))],
         [f"A bus leaves at {h}:{m} and the trip takes {t} minutes. When does it arrive?"
