@@ -58,12 +58,16 @@ def reasoning_tasks(count: int, seed: int) -> Iterator[tuple[str, str]]:
     random.Random(seed).shuffle(names)
     each = -(-count // len(names)) * 2
     with _silence():
-        tasks = {name: iter(create_dataset(name, seed=seed, size=each)) for name in names}
+        # One generator each: asked for an iterator again, a data set starts from its first problem.
+        tasks = {
+            name: (problem["question"] for problem in create_dataset(name, seed=seed, size=each))
+            for name in names
+        }
     made = 0
     while tasks:
         for name in list(tasks):
             with _silence():
-                question = next((q["question"] for q in tasks[name]), None)
+                question = next(tasks[name], None)
             if question is None:
                 del tasks[name]
             elif len(question) <= LONGEST:
