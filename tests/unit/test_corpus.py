@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
-from tlt_sglang.sidecar import prompts
+from tlt_sglang.sidecar import prompts, requests
 from tlt_sglang.sidecar.corpus import (
     Prompt,
     Response,
@@ -124,3 +124,18 @@ def test_what_a_user_would_say() -> None:
     assert prompts.clean_instruction("  Write a poem about rain.\n") == "Write a poem about rain."
     for text in ("short", "x" * 5000, "Write <|im_start|> it all down", "bell \x07 in the middle"):
         assert prompts.clean_instruction(text) is None
+
+
+def test_problems_differ_and_repeat_with_their_seed() -> None:
+    """More than there are tasks, so that every task gives several; few of them can be the same."""
+    found = list(prompts.reasoning(300, 7))
+    assert len(found) == 300
+    assert len(set(found)) > 290
+    assert found == list(prompts.reasoning(300, 7))
+    assert len({*found} & {*prompts.reasoning(300, 7 + prompts.SEEDS_APART)}) < 30
+
+
+def test_requests_differ() -> None:
+    found = list(requests.compose(10_000, 1))
+    assert len(found) == len(set(found)) > 5000
+    assert found[:200] != list(requests.compose(200, 2))

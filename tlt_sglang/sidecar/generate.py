@@ -68,23 +68,22 @@ class Target:
     def answers(self, wanted: Iterable[Request]) -> Iterator[Response]:
         """Answers as they come, `at_once` requests in flight."""
         queue = iter(wanted)
-        with ThreadPoolExecutor(self.at_once) as threads:
-            flying: set[Future[Response]] = set()
-            try:
-                while True:
-                    for request in queue:
-                        flying.add(threads.submit(self.answer, request))
-                        if len(flying) >= self.at_once:
-                            break
-                    if not flying:
-                        return
-                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield future.result()
-            finally:
-                for future in flying:
-                    future.cancel()
-                threads.shutdown(wait=False, cancel_futures=True)
+        threads = ThreadPoolExecutor(self.at_once)
+        flying: set[Future[Response]] = set()
+        try:
+            while True:
+                for request in queue:
+                    flying.add(threads.submit(self.answer, request))
+                    if len(flying) >= self.at_once:
+                        break
+                if not flying:
+                    return
+                done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            # What is left over after an interruption ends with the server, and is not waited for.
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager

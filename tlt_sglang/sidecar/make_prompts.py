@@ -34,8 +34,8 @@ def make_prompts(
     """Write `out`, in a random order. Raises EnvironmentProblem where that cannot be done."""
     found: list[tuple[str, str]] = []
     if reasoning:
-        texts = prompts.reasoning(reasoning, prompts.TRAINING_SEEDS + seed)
-        found += [(text, "reasoning") for text in texts]
+        first = prompts.TRAINING_SEEDS + prompts.SEEDS_APART * seed
+        found += [(text, "reasoning") for text in prompts.reasoning(reasoning, first)]
     if instructions:
         found += [(text, "instruction") for text in _instructions(model, instructions, at_once)]
     found += [(text, "instruction") for text in requests.compose(composed, seed)]

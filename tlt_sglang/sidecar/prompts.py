@@ -18,6 +18,8 @@ from tlt_sglang.errors import EnvironmentProblem
 
 TRAINING_SEEDS = 1_000_000
 """Seeds of reasoning-gym from here on are for training; those below are for evaluation."""
+SEEDS_APART = 10_000
+"""A task's problem n of seed s is its first of seed s + n: data of two seeds keep this distance."""
 LONGEST = 1600
 """Characters of the longest problem that is taken."""
 
