@@ -36,6 +36,8 @@ def test_greedy_output_stays_the_same(
     """Requests join and leave a batch of eight while the strategy changes every few steps."""
     server = servers.get(POOL, "--tlt-policy", "random", drafter=drafters["eagle"])
     server.post("/tlt/strategy", {"strategy": None})
+    # Whole answers that an earlier test got here would be drafted by n-grams, in chains, too.
+    server.post("/flush_cache")
     before = server.scheduler()
     prompts = reference.prompts[::2]
     answers = server.generate_all(prompts, at_once=8, max_new_tokens=LENGTH)
@@ -53,12 +55,10 @@ def test_greedy_output_stays_the_same(
     assert all(told["rounds"] > 20 for told in used.values())
     lengths = {name: 1 + told["accepted"] / told["rounds"] for name, told in used.items()}
     assert lengths["off"] == 1.0
-    # The drafter comes back warm from plain steps: what it knows by heart is accepted. Alone the
-    # chain of three has 2.47 on all twenty texts, the tree 2.9. A chain that the policy chose may
-    # follow n-grams where a text repeats itself and then exceeds the tree, which never does.
+    # The drafter comes back warm from plain steps: what it knows by heart is accepted.
+    # Alone the chain of three has 2.47 on all twenty texts.
     assert lengths["eagle:3x1x4"] > 2.1
-    assert lengths["eagle:3x4x8"] > 2.3
-    assert lengths["eagle:1x1x2"] > 1.4
+    assert lengths["eagle:3x4x8"] > lengths["eagle:3x1x4"] > lengths["eagle:1x1x2"] > 1.4
     server.wait_until_idle()
 
 

@@ -31,6 +31,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weights["draft_ids"] = torch.tensor(KNOWN, dtype=torch.int32)
     save_file(weights, source / "weights.safetensors")
     (source / "config.json").write_text(json.dumps({"vocab_size": VOCAB}))
+    (source / "training.json").write_text('{"made by": "hand"}')
     monkeypatch.setattr(shipped, "HERE", source.parent)
     monkeypatch.setattr(shipped, "ALIASES", {"small": None, "other": None})
     monkeypatch.setattr(shipped, "prepare", lambda alias: tmp_path / f"{alias}-0123")
@@ -47,6 +48,7 @@ def test_the_head_is_the_targets(model: Path) -> None:
     assert torch.equal(weights["lm_head.weight"], embedding[KNOWN].bfloat16())
     assert (weights["d2t"] + torch.arange(len(KNOWN))).tolist() == KNOWN
     assert weights["t2d"].nonzero().flatten().tolist() == KNOWN
+    assert json.loads((folder / "training.json").read_text()) == {"made by": "hand"}
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert shipped.default_drafter(str(model)) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from tlt_sglang.errors import EnvironmentProblem
@@ -18,6 +19,7 @@ from tlt_sglang.models import ALIASES, build, cache_root, prepare
 FILES = ("config.json", "model.safetensors")
 HERE = Path(__file__).parent
 WEIGHTS = "weights.safetensors"
+TRAINING = "training.json"
 
 
 def default_drafter(model: str) -> Path | None:
@@ -65,3 +67,4 @@ def _expand(source: Path, target: Path, into: Path) -> None:
     weights["t2d"] = torch.zeros(len(head), dtype=torch.bool).index_fill(0, ids, True)
     save_file(weights, into / "model.safetensors", metadata={"format": "pt"})
     (into / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copyfile(source / TRAINING, into / TRAINING)  # for `tlt train --start-from` to pass on

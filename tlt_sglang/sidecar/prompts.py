@@ -43,12 +43,6 @@ def reasoning(count: int, seed: int) -> Iterator[str]:
 
     Raises EnvironmentProblem where the package is missing.
     """
-    for _, question in reasoning_tasks(count, seed):
-        yield question
-
-
-def reasoning_tasks(count: int, seed: int) -> Iterator[tuple[str, str]]:
-    """(task, question): `count` problems over all tasks in turn."""
     try:
         with _silence():
             from reasoning_gym.factory import DATASETS, create_dataset
@@ -73,7 +67,7 @@ def reasoning_tasks(count: int, seed: int) -> Iterator[tuple[str, str]]:
             if question is None:
                 del tasks[name]
             elif len(question) <= LONGEST:
-                yield name, question
+                yield question
                 made += 1
             if made == count:
                 return
