@@ -4,7 +4,8 @@
 
 Two servers: one that decodes plainly and has no drafter, and an adaptive one, whose strategies are
 pinned one after the other (POST /tlt/strategy) and which then chooses by itself. All of them answer
-the same prompts greedily, and so with the same tokens, in turn: A B C ... A B C. Then adaptive, the
+the same prompts greedily, and so with the same tokens, in turn: A B C ... A B C. Time counts while
+the batch has its whole size: until the first of its requests is complete. Then adaptive, the
 fastest of the fixed ones and plain decoding meet once more, in rounds of their own: the fastest of
 many is so by luck, too, and that luck must not count.
 
@@ -84,7 +85,7 @@ def measure(fleet: Fleet, prompts: Sequence[server.Prompt], options: Options) ->
             strategy = None if side == ADAPTIVE else side.removeprefix("pinned ")
             adaptive.post("/tlt/strategy", {"strategy": strategy})
         batch = [prompts[i % len(prompts)] for i in range(size)]
-        sample = process.generate(batch, options.tokens)
+        sample = process.generate(batch, options.tokens, full_batch=True)
         if number >= 0:
             runs.append(
                 Run(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import psutil
 
 from benchmarks.common import REPOSITORY, BenchmarkError, say
@@ -31,6 +32,8 @@ Prompt = str | list[int]
 START_TIMEOUT = 600.0
 ANSWER_TIMEOUT = 1800.0
 STOP_TIMEOUT = 10.0
+FEW = 8
+"""Tokens in a piece of a stream where it is told what a request has in between."""
 
 
 @dataclass(frozen=True)
@@ -151,34 +154,51 @@ class Server(Process):
             else:
                 return first - self.started
 
-    def generate(self, prompts: Sequence[Prompt], tokens: int) -> Sample:
+    def generate(
+        self, prompts: Sequence[Prompt], tokens: int, *, full_batch: bool = False
+    ) -> Sample:
         """Greedy generation of exactly `tokens` tokens for each prompt, all at once.
 
         The stream is asked for two pieces a request, the first token and all others: the time
         between the two is the decoding, and no piece in between costs the engine anything.
+
+        `full_batch`: seconds and tokens are only those up to the end of the first request that is
+        complete, so that the batch has its whole size all the time. Then there is a piece every few
+        tokens, and in between they are taken to come evenly.
         """
         self.flush()
-        first: dict[int, tuple[float, int]] = {}
-        last: dict[int, tuple[float, dict[str, Any]]] = {}
+        arrived: dict[int, list[tuple[float, int]]] = {}
+        last: dict[int, dict[str, Any]] = {}
+        pace = {"interval": FEW} if full_batch else {}
         try:
-            for at, piece in self._stream(prompts, tokens):
+            for at, piece in self._stream(prompts, tokens, **pace):
                 index = piece.get("index") or 0
-                first.setdefault(index, (at, piece["meta_info"]["completion_tokens"]))
-                last[index] = (at, piece)
+                count = piece["meta_info"]["completion_tokens"]
+                arrived.setdefault(index, []).append((at, count))
+                last[index] = piece
         except (OSError, http.client.HTTPException) as error:
             self.check_alive()
             raise BenchmarkError(f"{self.name} broke off an answer: {error}") from error
-        metas = [piece["meta_info"] for _, piece in last.values()]
+        metas = [piece["meta_info"] for piece in last.values()]
         if len(last) < len(prompts) or any(m["completion_tokens"] != tokens for m in metas):
             raise BenchmarkError(f"{self.name} did not generate {tokens} tokens for each prompt.")
-        decoded = sum(m["completion_tokens"] for m in metas) - sum(n for _, n in first.values())
+        ends = [pieces[-1][0] for pieces in arrived.values()]
+        start = max(pieces[0][0] for pieces in arrived.values())
+        end = min(ends) if full_batch else max(ends)
+        if full_batch:
+            before, after = (
+                sum(_count(pieces, at) for pieces in arrived.values()) for at in (start, end)
+            )
+            decoded = round(after - before)
+        else:
+            decoded = sum(pieces[-1][1] - pieces[0][1] for pieces in arrived.values())
         steps = metas[0].get("spec_verify_ct") if len(prompts) == 1 else None
         return Sample(
-            seconds=max(at for at, _ in last.values()) - max(at for at, _ in first.values()),
+            seconds=end - start,
             tokens=decoded,
             steps=steps or decoded,
             prompt_tokens=sum(m["prompt_tokens"] for m in metas),
-            output_ids=[last[index][1]["output_ids"] for index in sorted(last)],
+            output_ids=[last[index]["output_ids"] for index in sorted(last)],
         )
 
     def answer(self, prompt: Prompt, tokens: int, temperature: float, seed: int) -> dict[str, Any]:
@@ -284,6 +304,12 @@ class Server(Process):
                     yield at, piece
         finally:
             connection.close()
+
+
+def _count(pieces: Sequence[tuple[float, int]], at: float) -> float:
+    """Tokens that a request has at a moment, of (arrival, tokens) of its pieces."""
+    times, counts = zip(*pieces, strict=True)
+    return float(np.interp(at, times, counts))
 
 
 def _question(prompt: Prompt) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Upstream commits the argmax on CPU, whatever the temperature: its sampling kernels exist for GPUs
 only. These patches take the same branch as on a GPU, with our kernels, and honour min-p, which
-upstream's verification leaves out. And they make penalties exact, which upstream relaxes.
+upstream's verification leaves out. They make penalties exact, which upstream relaxes. And a greedy
+batch is spared most of what upstream does.
 """
 
 from __future__ import annotations
@@ -59,12 +60,37 @@ def eagle_sample(
     assert engine.current is not None
     if engine.current.device == "cpu":
         _penalise(verify_input, batch, logits_output)
+        if _is_merely_greedy(batch, *args, **kwargs):
+            from tlt_sglang.cpu import sampling
+
+            return sampling.verify_greedy(verify_input, logits_output.next_token_logits)
     if engine.current.sampled is None:
         return original(verify_input, batch, logits_output, *args, **kwargs)
     from tlt_sglang.drafters.sampled import flag
 
     with flag(verify_input.draft_probs is not None):
         return original(verify_input, batch, logits_output, *args, **kwargs)
+
+
+def _is_merely_greedy(
+    batch: Any, grammar_mask: Any = None, *args: Any, watermark_state: Any = None, **kwargs: Any
+) -> bool:
+    """Whether upstream would do nothing but take each row's largest logit."""
+    from sglang.srt.environ import envs
+    from sglang.srt.speculative.spec_utils import SIMULATE_ACC_LEN
+
+    info = batch.sampling_info
+    return (
+        not batch.forward_mode.is_idle()
+        and info.is_all_greedy
+        and grammar_mask is None
+        and info.logit_bias is None
+        and info.acc_additive_penalties is None
+        and info.acc_scaling_penalties is None
+        and (watermark_state is None or not info.has_watermark_candidates)
+        and not envs.SGLANG_SANITIZE_NAN_LOGITS.get()
+        and SIMULATE_ACC_LEN <= 0
+    )
 
 
 def _penalise(verify_input: Any, batch: Any, logits_output: Any) -> None:

@@ -63,7 +63,6 @@ class Rollout:
         """`up_to_date`: requests have all that was committed when a step begins."""
         self.states = states
         self._possible = possible
-        self._ngram_memory_mb = ngram_memory_mb
         drafts_ngrams = any(arm.drafter == "ngram" for arm in states.strategies)
         self.ngrams = NgramIndex(ngram_memory_mb) if drafts_ngrams else None
         self.driver = driver
@@ -156,7 +155,7 @@ class Rollout:
     def flush(self) -> None:
         """Forget what n-grams were seen, as SGLang forgets prefixes."""
         if self.ngrams is not None:
-            self.ngrams = NgramIndex(self._ngram_memory_mb)
+            self.ngrams.clear()
 
     def report(self) -> dict[str, Any]:
         """For `GET /tlt/status`."""

@@ -4,12 +4,13 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tlt_sglang.cpu import kernels
+from tlt_sglang.cpu import kernels, sampling
 from tlt_sglang.cpu.kernels import reference
 
 pytestmark = pytest.mark.unit
@@ -187,6 +188,34 @@ def test_greedy_verification(gen: torch.Generator) -> None:
     ]
     tokens, target = rand(gen, 0, 4, batch, n).to(index_type(gen)), rand(gen, 0, 4, batch, n)
     same("verify_tree_greedy_cpu", [*written, tokens, *outputs[2:], target])
+
+
+def test_greedy_batches_are_verified_by_their_largest_logits(gen: torch.Generator) -> None:
+    batch, topk, depth, n = int(rand(gen, 1, 6)), 3, 4, int(rand(gen, 2, 14))
+    outputs = tree_outputs(batch, n, batch * n * n)
+    parents, selected = drafted(gen, batch, topk, depth, n)
+    build_tree(parents, selected, rand(gen, 0, 30, batch), *outputs, topk, depth, n, 1)
+    logits = rand(gen, 0, 3, batch * n, 5).float()  # with many ties
+    logits[0, 2] = float("nan")
+    drafts = rand(gen, 0, 5, batch * n)
+    tree = SimpleNamespace(
+        draft_token_num=n,
+        max_tree_depth=depth + 1,
+        draft_token=drafts,
+        retrieve_index=outputs[2],
+        retrieve_next_token=outputs[3],
+        retrieve_next_sibling=outputs[4],
+    )
+    tokens = torch.zeros(batch * n).int()
+    rows = torch.full((batch, depth + 1), -1).int()
+    correct = torch.zeros(batch).int()
+    target = logits.argmax(-1).view(batch, n)
+    reference.verify_tree_greedy_cpu(
+        tokens, rows, correct, drafts.view(batch, n), *outputs[2:], target
+    )
+    told = sampling.verify_greedy(tree, logits)
+    for mine, plain in zip(told, (tokens, correct + 1, rows), strict=True):
+        assert mine.dtype == plain.dtype and torch.equal(mine, plain)
 
 
 def test_hash(gen: torch.Generator) -> None:

@@ -32,6 +32,16 @@ def test_what_followed_last_time() -> None:
     assert index.propose([1, 2, 3], 2) == [4, 5]  # but a longer ending first
 
 
+def test_all_is_forgotten() -> None:
+    index, fresh = NgramIndex(1), NgramIndex(1)
+    index.extend("a", [1, 2, 3, 4, 5], [6, 7])
+    index.clear()
+    assert index.propose([9, 2, 3], 3) == [] and len(index) == 0
+    for either in (index, fresh):  # the same request again, from its beginning
+        either.extend("a", [1, 2, 3, 4, 5], [6, 7])
+        assert either.propose([9, 2, 3], 3) == [4, 5, 6]
+
+
 def test_siblings_and_earlier_requests() -> None:
     index = NgramIndex(1)
     index.extend("a", [1, 2], [10, 11, 12, 13])

@@ -111,7 +111,9 @@ class NgramIndex:
             raise ValueError("an n-gram index takes at least 1 MB")
         budget = memory_mb * 2**20 // 4
         # Endings of a token hash to as many entries as there are lengths; half of it is enough.
-        self._places = np.zeros(1 << ((budget * 2 // 3).bit_length() - 1), np.int32)
+        # Filled, not `zeros`: pages that the system clears when they are first touched would take
+        # tens of milliseconds of the first steps.
+        self._places = np.full(1 << ((budget * 2 // 3).bit_length() - 1), 0, np.int32)
         blocks = max(2, (budget - self._places.size) // (BLOCK + 2))
         self._store = np.full(blocks * BLOCK, NONE, np.int32)
         self._leases = np.zeros(blocks, np.int64)
@@ -122,6 +124,12 @@ class NgramIndex:
     def nbytes(self) -> int:
         """Bytes of its tables."""
         return self._places.nbytes + self._store.nbytes + self._leases.nbytes
+
+    def clear(self) -> None:
+        """Forget everything, in the memory that it has."""
+        self._places.fill(0)
+        self._leases.fill(0)
+        self._open.clear()
 
     def extend(self, request: str, prompt: Sequence[int], output: Sequence[int]) -> None:
         """Take in what is new of a request: all tokens of its prompt and its output so far."""
