@@ -209,10 +209,8 @@ def test_greedy_batches_are_verified_by_their_largest_logits(gen: torch.Generato
     tokens = torch.zeros(batch * n).int()
     rows = torch.full((batch, depth + 1), -1).int()
     correct = torch.zeros(batch).int()
-    target = logits.argmax(-1).view(batch, n)
-    reference.verify_tree_greedy_cpu(
-        tokens, rows, correct, drafts.view(batch, n), *outputs[2:], target
-    )
+    given: list[Any] = [drafts.view(batch, n), *outputs[2:], logits.argmax(-1).view(batch, n)]
+    reference.verify_tree_greedy_cpu(tokens, rows, correct, *given)
     told = sampling.verify_greedy(tree, logits)
     for mine, plain in zip(told, (tokens, correct + 1, rows), strict=True):
         assert mine.dtype == plain.dtype and torch.equal(mine, plain)
