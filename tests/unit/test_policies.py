@@ -384,6 +384,20 @@ def test_an_ending_decides_at_once() -> None:
     assert policy.choose(1, [0]) != NGRAM
 
 
+def test_a_batch_that_grows_decides_at_once() -> None:
+    """What is best for the first request of many is the worst for all of them."""
+    policy = CostModel([OFF, CHAIN], dwell=50)
+    for _ in range(20):
+        for size in (1, 16):
+            for arm in (OFF, CHAIN):
+                accepted = [3 if arm == CHAIN else 0] * size
+                seconds = 0.02 if arm == OFF else 0.03 if size == 1 else 0.3
+                policy.observe(Observation(arm, size, accepted, seconds))
+    assert [policy.choose(1) for _ in range(3)] == [CHAIN] * 3
+    assert policy.choose(16) == OFF
+    assert [policy.choose(1) for _ in range(3)] == [OFF] * 3  # one that shrinks waits
+
+
 def test_a_trace_has_the_endings() -> None:
     lines: list[str] = []
     recorded = Recorded(CostModel(POOL, seed=3), lines.append)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 from tlt_sglang.strategy.acceptance import Acceptance
 from tlt_sglang.strategy.arms import TRUSTED_ENDING, Strategy
 from tlt_sglang.strategy.costs import Costs
-from tlt_sglang.strategy.policy import Observation
+from tlt_sglang.strategy.policy import Observation, bucket
 
 MARGIN = 0.02
 """A strategy is left only for one that is better by more than this."""
@@ -44,7 +44,8 @@ STALE = 1000.0
 class CostModel:
     """Raises ValueError without strategies.
 
-    `dwell`: steps a choice is kept at least, but for one that is only a trial; `possible`:
+    `dwell`: steps a choice is kept at least, but for one that is only a trial, and as long as the
+    batch does not grow and as many of its requests repeat what was there before; `possible`:
     strategies that a batch size can have.
     """
 
@@ -65,13 +66,15 @@ class CostModel:
         self._chance = random.Random(seed)
         self._now = 0
         self._current = self.arms[0]
-        self._keep_until = self._trusted = 0
+        self._keep_until = self._trusted = self._size = 0
 
     def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         self._now += 1
         arms = self._allowed(batch_size)
         trusted = sum(ending >= TRUSTED_ENDING for ending in endings)
-        same, self._trusted = trusted == self._trusted, trusted
+        size = bucket(batch_size)
+        same = trusted == self._trusted and size <= self._size
+        self._trusted, self._size = trusted, size
         if self._current in arms and self._now < self._keep_until and same:
             return self._current
         drawn = {
