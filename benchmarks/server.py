@@ -32,8 +32,8 @@ Prompt = str | list[int]
 START_TIMEOUT = 600.0
 ANSWER_TIMEOUT = 1800.0
 STOP_TIMEOUT = 10.0
-FEW = 8
-"""Tokens in a piece of a stream where it is told what a request has in between."""
+FEW, WHOLE = 8, 1_000_000
+"""Tokens in a piece of a stream: where it is told what a request has in between, and where not."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ class Server(Process):
         self.flush()
         arrived: dict[int, list[tuple[float, int]]] = {}
         last: dict[int, dict[str, Any]] = {}
-        pace = {"interval": FEW} if full_batch else {}
+        interval = FEW if full_batch else WHOLE
         try:
-            for at, piece in self._stream(prompts, tokens, **pace):
+            for at, piece in self._stream(prompts, tokens, interval):
                 index = piece.get("index") or 0
                 count = piece["meta_info"]["completion_tokens"]
                 arrived.setdefault(index, []).append((at, count))
@@ -186,10 +186,8 @@ class Server(Process):
         start = max(pieces[0][0] for pieces in arrived.values())
         end = min(ends) if full_batch else max(ends)
         if full_batch:
-            before, after = (
-                sum(_count(pieces, at) for pieces in arrived.values()) for at in (start, end)
-            )
-            decoded = round(after - before)
+            every = arrived.values()
+            decoded = round(sum(_count(each, end) - _count(each, start) for each in every))
         else:
             decoded = sum(pieces[-1][1] - pieces[0][1] for pieces in arrived.values())
         steps = metas[0].get("spec_verify_ct") if len(prompts) == 1 else None
@@ -275,7 +273,7 @@ class Server(Process):
             connection.close()
 
     def _stream(
-        self, prompts: Sequence[Prompt], tokens: int, interval: int = 1_000_000
+        self, prompts: Sequence[Prompt], tokens: int, interval: int = WHOLE
     ) -> Iterable[tuple[float, Any]]:
         """(time of arrival, piece), as they arrive."""
         body = _questions(prompts) | {

@@ -22,6 +22,7 @@ from torch import Tensor
 from tlt_sglang.cpu import decoder, linear
 from tlt_sglang.cpu.attention import LONG_EXTEND, CpuAttnBackend
 from tlt_sglang.cpu.kernels.committed import Committed, committed
+from tlt_sglang.cpu.sampling import argmax
 from tlt_sglang.drafters.backlog import Missed
 
 
@@ -192,7 +193,7 @@ def _propose(
         )
         return told
     if topk == 1:
-        token = logits.argmax(dim=-1, keepdim=True)
+        token = argmax(logits).unsqueeze(-1)
         return None, torch.ones_like(token, dtype=torch.float32), token
     best = logits.softmax(-1).topk(topk, dim=-1)
     return None, best.values, best.indices
