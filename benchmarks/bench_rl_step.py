@@ -9,8 +9,9 @@ gradient on them in PyTorch (GRPO: advantages within the group, arXiv 2402.03300
 term), and hands the weights to the server in one of SGLang's weight-update sessions. The systems
 take turns. What they sample differs, so their rewards agree within noise only.
 
-rollout_speedup    Time of the rollouts: plain over adaptive, median of the steps.
-step_speedup       The same of whole steps; the policy's own training is the same in both.
+rollout_speedup    Time of a token in the rollouts: plain over adaptive, median of the steps.
+step_speedup       The same of whole steps, in which the rollouts have as many tokens, and training
+                   and update take as long, as they do on average of the two.
 reward_plain       Mean reward of all steps; and of the adaptive system below.
 reward_adaptive    See above.
 reward_noise       Standard error of their difference, over problems.
@@ -26,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,9 @@ class Taken:
     accept_length: float
 
     @property
-    def seconds(self) -> float:
-        return self.rollout_seconds + self.train_seconds + self.update_seconds
+    def rest(self) -> float:
+        """Seconds of what is not rollout."""
+        return self.train_seconds + self.update_seconds
 
 
 class Policy:
@@ -247,14 +249,20 @@ def summarise(found: Sequence[Taken]) -> dict[str, float | None]:
     differences = [b - a for a, b in zip(*rewards, strict=True)]
     noise = statistics.stdev(differences) / len(differences) ** 0.5 if differences[1:] else 0.0
 
-    def ratio(what: str) -> float:
-        pairs = zip(plain, adaptive, strict=True)
-        ratios = [float(getattr(a, what) / getattr(b, what)) for a, b in pairs]
+    pairs = list(zip(plain, adaptive, strict=True))
+
+    def ratio(rest: Callable[[Taken, Taken], float]) -> float:
+        """Of steps that do as much, and as long the same, beside their rollouts."""
+        ratios = []
+        for a, b in pairs:
+            tokens, same = (a.tokens + b.tokens) / 2, rest(a, b)
+            times = [one.rollout_seconds / one.tokens * tokens + same for one in (a, b)]
+            ratios.append(times[0] / times[1])
         return round(statistics.median(ratios), 4)
 
     return {
-        "rollout_speedup": ratio("rollout_seconds"),
-        "step_speedup": ratio("seconds"),
+        "rollout_speedup": ratio(lambda a, b: 0.0),
+        "step_speedup": ratio(lambda a, b: (a.rest + b.rest) / 2),
         "reward_plain": round(statistics.mean(rewards[0]), 4),
         "reward_adaptive": round(statistics.mean(rewards[1]), 4),
         "reward_noise": round(noise, 4),

@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from tlt_sglang import first_rank
@@ -172,8 +171,7 @@ class Rollout:
         """Take in what the requests have said, as far as SGLang has told them."""
         if len(ngrams) > 2 * len(batch.reqs):
             ngrams.keep(_ids(batch))
-        for request in batch.reqs:
-            ngrams.extend(request.rid, request.origin_input_ids, request.output_ids)
+        ngrams.extend([(one.rid, one.origin_input_ids, one.output_ids) for one in batch.reqs])
 
     def _look_up(self) -> Found | None:
         """What followed before; None where there is no looking it up in every step, and for a
@@ -187,8 +185,7 @@ class Rollout:
 
     def _looked_up(self, ngrams: NgramIndex, batch: Any) -> Found:
         self._read(ngrams, batch)
-        texts = [(request.origin_input_ids, request.output_ids) for request in batch.reqs]
-        return ngrams.look_up(texts, self._deepest)
+        return ngrams.look_up(_ids(batch), self._deepest)
 
     def _repeat(self, verify_input: Any) -> None:
         """Let requests whose ending was there before be drafted what followed it."""
@@ -214,9 +211,9 @@ class Rollout:
         committed = ids.view(len(found.lengths), -1).numpy()
         told = []
         for row, count in enumerate(result.accept_lens.tolist()):
-            known = min(count, found.counts[row])
-            wrong = np.flatnonzero(committed[row, :known] != found.drafts[row, :known])
-            same = int(wrong[0]) if len(wrong) else known
+            known, same = min(count, found.counts[row]), 0
+            while same < known and committed[row, same] == found.drafts[row, same]:
+                same += 1
             told.append((same, same < min(count, self._deepest)))
         return told
 

@@ -12,6 +12,7 @@ import torch
 
 from tlt_sglang.cpu import kernels, sampling
 from tlt_sglang.cpu.kernels import reference
+from tlt_sglang.cpu.kernels.argmax import BLOCK, argmax
 
 pytestmark = pytest.mark.unit
 
@@ -214,6 +215,19 @@ def test_greedy_batches_are_verified_by_their_largest_logits(gen: torch.Generato
     told = sampling.verify_greedy(tree, logits)
     for mine, plain in zip(told, (tokens, correct + 1, rows), strict=True):
         assert mine.dtype == plain.dtype and torch.equal(mine, plain)
+
+
+@pytest.mark.parametrize("width", [1, 5, BLOCK, 3 * BLOCK + 7, 49_152])
+def test_argmax(width: int, gen: torch.Generator) -> None:
+    rows = int(rand(gen, 1, 7))
+    wider = rand(gen, -4, 4, rows, width + 3).float()  # with many ties
+    logits = wider[:, :width]
+    assert torch.equal(argmax(logits), logits.argmax(-1))
+    logits[0] = -float("inf")
+    logits[-1, width // 2 :] = float("nan")
+    logits[-1, width - 1] *= -1
+    assert torch.equal(argmax(logits), logits.argmax(-1))
+    assert torch.equal(argmax(wider.T), wider.T.argmax(-1))
 
 
 def test_hash(gen: torch.Generator) -> None:

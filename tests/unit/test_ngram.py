@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
+from collections.abc import Sequence
 
 import pytest
 
-from tlt_sglang.drafters.ngram import BLOCK, LENGTHS, LONGEST, NgramIndex
+from tlt_sglang.drafters.ngram import BLOCK, LENGTHS, NgramIndex
+
+_names = itertools.count()
+
+
+def proposed(index: NgramIndex, text: Sequence[int], count: int) -> list[int]:
+    """What may follow `text`, asked by a request that says it."""
+    name = f"asks {next(_names)}"
+    index.extend([(name, text, [])])
+    return ask(index, name, count)
+
+
+def ask(index: NgramIndex, request: str, count: int) -> list[int]:
+    found = index.look_up([request], count)
+    told: list[int] = found.drafts[0, : found.counts[0]].tolist()
+    assert (found.lengths[0] in LENGTHS) == bool(told)
+    return told
 
 
 def plainly(texts: list[list[int]], tail: list[int], count: int) -> list[int]:
@@ -22,60 +40,77 @@ def plainly(texts: list[list[int]], tail: list[int], count: int) -> list[int]:
 
 def test_what_followed_last_time() -> None:
     index = NgramIndex(1)
-    index.extend("a", [1, 2, 3, 4, 5], [6, 7])
-    assert index.propose([9, 2, 3], 3) == [4, 5, 6]
-    assert index.propose([5, 6], 8) == [7]
-    assert index.propose([6, 7], 8) == []  # nothing followed yet
-    assert index.propose([3], 8) == []  # too short an ending
-    index.extend("a", [1, 2, 3, 4, 5], [6, 7, 2, 3, 8])
-    assert index.propose([2, 3], 2) == [8]  # the newest place
-    assert index.propose([1, 2, 3], 2) == [4, 5]  # but a longer ending first
+    index.extend([("a", [1, 2, 3, 4, 5], [6, 7])])
+    assert proposed(index, [9, 2, 3], 3) == [4, 5, 6]
+    assert proposed(index, [5, 6], 8) == [7]
+    assert proposed(index, [6, 7], 8) == []  # nothing followed yet
+    assert proposed(index, [3], 8) == []  # too short an ending
+    index.extend([("a", [1, 2, 3, 4, 5], [6, 7, 2, 3, 8])])
+    assert proposed(index, [2, 3], 2) == [8]  # the newest place
+    assert proposed(index, [1, 2, 3], 2) == [4, 5]  # but a longer ending first
 
 
 def test_all_is_forgotten() -> None:
     index, fresh = NgramIndex(1), NgramIndex(1)
-    index.extend("a", [1, 2, 3, 4, 5], [6, 7])
+    index.extend([("a", [1, 2, 3, 4, 5], [6, 7])])
     index.clear()
-    assert index.propose([9, 2, 3], 3) == [] and len(index) == 0
+    assert len(index) == 0 and ask(index, "a", 3) == [] and proposed(index, [9, 2, 3], 3) == []
     for either in (index, fresh):  # the same request again, from its beginning
-        either.extend("a", [1, 2, 3, 4, 5], [6, 7])
-        assert either.propose([9, 2, 3], 3) == [4, 5, 6]
+        either.extend([("a", [1, 2, 3, 4, 5], [6, 7])])
+        assert proposed(either, [9, 2, 3], 3) == [4, 5, 6]
 
 
 def test_siblings_and_earlier_requests() -> None:
     index = NgramIndex(1)
-    index.extend("a", [1, 2], [10, 11, 12, 13])
-    index.extend("b", [1, 2], [10])
-    assert index.propose([1, 2, 10], 3) == [11, 12, 13]
+    index.extend([("a", [1, 2], [10, 11, 12, 13]), ("b", [1, 2], [10])])
+    assert ask(index, "b", 3) == [11, 12, 13]
     index.keep([])
     assert len(index) == 0
-    assert index.propose([1, 2, 10], 3) == [11, 12, 13]
+    assert proposed(index, [1, 2, 10], 3) == [11, 12, 13]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_against_a_plain_search(seed: int) -> None:
     chance = random.Random(seed)
-    index = NgramIndex(4)
+    index = NgramIndex(256)  # so large that no two endings share an entry
     texts: list[list[int]] = []
-    for number in range(6):
-        text = [chance.randrange(6) for _ in range(200)]
-        for end in [*sorted(chance.sample(range(1, 201), 5)), 200]:
-            index.extend(str(number), text[:20][:end], text[20:end])
+    for number in range(8):
+        text, end = [chance.randrange(6) for _ in range(200)], 0
+        while end < len(text):
+            end = min(len(text), end + chance.choice([1, 1, 1, 1, 2, 5, 20]))
+            index.extend([(str(number), text[: min(end, 20)], text[20:end])])
+            count = chance.randrange(1, 9)
+            expected = plainly([*texts, text[:end]], text[:end], count)
+            assert ask(index, str(number), count) == expected
         texts.append(text)
-    for _ in range(200):
-        text = chance.choice(texts)
-        end = chance.randrange(2, 200)
-        tail, count = text[:end], chance.randrange(1, 9)
-        assert index.propose(tail, count) == plainly(texts, tail, count)
+
+
+def test_a_batch_is_as_its_requests_one_by_one() -> None:
+    chance = random.Random(3)
+    together, alone = NgramIndex(4), NgramIndex(4)
+    texts = [[chance.randrange(8) for _ in range(300)] for _ in range(5)]
+    ends, names = [0] * len(texts), [str(number) for number in range(len(texts))]
+    for _ in range(220):
+        ends = [min(300, end + chance.choice([0, 1, 1, 1, 3])) for end in ends]
+        batch = [
+            (name, text[: min(end, 9)], text[9:end])
+            for name, text, end in zip(names, texts, ends, strict=True)
+        ]
+        together.extend(batch)
+        for one in batch:
+            alone.extend([one])
+        assert together.look_up(names, 1).lengths == alone.look_up(names, 1).lengths
 
 
 def test_texts_longer_than_a_block() -> None:
     text = random.Random(0).choices(range(40_000), k=3 * BLOCK)
     index = NgramIndex(4)
-    index.extend("a", text, [])
-    for end in range(2, len(text) - 1, 7):
-        found = index.propose(text[:end], 4)
-        assert found and found == text[end : end + len(found)]
+    index.extend([("a", text, [])])
+    for end in range(1, len(text) - 1):
+        index.extend([("b", text[:1], text[1:end])])
+        if end > 1:
+            found = ask(index, "b", 4)
+            assert found and found == text[end : end + len(found)]
 
 
 def test_memory_is_bounded_and_the_oldest_goes() -> None:
@@ -83,29 +118,41 @@ def test_memory_is_bounded_and_the_oldest_goes() -> None:
     assert index.nbytes <= 2**20
     chance = random.Random(1)
     first = [chance.randrange(40_000) for _ in range(100)]
-    index.extend("first", first, [])
-    assert index.propose(first[:50], 1) == [first[50]]
+    index.extend([("first", first, [])])
+    assert proposed(index, first[:50], 1) == [first[50]]
     for number in range(1000):
-        index.extend(str(number), chance.choices(range(40_000), k=300), [])
+        index.extend([(str(number), chance.choices(range(40_000), k=300), [])])
         index.keep([str(number), "first"])
-    assert index.propose(first[:50], 1) == []
+    assert proposed(index, first[:50], 1) == []
     # A request whose block went to others fills a new one.
-    index.extend("first", first, [1, 2, 3, 4])
-    assert index.propose([1, 2], 2) == [3, 4]
+    assert ask(index, "first", 1) == []
+    index.extend([("first", first, [1, 2, 3, 4])])
+    assert proposed(index, [1, 2], 2) == [3, 4]
     with pytest.raises(ValueError, match="at least 1 MB"):
         NgramIndex(0)
+
+
+def test_a_block_that_is_taken_by_another_of_the_same_batch() -> None:
+    index = NgramIndex(1)
+    index.extend([("a", [1, 2, 3], [])])
+    long = random.Random(4).choices(range(10, 40_000), k=2**18)
+    index.extend([("a", [1, 2, 3], [4]), ("b", long, [])])
+    assert ask(index, "a", 1) == []
+    index.extend([("a", [1, 2, 3], [4, 5, 4, 5])])
+    assert ask(index, "a", 2) == [4, 5]
+    assert proposed(index, long[-9:-1], 1) == long[-1:]
 
 
 def test_a_step_at_32k_tokens_takes_less_than_a_fifth_of_a_millisecond() -> None:
     index = NgramIndex(16)
     prompt = random.Random(2).choices(range(40_000), k=32_000)
     output: list[int] = []
-    index.extend("a", prompt, output)
+    index.extend([("a", prompt, output)])
     seconds = []
     for token in range(200):
         output.append(token)
         started = time.perf_counter()
-        index.extend("a", prompt, output)
-        index.propose(output[-LONGEST:], 7)
+        index.extend([("a", prompt, output)])
+        index.look_up(["a"], 7)
         seconds.append(time.perf_counter() - started)
     assert sorted(seconds)[len(seconds) // 2] < 0.0002

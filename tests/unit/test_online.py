@@ -175,16 +175,30 @@ def test_it_learns_and_the_gate_lets_it_through() -> None:
     assert learner.can_train()
     first = learner.gate()
     assert first is not None and not first.passed and first.running == first.candidate
-    for _ in range(150):
-        assert learner.micro_step()
+    assert learner.micro_step()
     assert learner.depth == 1
+    for _ in range(149):
+        assert learner.micro_step()
     gate = learner.gate()
     assert gate is not None and gate.passed
-    assert learner.depth == SETTINGS.steps
     assert gate.candidate > 1.3 * gate.running
     learner.published()
     again = learner.gate()
     assert again is not None and not again.passed
+
+
+def test_later_drafts_are_trained_once_the_first_is_right_often() -> None:
+    torch.manual_seed(0)
+    learner = Learner(drafter(), frozen(), filled(), SETTINGS, torch.device("cpu"))
+    depths = []
+    for _ in range(150):
+        learner.micro_step()
+        depths.append(learner.depth)
+    assert depths[0] == 1 and depths[-1] == SETTINGS.steps
+    # One that has learned before, whatever the target does now, begins where it was.
+    again = Learner(learner.drafter, frozen(), filled(), SETTINGS, torch.device("cpu"))
+    again.micro_step()
+    assert again.depth == SETTINGS.steps
 
 
 def test_a_micro_batch_is_bounded() -> None:

@@ -11,8 +11,10 @@ from benchmarks.bench_rl_step import ADAPTIVE, PLAIN, Taken
 from benchmarks.common import UsageError
 
 
-def taken(system: str, step: int, rollout: float, rewards: list[float], accept: float) -> Taken:
-    return Taken(system, step, rollout, 2.0, 1.0, rewards, 100, accept)
+def taken(
+    system: str, step: int, rollout: float, rewards: list[float], accept: float, tokens: int = 100
+) -> Taken:
+    return Taken(system, step, rollout, 2.0, 1.0, rewards, tokens, accept)
 
 
 def test_figures_are_of_pairs(tmp_path: Path) -> None:
@@ -26,6 +28,12 @@ def test_figures_are_of_pairs(tmp_path: Path) -> None:
     assert (summary["accept_len_first"], summary["accept_len_last"]) == (1.5, 1.7)
     bench.plot(found, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_who_says_less_is_not_faster() -> None:
+    plain = taken(PLAIN, 0, 9.0, [0.0], 1.0, tokens=150)
+    summary = bench.summarise([plain, taken(ADAPTIVE, 0, 3.0, [0.0], 2.0, tokens=50)])
+    assert summary["rollout_speedup"] == summary["step_speedup"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from tlt_sglang.cpu import decoder, linear
 from tlt_sglang.cpu.attention import LONG_EXTEND, CpuAttnBackend
+from tlt_sglang.cpu.kernels.argmax import argmax
 from tlt_sglang.cpu.kernels.committed import Committed, committed
-from tlt_sglang.cpu.sampling import argmax
 from tlt_sglang.drafters.backlog import Missed
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tlt_sglang.cpu.kernels import tree_speculative_sampling_target_only, verify_tree_greedy_cpu
+from tlt_sglang.cpu.kernels.argmax import argmax
 
 _parameters: Any = None
 
@@ -21,11 +22,6 @@ def remember(sampling_info: Any) -> None:
     """The sampling parameters of the batch that is verified next."""
     global _parameters
     _parameters = sampling_info
-
-
-def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The first of the largest of each row: [T, V] float32 -> [T] int64. As torch's, and faster."""
-    return torch.from_numpy(logits.numpy().argmax(axis=-1))
 
 
 def verify_greedy(

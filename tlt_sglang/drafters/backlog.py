@@ -19,17 +19,18 @@ import torch
 
 @dataclass(slots=True)
 class _Step:
-    """The features of a step: one block of memory, free when nobody waits for its part any more."""
+    """Of a step what was committed, one request after the other: memory that is free when nobody
+    waits for its part any more."""
 
-    nbytes: int
+    features: torch.Tensor  # [n, F]
+    tokens: torch.Tensor  # [n] int64
     waiting: int
 
 
 @dataclass(slots=True)
 class _Waiting:
-    features: list[torch.Tensor] = field(default_factory=list)  # each [n, F]
-    tokens: list[torch.Tensor] = field(default_factory=list)  # each [n] int64
-    steps: list[_Step] = field(default_factory=list)
+    parts: list[tuple[_Step, int, int]] = field(default_factory=list)
+    """Of each step the first of its tokens, and the place behind the last."""
     count: int = 0
 
 
@@ -70,14 +71,14 @@ class Backlog:
             rows = [row * width + i for row, count in enumerate(counts) for i in range(count)]
             index = torch.tensor(rows, device=features.device)
             features, tokens = features[index], tokens[index]
-        step = _Step(features.nbytes, len(requests))
-        self.nbytes += step.nbytes
-        parts = zip(torch.split(features, counts), torch.split(tokens, counts), strict=True)
-        for request, count, (part, following) in zip(requests, counts, parts, strict=True):
-            waiting = self._waiting.setdefault(request, _Waiting())
-            waiting.features.append(part)
-            waiting.tokens.append(following)
-            waiting.steps.append(step)
+        step = _Step(features, tokens, len(requests))
+        self.nbytes += features.nbytes
+        start = 0
+        for request, count in zip(requests, counts, strict=True):
+            waiting = self._waiting.get(request)
+            if waiting is None:
+                waiting = self._waiting[request] = _Waiting()
+            waiting.parts.append((step, start, start := start + count))
             waiting.count += count
         return self.nbytes > self._limit
 
@@ -90,11 +91,12 @@ class Backlog:
         ]
         if not found:
             return None
+        parts = [part for _, waiting in found for part in waiting.parts]
         return Missed(
             [row for row, _ in found],
             [waiting.count for _, waiting in found],
-            torch.cat([part for _, waiting in found for part in waiting.features]),
-            torch.cat([part for _, waiting in found for part in waiting.tokens]),
+            torch.cat([step.features[start:end] for step, start, end in parts]),
+            torch.cat([step.tokens[start:end] for step, start, end in parts]),
         )
 
     def drop(self, requests: Sequence[str]) -> None:
@@ -109,10 +111,10 @@ class Backlog:
 
     def _pop(self, request: str) -> _Waiting:
         waiting = self._waiting.pop(request)
-        for step in waiting.steps:
+        for step, _, _ in waiting.parts:
             step.waiting -= 1
             if not step.waiting:
-                self.nbytes -= step.nbytes
+                self.nbytes -= step.features.nbytes
         return waiting
 
     def __len__(self) -> int:

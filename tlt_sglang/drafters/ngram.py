@@ -6,8 +6,8 @@ recent place at which the request's last tokens stand, the longest such ending f
 
 Memory is bounded: tokens lie in a ring of blocks, of which each request fills its own, and the
 places of endings in tables of fixed size, in which the newest entry wins. An entry that points
-to a block that was filled anew is found out by comparing tokens. Append and propose are compiled;
-both take microseconds, whatever the length of the context.
+to a block that was filled anew is found out by comparing tokens. Appending and looking up are
+compiled, for a whole batch at once, and take microseconds, whatever the length of the context.
 
 After prompt lookup decoding (Saxena 2023) and SGLang's and vLLM's n-gram workers.
 """
@@ -51,35 +51,59 @@ def _index(store: Array, places: Array, first: int, start: int, end: int) -> Non
             places[_hash(store, place, length) & mask] = place
 
 
-@kernel("UniTuple(int64, 2)(int32[::1], int32[::1], int32[::1], int64[::1])")
-def _propose(store: Array, places: Array, tail: Array, draft: Array) -> tuple[int, int]:
-    """Fill `draft` with what followed the longest ending of `tail` that is known; (tokens that are
-    filled, the ending's length)."""
+@kernel("void(int32[::1], int32[::1], int64[::1], int32[::1])")
+def _append_each(store: Array, places: Array, at: Array, tokens: Array) -> None:
+    """A token for each of several requests, at the end of what its block holds."""
     mask = np.uint64(places.size - 1)
-    for length in LENGTHS[::-1]:
-        if length > tail.size:
-            continue
-        place = places[_hash(tail, tail.size, length) & mask]
-        # The last token of a block has no continuation there.
-        if place <= 0 or place % BLOCK == 0 or store[place] < 0:
-            continue
-        if place - length < place // BLOCK * BLOCK:
-            continue
-        same = True
-        for i in range(length):
-            if store[place - length + i] != tail[tail.size - length + i]:
-                same = False
+    for i in range(at.size):
+        place = at[i]
+        store[place] = tokens[i]
+        first = place // BLOCK * BLOCK
+        for length in LENGTHS:
+            if place - length < first:
                 break
-        if not same:
-            continue
-        count = 0
-        while count < draft.size and store[place + count] >= 0:
-            draft[count] = store[place + count]
-            count += 1
-            if (place + count) % BLOCK == 0:
-                break
-        return count, length
-    return 0, 0
+            places[_hash(store, place, length) & mask] = place
+
+
+@kernel("void(int32[::1], int32[::1], int64[::1], int64[:, ::1], int64[::1], int64[::1])")
+def _look_up(
+    store: Array, places: Array, ends: Array, drafts: Array, counts: Array, lengths: Array
+) -> None:
+    """Fill `drafts` with what followed the longest ending that is known of each text that stands
+    before one of the places `ends` (NONE: there is none); the tokens that are filled, the ending's
+    length."""
+    mask = np.uint64(places.size - 1)
+    for i in range(ends.size):
+        end = ends[i]
+        first = (end - 1) // BLOCK * BLOCK
+        for length in LENGTHS[::-1]:
+            if end - length < first or end <= 0:
+                continue
+            place = places[_hash(store, end, length) & mask]
+            # The last token of a block has no continuation there.
+            if place <= 0 or place % BLOCK == 0 or store[place] < 0:
+                continue
+            if place - length < place // BLOCK * BLOCK:
+                continue
+            same = True
+            for k in range(1, length + 1):
+                if store[place - k] != store[end - k]:
+                    same = False
+                    break
+            if not same:
+                continue
+            count = 0
+            while count < drafts.shape[1] and store[place + count] >= 0:
+                drafts[i, count] = store[place + count]
+                count += 1
+                if (place + count) % BLOCK == 0:
+                    break
+            counts[i], lengths[i] = count, length
+            break
+
+
+Text = tuple[str, Sequence[int], Sequence[int]]
+"""Of a request: its id, all tokens of its prompt, and of its output so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +124,11 @@ class _Open:
     seen: int
     """Tokens of the request that are in the index."""
     lease: int
+
+    @property
+    def end(self) -> int:
+        """The place behind the last of its tokens."""
+        return self.block * BLOCK + self.filled
 
 
 class NgramIndex:
@@ -131,35 +160,37 @@ class NgramIndex:
         self._leases.fill(0)
         self._open.clear()
 
-    def extend(self, request: str, prompt: Sequence[int], output: Sequence[int]) -> None:
-        """Take in what is new of a request: all tokens of its prompt and its output so far."""
-        known = self._open.get(request)
-        seen = known.seen if known is not None else 0
-        total = len(prompt) + len(output)
-        if total <= seen:
-            return
-        if seen < len(prompt):
-            new = [*prompt[seen:], *output]
-        else:
-            new = list(output[seen - len(prompt) :])
-        self._append(request, np.array(new, np.int32))
+    def extend(self, texts: Sequence[Text]) -> None:
+        """Take in what is new of these requests."""
+        one_more: list[tuple[_Open, int]] = []
+        for request, prompt, output in texts:
+            known = self._open.get(request)
+            seen = known.seen if known is not None else 0
+            new = len(prompt) + len(output) - seen
+            if new == 1 and output and known is not None and known.filled < BLOCK:
+                one_more.append((known, output[-1]))
+            elif new > 0:
+                text = output[-new:] if new <= len(output) else [*prompt[seen:], *output]
+                self._append(request, np.array(text, np.int32))
+        # What was just appended may have taken the block of another.
+        held = [(known, token) for known, token in one_more if self._holds(known)]
+        if held:
+            at = [known.end for known, _ in held]
+            tokens = np.array([token for _, token in held], np.int32)
+            _append_each(self._store, self._places, np.array(at), tokens)
+            for known, _ in held:
+                known.filled += 1
+                known.seen += 1
 
-    def propose(self, tail: Sequence[int], count: int) -> list[int]:
-        """At most `count` tokens that may follow `tail`, the last tokens of a text."""
-        found = self.look_up([(tail, ())], count)
-        return [int(token) for token in found.drafts[0, : found.counts[0]]]
-
-    def look_up(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]], depth: int) -> Found:
-        """What may follow texts, each a prompt and an output: at most `depth` tokens each."""
-        drafts = np.zeros((len(texts), depth), np.int64)
-        told = []
-        for (prompt, output), draft in zip(texts, drafts, strict=True):
-            tail = output[-LONGEST:]
-            if len(tail) < LONGEST:
-                tail = [*prompt[len(tail) - LONGEST :], *tail]
-            ending = np.array(tail, np.int32)
-            told.append(_propose(self._store, self._places, ending, draft))
-        return Found(drafts, [count for count, _ in told], [length for _, length in told])
+    def look_up(self, requests: Sequence[str], depth: int) -> Found:
+        """What may follow what these said, as far as that was taken in: at most `depth` tokens
+        each."""
+        every = [self._open.get(request) for request in requests]
+        ends = [NONE if one is None or not self._holds(one) else one.end for one in every]
+        drafts = np.zeros((len(requests), depth), np.int64)
+        counts, lengths = np.zeros((2, len(requests)), np.int64)
+        _look_up(self._store, self._places, np.array(ends, np.int64), drafts, counts, lengths)
+        return Found(drafts, counts.tolist(), lengths.tolist())
 
     def keep(self, requests: Sequence[str]) -> None:
         """Forget which block the others fill; what they said stays."""
@@ -171,7 +202,7 @@ class NgramIndex:
 
     def _append(self, request: str, tokens: Array) -> None:
         known = self._open.get(request)
-        if known is None or self._leases[known.block] != known.lease:
+        if known is None or not self._holds(known):
             # New, or its block was taken by others since.
             known = self._open[request] = self._lend(known.seen if known is not None else 0)
         at = 0
@@ -192,6 +223,10 @@ class NgramIndex:
             at += len(part)
             # An ending is noted when its continuation is there.
             _index(self._store, self._places, first, max(start, first + 1), start + len(part) - 1)
+
+    def _holds(self, known: _Open) -> bool:
+        """Whether its block is still its own."""
+        return bool(self._leases[known.block] == known.lease)
 
     def _lend(self, seen: int) -> _Open:
         block = self._next

@@ -39,9 +39,9 @@ class Settings:
 
     steps: int = 3
     """Simulated draft steps, once the first one is right often."""
-    deeper_from: float = 1.5
-    """Accept length from which on they are: before that, later steps would cost three times the
-    time to learn what is hardly ever asked for."""
+    deeper_from: float = 0.3
+    """Share of first drafts that are right, from which on they are: before that, later steps would
+    cost three times the time to learn what is hardly ever asked for."""
     batch_tokens: int = 256
     """Of a micro-batch, at most."""
     micro_seconds: float | None = None
@@ -98,8 +98,8 @@ class Learner:
         self.tokens = 0
         self.loss = 0.0
         """Of late."""
-        self.depth = 1
-        """Draft steps that are simulated now."""
+        self.right = 0.0
+        """Share of first drafts that are right in training, of late."""
         self._running = _copied(drafter)
         self._micro = 0
         self._gated = 0
@@ -108,6 +108,11 @@ class Learner:
             drafter.parameters(), lr=settings.learning_rate, betas=settings.betas,
             weight_decay=0.0, fused=True,
         )  # fmt: skip
+
+    @property
+    def depth(self) -> int:
+        """Draft steps that are simulated now."""
+        return self.settings.steps if self.right >= self.settings.deeper_from else 1
 
     def can_train(self) -> bool:
         """Whether there is enough to train on."""
@@ -127,6 +132,8 @@ class Learner:
         torch.autograd.backward(loss.total / settings.accumulate)
         value = float(loss.total.detach())
         self.loss = value if not self.loss else 0.98 * self.loss + 0.02 * value
+        right = float(loss.hits[0]) / max(1, loss.tokens)
+        self.right = right if not self.right else 0.9 * self.right + 0.1 * right
         self.tokens += len(batch.ids)
         self._micro += 1
         if self._micro % settings.accumulate == 0:
@@ -186,7 +193,6 @@ class Learner:
         self._gated = self.step
         if not documents:
             return None
-        self.depth = self.settings.steps if candidate.mean >= self.settings.deeper_from else 1
         passed = candidate.mean > running.mean * (1 + self.settings.margin)
         return Gate(running.mean, candidate.mean, passed and _enough(running), running.rounds)
 

@@ -111,7 +111,9 @@ class Acceptance:
         """
         if not endings:
             return batch_size * self._length(strategy.drafter, strategy, now, shift)
-        drafters = Counter(_drafter(strategy, ending) for ending in endings)
+        drafters: Counter[str | None] = Counter()
+        for ending, count in Counter(endings).items():
+            drafters[_drafter(strategy, ending)] += count
         return sum(
             count * (1.0 if name is None else self._length(name, strategy, now, shift))
             for name, count in drafters.items()
