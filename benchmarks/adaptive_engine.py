@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from benchmarks import server
 from benchmarks.common import BenchmarkError, say
+from benchmarks.processes import Process, stop
 
 AT_ONCE = 4
 FLAGS = ("--device", "cpu", "--max-total-tokens", "12288", "--max-running-requests", str(AT_ONCE))
@@ -32,7 +32,7 @@ class Bench:
 
     path: str
     logs: Path
-    running: list[server.Process] = field(default_factory=list)
+    running: list[Process] = field(default_factory=list)
     commands: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -57,13 +57,13 @@ class Bench:
         self.keep(started, self.cores[1] if core is None else core)
         return started
 
-    def other(self, name: str, *words: str) -> server.Process:
+    def other(self, name: str, *words: str) -> Process:
         """Another process of this benchmark's."""
-        started = server.Process(name, words, 1, self.logs)
+        started = Process(name, words, 1, self.logs)
         self.keep(started, None)
         return started
 
-    def keep(self, process: server.Process, core: int | None) -> None:
+    def keep(self, process: Process, core: int | None) -> None:
         """It runs from now on, on one core."""
         if core is not None:
             process.root.cpu_affinity([core])
@@ -72,10 +72,7 @@ class Bench:
 
     def stop(self) -> None:
         """End everything that runs, whatever state it is in."""
-        for process in self.running:
-            if isinstance(process, Sidecar):
-                process.go_on()
-        server.stop([process.root for process in self.running])
+        stop([process.root for process in self.running])
         for process in self.running:
             process.close()
         self.running.clear()
@@ -109,18 +106,10 @@ class Engine(server.Server):
         return 1 + accepted / max(1.0, float(rounds))
 
 
-class Sidecar(server.Process):
-    """A sidecar that can be halted."""
+class Sidecar(Process):
+    """A sidecar, and what it says of itself."""
 
     store: Path
-
-    def halt(self) -> None:
-        """Stop computing."""
-        self._send(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """Compute again."""
-        self._send(signal.SIGCONT)
 
     def status(self) -> dict[str, Any]:
         """What it last wrote of itself."""
@@ -129,10 +118,6 @@ class Sidecar(server.Process):
         except (OSError, ValueError):
             return {}
         return found
-
-    def _send(self, number: signal.Signals) -> None:
-        if self._child.poll() is None:
-            os.kill(self._child.pid, number)
 
 
 @dataclass

@@ -96,7 +96,7 @@ def measure_speed(
     runs = []
     sides = [PLAIN, options.strategy]
     for number, index, case, side in common.interleave(options.rounds, cases, sides):
-        process = fleet.alive[side]
+        process = fleet.only(side)
         assert isinstance(process, server.Server)
         sample = process.generate(case, options.tokens)
         runs.append(
@@ -208,7 +208,7 @@ def _benchmark(options: Options, logs: Path) -> None:
     runs: list[Run] = []
     try:
         fleet.have(PLAIN, options.strategy)
-        process = fleet.alive[options.strategy]
+        process = fleet.only(options.strategy)
         assert isinstance(process, server.Server)
         parts = {
             "accept_len_greedy": (instructions, 0.0),

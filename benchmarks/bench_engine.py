@@ -103,7 +103,7 @@ def measure(fleet: Fleet, options: Options, part: str, cases: Sequence[Sequence[
     fleet.have(*sides)
     runs = []
     for number, index, case, side in common.interleave(options.rounds, cases, sides):
-        sample = fleet.alive[side].generate(case, options.tokens)
+        sample = fleet.only(side).generate(case, options.tokens)
         run = Run(
             part, side, number, index, sample.seconds, sample.tokens, sample.steps,
             sample.prompt_tokens, common.digest(sample.output_ids),

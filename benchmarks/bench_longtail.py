@@ -36,7 +36,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file, not with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, server
+from benchmarks import common, processes, server
 from benchmarks.bench_drafter import in_chat
 from benchmarks.common import BenchmarkError, say
 
@@ -275,7 +275,7 @@ def measure(options: Options, path: str, folder: Path, logs: Path) -> list[Playe
                 )  # fmt: skip
                 found.append(step.play(system, number))
             finally:
-                server.stop([process.root])
+                processes.stop([process.root])
                 process.close()
             last = found[-1]
             say(

@@ -35,7 +35,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file, not with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, server
+from benchmarks import common, processes, server
 from benchmarks.bench_longtail import Request, Step, length
 from benchmarks.common import say
 
@@ -235,7 +235,7 @@ def measure(options: Options, path: str, work: Path, logs: Path) -> list[Taken]:
                     f"accept length {last.accept_length:.2f}"
                 )
     finally:
-        server.stop([system.process.root for system in systems])
+        processes.stop([system.process.root for system in systems])
         for system in systems:
             system.process.close()
     return [taken for system in systems for taken in system.taken]

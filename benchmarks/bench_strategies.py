@@ -74,16 +74,15 @@ class Options:
 
 def measure(fleet: Fleet, prompts: Sequence[server.Prompt], options: Options) -> list[Run]:
     """Every side at every batch size, round after round; the first rounds are to warm up."""
-    plain, adaptive = fleet.alive[PLAIN], fleet.alive[",".join(POOL)]
-    assert isinstance(plain, server.Server) and isinstance(adaptive, server.Server)
     sides = [PLAIN, *(f"pinned {name}" for name in POOL), ADAPTIVE]
     runs: list[Run] = []
 
     def play(part: str, size: int, number: int, side: str) -> None:
-        process = plain if side == PLAIN else adaptive
+        process = fleet.only(PLAIN if side == PLAIN else ",".join(POOL))
+        assert isinstance(process, server.Server)
         if side != PLAIN:
             strategy = None if side == ADAPTIVE else side.removeprefix("pinned ")
-            adaptive.post("/tlt/strategy", {"strategy": strategy})
+            process.post("/tlt/strategy", {"strategy": strategy})
         batch = [prompts[i % len(prompts)] for i in range(size)]
         sample = process.generate(batch, options.tokens, full_batch=True)
         if number >= 0:
@@ -185,9 +184,9 @@ def _benchmark(options: Options, logs: Path) -> None:
     pool = ",".join(POOL)
     try:
         fleet.have(PLAIN, pool)
-        adaptive = fleet.alive[pool]
-        assert isinstance(adaptive, server.Server)
         runs = measure(fleet, prompts, options)
+        adaptive = fleet.only(pool)
+        assert isinstance(adaptive, server.Server)
         back = measure_reactivation(adaptive, prompts[: 2 if options.quick else 6])
         status = (adaptive.get("/tlt/status") or {})["schedulers"][0]
     finally:

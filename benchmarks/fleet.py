@@ -1,6 +1,6 @@
 """The processes that `bench_engine` compares, by name: which flags each gets, and who is alive.
 
-Never more than three at once, and each is asked only while the others are idle.
+Never more than three at once, and each is asked only while the others are halted (`Fleet.only`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import common, server
+from benchmarks import common, processes, server
 from benchmarks.common import BenchmarkError, say
 
 PLAIN = "off"
@@ -50,7 +50,8 @@ class Fleet:
     commands: dict[str, str] = field(default_factory=dict)
 
     def have(self, *names: str) -> None:
-        """Start those that are missing, stop all others, and see that everyone is idle."""
+        """Start those that are missing, stop all others, and see that everyone is idle; all but
+        one are halted then."""
         self.stop(set(self.alive) - set(names))
         missing = [name for name in names if name not in self.alive]
         for name in missing:
@@ -59,9 +60,9 @@ class Fleet:
             self.alive[name].wait_ready()
             self._check_identity(name)
         for name in missing:
-            self.alive[name].generate([self.prompt], WARM_TOKENS)
+            self.only(name).generate([self.prompt], WARM_TOKENS)
         for name in names:
-            self.idle[name] = share = round(self.alive[name].idle_share(), 3)
+            self.idle[name] = share = round(self.only(name).idle_share(), 3)
             if share > BUSY:
                 say(f"{name} is not idle while not asked: {share:.2f} cores; figures suffer")
 
@@ -78,9 +79,17 @@ class Fleet:
         self.commands[name] = common.command(started.words).replace(self.path, self.model)
         return started
 
+    def only(self, name: str) -> server.Server | server.Transformers:
+        """Let this one run, and halt the others."""
+        for other, process in self.alive.items():
+            if other != name:
+                process.halt()
+        self.alive[name].go_on()
+        return self.alive[name]
+
     def stop(self, names: Collection[str]) -> None:
         """Stop these, all at the same time."""
-        server.stop([self.alive[name].root for name in names])
+        processes.stop([self.alive[name].root for name in names])
         for name in list(names):
             self.alive.pop(name).close()
 
@@ -93,7 +102,7 @@ class Fleet:
         # One whose spawning was interrupted is a child that is not on the list; one that has died
         # is no child any more, but may have left some of its own.
         roots = [process.root for process in self.alive.values()]
-        server.stop([*roots, *psutil.Process().children()])
+        processes.stop([*roots, *psutil.Process().children()])
         self.alive.clear()
 
     def _check_identity(self, name: str) -> None:

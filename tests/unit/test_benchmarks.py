@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import bench_engine, common, fleet, server
+from benchmarks import bench_engine, common, fleet, processes
 from benchmarks.common import BenchmarkError, Run, UsageError
 
 pytestmark = pytest.mark.unit
@@ -262,10 +263,34 @@ def test_tables() -> None:
 
 def test_a_process_that_ends_says_so_with_its_last_line(tmp_path: Path) -> None:
     program = "import sys; sys.exit('tlt-sglang: no memory left')"
-    process = server.Process("off", ["-c", program], 1, tmp_path)
+    process = processes.Process("off", ["-c", program], 1, tmp_path)
     process.root.wait(30)
     with pytest.raises(BenchmarkError, match=r"off ended with status .*no memory left"):
         process.check_alive()
+    process.close()
+
+
+def test_what_is_halted_does_nothing_and_can_be_stopped(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys\n"
+        "count = 'n = 0\\nwhile True: n += 1'\n"
+        "subprocess.Popen([sys.executable, '-c', count])\n"
+        "print('ready', flush=True); exec(count)"
+    )
+    process = processes.Process("counts", ["-c", program], 1, tmp_path)
+    while "ready" not in process.log.read_text():
+        process.check_alive()
+    process.halt()
+    assert process.idle_share(0.3) < 0.05
+    process.go_on()
+    assert process.idle_share(0.3) > 0.2
+    (child,) = process.root.children()
+    child.kill()
+    process.halt()
+    started = time.monotonic()
+    processes.stop([process.root])
+    assert time.monotonic() - started < processes.STOP_TIMEOUT / 2
+    assert not process.root.is_running()
     process.close()
 
 
@@ -275,13 +300,13 @@ def test_stopping_takes_the_children_along(tmp_path: Path) -> None:
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print('ready', flush=True); time.sleep(600)"
     )
-    process = server.Process("parent", ["-c", program], 1, tmp_path)
+    process = processes.Process("parent", ["-c", program], 1, tmp_path)
     while "ready" not in process.log.read_text():
         process.check_alive()
     children = process.root.children()
     process.root.kill()  # They are left behind, and found all the same.
     process.root.wait(30)
     assert children
-    server.stop([process.root])
+    processes.stop([process.root])
     assert not any(child.is_running() for child in children)
     process.close()
