@@ -319,10 +319,12 @@ def plot(found: Sequence[Played], path: Path) -> None:
     from matplotlib.lines import Line2D
 
     systems = list(dict.fromkeys(one.system for one in found))
-    longest = max(one.seconds for one in found)
+    # Stock takes several times as long as the others, which would all be at the left.
+    shown = 1.02 * max([one.seconds for one in found if one.system != STOCK] or [found[0].seconds])
     figure, rows = pyplot.subplots(
         len(systems), 1, figsize=(11, 1.7 * len(systems)), sharex=True, squeeze=False
     )
+    fastest = max([p["tokens_per_s"] or 0.0 for one in found for p in one.curve] or [0.0])
     names = sorted({str(p["strategy"]) for one in found for p in one.curve if p["strategy"]})
     colours = {name: f"C{place}" for place, name in enumerate(names)}
     for system, (axes,) in zip(systems, rows, strict=True):
@@ -339,10 +341,12 @@ def plot(found: Sequence[Played], path: Path) -> None:
             )  # fmt: skip
         if any(p["tokens_per_s"] is not None for p in one.curve):
             speed.set_ylabel("tokens/s")
+            speed.set_ylim(0, 1.1 * fastest)
         else:
             speed.set_yticks([])  # this server does not tell
-        axes.set_title(f"{system}: {one.seconds:.0f} s", loc="left", fontsize=10)
-        axes.set_xlim(0, 1.02 * longest)
+        cut = f", of which the first {shown:.1f}" if one.seconds > shown else ""
+        axes.set_title(f"{system}: {one.seconds:.1f} s{cut}", loc="left", fontsize=10)
+        axes.set_xlim(0, shown)
     handles = [Line2D([], [], color=colours[n], marker=".", ls="", label=n) for n in names]
     figure.legend(handles=handles, loc="upper right", ncols=len(names) or 1, fontsize=8)
     rows[-1][0].set_xlabel("seconds")
