@@ -38,6 +38,30 @@ def test_a_row_does_not_depend_on_its_neighbours(inputs: int) -> None:
     linear.forget(weight)
 
 
+@pytest.mark.parametrize("half", [32, 64, 1536, 40])  # of the last there are no whole blocks
+@pytest.mark.parametrize("how", ["packed", "narrow", "biased", "plain"])
+def test_an_mlps_first_half(half: int, how: str) -> None:
+    torch.manual_seed(half)
+    weight, x = torch.randn(2 * half, 96) / 4, torch.randn(21, 96)
+    bias = torch.randn(2 * half) if how == "biased" else None
+    if how != "plain":
+        linear.repack(weight)
+    if how == "narrow":
+        linear.narrow([weight])
+    gated = linear.gated(weight, bias)
+    gate, up = linear.linear(x, weight, bias).chunk(2, dim=-1)
+    whole = torch.full((21, half), torch.nan)
+    gated(x, whole)
+    torch.testing.assert_close(whole, torch.nn.functional.silu(gate) * up, atol=1e-5, rtol=1e-5)
+    for rows in (1, 2, 3, 8, 13):
+        part = torch.empty(rows, half)
+        gated(x[:rows].contiguous(), part)
+        if how in ("packed", "narrow") and half % 32 == 0:
+            assert torch.equal(part, whole[:rows])
+        torch.testing.assert_close(part, whole[:rows])
+    linear.forget(weight)
+
+
 def test_a_changed_weight_is_noticed() -> None:
     weight, x = torch.randn(32, 48), torch.randn(4, 48)
     linear.repack(weight)

@@ -1,7 +1,7 @@
 """Targets of Llama's kind, and EAGLE-3 drafters, on CPU without the framework in between.
 
 A decode step of a small model on CPU is half memory traffic and half Python: some twelve hundred
-module calls. This runs the same layers, on the same parameters and KV pool, as one loop over five
+module calls. This runs the same layers, on the same parameters and KV pool, as one loop over four
 kernels and four matrix products a layer: of a Llama, Qwen2 or Qwen3 target, and of the one layer of
 an EAGLE-3 drafter. A model that is not exactly of this kind (quantised, parallel, with adapters,
 another rotary embedding ...) keeps SGLang's own forward.
@@ -44,7 +44,7 @@ class _Layer:
     inner: int  # of the MLP
     qkv: Product
     out: Product
-    gate_up: Product
+    gate_up: Callable[[torch.Tensor, torch.Tensor], None]  # up to what `down` takes
     down: Product
 
 
@@ -177,11 +177,9 @@ class _Step:
         self.query = torch.empty(tokens, stack.heads, stack.head_dim)
         self.attended = torch.empty(tokens, stack.heads * stack.head_dim)
         self.active = torch.empty(tokens, inner)
-        self.active_rows = self.active.numpy()
         self.attended_heads = self.attended.view(tokens, stack.heads, stack.head_dim)
         self.residual_rows, self.normed_rows = self.residual.numpy(), self.normed.numpy()
         self.query_rows = self.query.numpy()
-        self.scratch = np.empty(inner, np.int32)
         self.positions: Array
         self.slots: Array
 
@@ -232,7 +230,7 @@ class _Step:
         backend.attend(self.query, keys, values, scale, self.attended_heads)
         projected = layer.out(self.attended).numpy()
         vector.add_rms_norm(projected, residual, layer.post_norm, layer.eps, normed)
-        vector.silu_and_mul(layer.gate_up(self.normed).numpy(), self.active_rows, self.scratch)
+        layer.gate_up(self.normed, self.active)
         return layer.down(self.active)
 
 
@@ -301,8 +299,10 @@ def _layer(layer: Any) -> _Layer | None:
     key_norm = getattr(attention, "k_norm", None)
     norms = [input_norm, layer.post_attention_layernorm, embed_norm, query_norm, key_norm]
     products = [
-        _product(part)
-        for part in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
+        _product(attention.qkv_proj),
+        _product(attention.o_proj),
+        _product(mlp.gate_up_proj, linear.gated),
+        _product(mlp.down_proj),
     ]
     ours = (
         all(_plain_norm(norm) for norm in norms if norm is not None)
@@ -326,7 +326,7 @@ def _layer(layer: Any) -> _Layer | None:
         _weights(query_norm),
         _weights(key_norm),
         mlp.down_proj.weight.shape[1],
-        *products,  # type: ignore[arg-type]
+        *products,
     )
 
 
@@ -348,8 +348,9 @@ def _plain_norm(norm: Any) -> bool:
     )
 
 
-def _product(layer: Any) -> Product | None:
-    """The matrix product of one of SGLang's linear layers, or None if it does more than that."""
+def _product(layer: Any, make: Callable[..., Any] = linear.product) -> Any:
+    """The matrix product of one of SGLang's linear layers, as `make` makes it of weight and bias;
+    None if the layer does more than that."""
     from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
     if (
@@ -358,4 +359,4 @@ def _product(layer: Any) -> Product | None:
         or getattr(layer, "skip_bias_add", False)
     ):
         return None
-    return linear.product(layer.weight, layer.bias)
+    return make(layer.weight, layer.bias)

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
-from tlt_sglang.cpu.kernels import matrix
+from tlt_sglang.cpu.kernels import matrix, vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,23 @@ def product(
     if bias is None:
         return partial(matrix.multiply, packed=pack.packed)
     return partial(_product, packed=pack.packed, bias=bias)
+
+
+def gated(
+    weight: torch.Tensor, bias: torch.Tensor | None
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """As `product`, of an MLP's gate and up in one weight [2N, K], up to what its down takes:
+    x [T, K] -> out [T, N] = silu(gate) * up, both float32 and contiguous."""
+    pack = _pack_of(weight)
+    if pack is not None and bias is None and pack.packed.halves:
+        return partial(matrix.multiply_gated, packed=pack.packed)
+    whole = product(weight, bias)
+
+    def separately(x: torch.Tensor, out: torch.Tensor) -> None:
+        scratch = np.empty(out.shape[1], np.int32)
+        vector.silu_and_mul(whole(x).numpy(), out.numpy(), scratch)
+
+    return separately
 
 
 def _product(x: torch.Tensor, packed: matrix.Packed, bias: torch.Tensor | None) -> torch.Tensor:

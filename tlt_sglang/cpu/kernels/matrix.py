@@ -29,7 +29,8 @@ from numba import carray, cfunc, types
 from tlt_sglang.cpu.kernels import emit
 from tlt_sglang.cpu.kernels.compile import Array
 from tlt_sglang.cpu.kernels.emit import F32, I32, I64
-from tlt_sglang.cpu.kernels.team import next_item, start
+from tlt_sglang.cpu.kernels.team import next_item, pointer_to, start
+from tlt_sglang.cpu.kernels.vector import silu_row
 
 BLOCK = 32 if emit.WIDE else 16
 """Outputs that are summed together: two registers."""
@@ -50,6 +51,11 @@ class Packed:
     padded: int  # outputs in all blocks
     data: Array  # what the task reads; `multiply` fills in what belongs to a call
     address: int  # of the data
+
+    @property
+    def halves(self) -> bool:
+        """Whether it is two weights of whole blocks, which `multiply_gated` takes."""
+        return self.outputs % (2 * BLOCK) == 0
 
 
 def pack(weight: torch.Tensor, narrow: bool = False) -> Packed:
@@ -82,6 +88,17 @@ def multiply(x: torch.Tensor, packed: Packed) -> torch.Tensor:
     data[0], data[5], data[6], data[7] = 0, rows, x.data_ptr(), out.data_ptr()
     start(True)(_task.address, packed.address)
     return out if packed.outputs == packed.padded else out[:, : packed.outputs].contiguous()
+
+
+def multiply_gated(x: torch.Tensor, out: torch.Tensor, packed: Packed) -> None:
+    """An MLP's first half: out [T, N / 2] = silu(gate) * up, of which the gate is the first half of
+    x times the weight, and up the second. x [T, K]; all float32 and contiguous.
+
+    The same thread computes both and joins them while they are at hand. Of a weight with `halves`.
+    """
+    data = packed.data
+    data[0], data[5], data[6], data[7] = 0, x.shape[0], x.data_ptr(), out.data_ptr()
+    start(True)(_gated_task.address, packed.address)
 
 
 def _products(narrow: bool) -> Any:
@@ -164,3 +181,38 @@ def _work(pointer: Any) -> None:
 
 
 _task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_work)
+
+
+def _gated_work(pointer: Any) -> None:
+    """The same for `multiply_gated`: a block of the gate, and the one of up that belongs to it."""
+    data = carray(pointer, (9,), np.int64)
+    blocks, count, inputs, narrow, rows, x, out, scales = (
+        data[1], data[2], data[3], data[4], data[5], data[6], data[7], data[8]
+    )  # fmt: skip
+    size = inputs * BLOCK * (1 if narrow else 4)
+    half = count // 2
+    # Of an even number of rows: what is joined are whole vectors, in one loop without a rest, which
+    # LLVM may compute otherwise.
+    flat = (rows + 1) // 2 * 2 * BLOCK
+    sums, joined = np.zeros((2, flat), np.float32), np.empty(flat, np.float32)
+    ints = np.empty(flat, np.int32)
+    active = carray(pointer_to(out), (rows, half, BLOCK), np.float32)
+    while True:
+        item = next_item(data.ctypes.data)
+        if item >= half:
+            return
+        for side in range(2):
+            place = item + side * half
+            block, scale = blocks + place * size, scales + place * BLOCK * 4
+            to = sums.ctypes.data + side * flat * 4
+            if narrow:
+                _narrow_products((x, block, scale, to, inputs, BLOCK, rows))
+            else:
+                _plain_products((x, block, scale, to, inputs, BLOCK, rows))
+        silu_row(sums[0], sums[1], joined, ints)
+        for row in range(rows):
+            for i in range(BLOCK):
+                active[row, item, i] = joined[row * BLOCK + i]
+
+
+_gated_task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_gated_work)

@@ -54,23 +54,29 @@ def add_rms_norm(x: Array, residual: Array, weight: Array, eps: Any, out: Array)
             out[t, i] = residual[t, i] * scale * weight[i]
 
 
-@kernel("void(float32[:, ::1], float32[:, ::1], int32[::1])", fastmath=True)
-def silu_and_mul(x: Array, out: Array, ints: Array) -> None:
-    """out = silu(x[:, :N]) * x[:, N:]; x [T, 2N], out [T, N], ints [N] scratch.
+@inline(fastmath=True)
+def silu_row(gate: Array, up: Array, out: Array, ints: Array) -> None:
+    """out = silu(gate) * up, all [N]; ints [N] scratch.
 
     The exponential is a polynomial, which LLVM vectorises (numba would call libm's).
     """
-    size = out.shape[1]
     powers = ints.view(np.float32)
+    for i in range(out.size):
+        y = min(max(-gate[i] * _LOG2E, _LEAST), _MOST)
+        whole = np.floor(y + np.float32(0.5))
+        f = y - whole
+        ints[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+        out[i] = _C0 + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
+    for i in range(out.size):
+        out[i] = gate[i] / (np.float32(1.0) + out[i] * powers[i]) * up[i]
+
+
+@kernel("void(float32[:, ::1], float32[:, ::1], int32[::1])", fastmath=True)
+def silu_and_mul(x: Array, out: Array, ints: Array) -> None:
+    """out = silu(x[:, :N]) * x[:, N:]; x [T, 2N], out [T, N], ints [N] scratch."""
+    size = out.shape[1]
     for t in range(x.shape[0]):
-        for i in range(size):
-            y = min(max(-x[t, i] * _LOG2E, _LEAST), _MOST)
-            whole = np.floor(y + np.float32(0.5))
-            f = y - whole
-            ints[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-            out[t, i] = _C0 + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
-        for i in range(size):
-            out[t, i] = x[t, i] / (np.float32(1.0) + out[t, i] * powers[i]) * x[t, size + i]
+        silu_row(x[t, :size], x[t, size:], out[t], ints)
 
 
 @inline(fastmath=True)
