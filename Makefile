@@ -65,7 +65,7 @@ $(INSTALLED): $(SYNCED) pyproject.toml $(STAND_IN)/pyproject.toml
 	@$(UV) pip install --python $(PYTHON) --no-deps --no-build-isolation -e . -e $(STAND_IN)
 	$(PYTHON) -m compileall -q tlt_sglang patches apply_patches.py
 	echo "Compiling the CPU kernels (once, half a minute)"
-	$(PYTHON) -c "import tlt_sglang.cpu.kernels.attention, tlt_sglang.cpu.kernels.vector"
+	$(PYTHON) -c "from tlt_sglang.cpu.kernels import argmax, attention, matrix, vector"
 	touch $@
 
 prepare: setup ## put the small model into the cache folder (once, under a minute)
