@@ -18,6 +18,7 @@ domain_accept_ratio        Of the drafter after `domain`, over that of the shipp
 drift_recovered_fraction   Of what the drafter lost with the target's update.
 harvest_cost_fraction      Of throughput: 1 - with the log / without, median of pairs.
 training_cost_fraction     The same of a sidecar that trains on the other core.
+idle_sidecar_cores         CPU time a second of a sidecar that has nothing to train on.
 swap_steps_p50, _p99       Time of a swap in decode steps of eight requests.
 preempt_ms_p50, _p99       From the order to stop to the sidecar's word that it has.
 replicas_overlap_fraction  Of the tail of one engine, in which the other's core was trained on.
@@ -55,6 +56,7 @@ from benchmarks.adaptive_engine import (
 )
 from benchmarks.bench_drafter import in_chat
 from benchmarks.common import say
+from benchmarks.processes import stop
 from tlt_sglang.coordinator.client import ask
 
 MODEL = "smollm2-135m"
@@ -191,6 +193,7 @@ class Measurement:
         traffic, _ = self._prompts(self.options.prompts or composed(400))
         store = self._store("cost")
         engine = self._ready(self.bench.engine(store, *self._shipped()))
+        self._idle_cost(store)
         engine.pin(CHAIN)
         self._harvest_cost(engine, traffic)
         self._swap_cost(engine, traffic, store)
@@ -275,6 +278,12 @@ class Measurement:
         )
         engine.post("/tlt/harvest", {"rate": 1.0})
         self._cost("harvest_cost_fraction", speeds)
+
+    def _idle_cost(self, store: Path) -> None:
+        sidecar = self.bench.sidecar(store)
+        wait("the sidecar", lambda: sidecar.status(), 120)
+        self.found.summary["idle_sidecar_cores"] = round(sidecar.idle_share(10.0), 4)
+        stop([sidecar.root])
 
     def _training_cost(
         self, engine: Engine, prompts: Sequence[server.Prompt], sidecar: Sidecar
