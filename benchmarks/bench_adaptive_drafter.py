@@ -426,6 +426,10 @@ def plot(found: Found, path: Path) -> None:
         left.plot(at, [point.accept_length for point in points], color="0.6", lw=0.8,
                   label="as chosen, traffic")  # fmt: skip
         right.plot(at, [point.tokens_per_s for point in points], color="tab:green")
+        if name == "adapted" and (frozen := found.curves.get("frozen")):
+            ago = [(point["seconds"] - frozen[-1]["seconds"]) / 60 for point in frozen]
+            left.plot(ago, [point["accept_length"] for point in frozen], color="tab:red", lw=0.8,
+                      label="as chosen, traffic, drafter frozen")  # fmt: skip
         if name == "adapted" and "drift" in found.details:
             levels = found.details["drift"]
             left.axhline(levels["before"], color="tab:green", lw=1, ls="--",
