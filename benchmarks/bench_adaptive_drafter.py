@@ -19,7 +19,7 @@ drift_recovered_fraction   Of what the drafter lost with the target's update.
 harvest_cost_fraction      Of throughput: 1 - with the log / without, median of pairs.
 training_cost_fraction     The same of a sidecar that trains on the other core.
 idle_sidecar_cores         CPU time a second of a sidecar that has nothing to train on.
-swap_steps_p50, _p99       Time of a swap in decode steps of eight requests.
+swap_steps_p50, _p99       Time of a swap in decode steps of four requests.
 preempt_ms_p50, _p99       From the order to stop to the sidecar's word that it has.
 replicas_overlap_fraction  Of the tail of one engine, in which the other's core was trained on.
 """
@@ -426,12 +426,11 @@ def plot(found: Found, path: Path) -> None:
         left.plot(at, [point.accept_length for point in points], color="0.6", lw=0.8,
                   label="as chosen, traffic")  # fmt: skip
         right.plot(at, [point.tokens_per_s for point in points], color="tab:green")
-        if name == "adapted" and (frozen := found.curves.get("frozen")):
+        if name == "adapted" and "drift" in found.details:
+            levels, frozen = found.details["drift"], found.curves["frozen"]
             ago = [(point["seconds"] - frozen[-1]["seconds"]) / 60 for point in frozen]
             left.plot(ago, [point["accept_length"] for point in frozen], color="tab:red", lw=0.8,
                       label="as chosen, traffic, drafter frozen")  # fmt: skip
-        if name == "adapted" and "drift" in found.details:
-            levels = found.details["drift"]
             left.axhline(levels["before"], color="tab:green", lw=1, ls="--",
                          label="before the target's update, all prompts")  # fmt: skip
             left.axhline(levels["fallen"], color="tab:red", lw=1, ls="--",

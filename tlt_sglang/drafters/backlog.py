@@ -75,11 +75,10 @@ class Backlog:
         self.nbytes += features.nbytes
         start = 0
         for request, count in zip(requests, counts, strict=True):
-            waiting = self._waiting.get(request)
-            if waiting is None:
-                waiting = self._waiting[request] = _Waiting()
-            waiting.parts.append((step, start, start := start + count))
+            waiting = self._waiting.setdefault(request, _Waiting())
+            waiting.parts.append((step, start, start + count))
             waiting.count += count
+            start += count
         return self.nbytes > self._limit
 
     def take(self, requests: Sequence[str]) -> Missed | None:

@@ -40,66 +40,70 @@ def _hash(tokens: Array, end: int, length: int) -> np.uint64:
     return found
 
 
+@inline
+def _note(store: Array, places: Array, first: int, place: int) -> None:
+    """Note the endings of the text before `place`, in a block that begins at `first`."""
+    for length in LENGTHS:
+        if place - length < first:
+            break
+        places[_hash(store, place, length) & np.uint64(places.size - 1)] = place
+
+
+@inline
+def _follow(store: Array, places: Array, end: int, draft: Array) -> tuple[int, int]:
+    """Fill `draft` with what followed the longest ending that is known of the text before `end`
+    (NONE: there is none); (tokens that are filled, the ending's length)."""
+    if end <= 0:
+        return 0, 0
+    first = (end - 1) // BLOCK * BLOCK
+    for length in LENGTHS[::-1]:
+        if end - length < first:
+            continue
+        place = places[_hash(store, end, length) & np.uint64(places.size - 1)]
+        # The last token of a block has no continuation there.
+        if place <= 0 or place % BLOCK == 0 or store[place] < 0:
+            continue
+        if place - length < place // BLOCK * BLOCK:
+            continue
+        same = True
+        for i in range(1, length + 1):
+            if store[place - i] != store[end - i]:
+                same = False
+                break
+        if not same:
+            continue
+        count = 0
+        while count < draft.size and store[place + count] >= 0:
+            draft[count] = store[place + count]
+            count += 1
+            if (place + count) % BLOCK == 0:
+                break
+        return count, length
+    return 0, 0
+
+
 @kernel("void(int32[::1], int32[::1], int64, int64, int64)")
 def _index(store: Array, places: Array, first: int, start: int, end: int) -> None:
     """Note the endings at each place from `start` to `end`, in a block that begins at `first`."""
-    mask = np.uint64(places.size - 1)
     for place in range(start, end + 1):
-        for length in LENGTHS:
-            if place - length < first:
-                break
-            places[_hash(store, place, length) & mask] = place
+        _note(store, places, first, place)
 
 
 @kernel("void(int32[::1], int32[::1], int64[::1], int32[::1])")
 def _append_each(store: Array, places: Array, at: Array, tokens: Array) -> None:
     """A token for each of several requests, at the end of what its block holds."""
-    mask = np.uint64(places.size - 1)
     for i in range(at.size):
-        place = at[i]
-        store[place] = tokens[i]
-        first = place // BLOCK * BLOCK
-        for length in LENGTHS:
-            if place - length < first:
-                break
-            places[_hash(store, place, length) & mask] = place
+        store[at[i]] = tokens[i]
+        _note(store, places, at[i] // BLOCK * BLOCK, at[i])
 
 
 @kernel("void(int32[::1], int32[::1], int64[::1], int64[:, ::1], int64[::1], int64[::1])")
 def _look_up(
     store: Array, places: Array, ends: Array, drafts: Array, counts: Array, lengths: Array
 ) -> None:
-    """Fill `drafts` with what followed the longest ending that is known of each text that stands
-    before one of the places `ends` (NONE: there is none); the tokens that are filled, the ending's
-    length."""
-    mask = np.uint64(places.size - 1)
+    """`_follow` for each of several texts."""
     for i in range(ends.size):
-        end = ends[i]
-        first = (end - 1) // BLOCK * BLOCK
-        for length in LENGTHS[::-1]:
-            if end - length < first or end <= 0:
-                continue
-            place = places[_hash(store, end, length) & mask]
-            # The last token of a block has no continuation there.
-            if place <= 0 or place % BLOCK == 0 or store[place] < 0:
-                continue
-            if place - length < place // BLOCK * BLOCK:
-                continue
-            same = True
-            for k in range(1, length + 1):
-                if store[place - k] != store[end - k]:
-                    same = False
-                    break
-            if not same:
-                continue
-            count = 0
-            while count < drafts.shape[1] and store[place + count] >= 0:
-                drafts[i, count] = store[place + count]
-                count += 1
-                if (place + count) % BLOCK == 0:
-                    break
-            counts[i], lengths[i] = count, length
-            break
+        counts[i], lengths[i] = _follow(store, places, ends[i], drafts[i])
 
 
 Text = tuple[str, Sequence[int], Sequence[int]]

@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba import carray, cfunc, types
 
 from tlt_sglang.cpu.kernels import emit
-from tlt_sglang.cpu.kernels.compile import Array
+from tlt_sglang.cpu.kernels.compile import Array, inline
 from tlt_sglang.cpu.kernels.emit import F32, I32, I64
 from tlt_sglang.cpu.kernels.team import next_item, pointer_to, start
 from tlt_sglang.cpu.kernels.vector import silu_row
@@ -162,22 +162,28 @@ def _generate_sums(
 _plain_products, _narrow_products = _products(narrow=False), _products(narrow=True)
 
 
+@inline()
+def _block(data: Array, place: int, sums: int, stride: int) -> None:
+    """All rows times the block at `place`: to the address `sums`, `stride` floats from a row to the
+    next."""
+    blocks, inputs, narrow, rows, x, scales = data[1], data[3], data[4], data[5], data[6], data[8]
+    block = blocks + place * inputs * BLOCK * (1 if narrow else 4)
+    scale = scales + place * BLOCK * 4
+    if narrow:
+        _narrow_products((x, block, scale, sums, inputs, stride, rows))
+    else:
+        _plain_products((x, block, scale, sums, inputs, stride, rows))
+
+
 def _work(pointer: Any) -> None:
     """What each thread of the team does: one block after the other."""
     data = carray(pointer, (9,), np.int64)
-    blocks, count, inputs, narrow, rows, x, out, scales = (
-        data[1], data[2], data[3], data[4], data[5], data[6], data[7], data[8]
-    )  # fmt: skip
-    size = inputs * BLOCK * (1 if narrow else 4)
+    count, out = data[2], data[7]
     while True:
         item = next_item(data.ctypes.data)
         if item >= count:
             return
-        block, sums, scale = blocks + item * size, out + item * BLOCK * 4, scales + item * BLOCK * 4
-        if narrow:
-            _narrow_products((x, block, scale, sums, inputs, count * BLOCK, rows))
-        else:
-            _plain_products((x, block, scale, sums, inputs, count * BLOCK, rows))
+        _block(data, item, out + item * BLOCK * 4, count * BLOCK)
 
 
 _task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_work)
@@ -186,29 +192,19 @@ _task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_work)
 def _gated_work(pointer: Any) -> None:
     """The same for `multiply_gated`: a block of the gate, and the one of up that belongs to it."""
     data = carray(pointer, (9,), np.int64)
-    blocks, count, inputs, narrow, rows, x, out, scales = (
-        data[1], data[2], data[3], data[4], data[5], data[6], data[7], data[8]
-    )  # fmt: skip
-    size = inputs * BLOCK * (1 if narrow else 4)
-    half = count // 2
+    half, rows = data[2] // 2, data[5]
     # Of an even number of rows: what is joined are whole vectors, in one loop without a rest, which
     # LLVM may compute otherwise.
     flat = (rows + 1) // 2 * 2 * BLOCK
     sums, joined = np.zeros((2, flat), np.float32), np.empty(flat, np.float32)
     ints = np.empty(flat, np.int32)
-    active = carray(pointer_to(out), (rows, half, BLOCK), np.float32)
+    active = carray(pointer_to(data[7]), (rows, half, BLOCK), np.float32)
     while True:
         item = next_item(data.ctypes.data)
         if item >= half:
             return
         for side in range(2):
-            place = item + side * half
-            block, scale = blocks + place * size, scales + place * BLOCK * 4
-            to = sums.ctypes.data + side * flat * 4
-            if narrow:
-                _narrow_products((x, block, scale, to, inputs, BLOCK, rows))
-            else:
-                _plain_products((x, block, scale, to, inputs, BLOCK, rows))
+            _block(data, item + side * half, sums.ctypes.data + side * flat * 4, BLOCK)
         silu_row(sums[0], sums[1], joined, ints)
         for row in range(rows):
             for i in range(BLOCK):
