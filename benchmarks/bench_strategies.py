@@ -5,7 +5,7 @@
 Two servers: one that decodes plainly and has no drafter, and an adaptive one, whose strategies are
 pinned one after the other (POST /tlt/strategy) and which then chooses by itself. All of them answer
 the same prompts greedily, and so with the same tokens, in turn: A B C ... A B C. Time counts while
-the batch has its whole size: until the first of its requests is complete. Then adaptive, the
+the batch has its whole size, but for its first and last tokens (see `Server.generate`). Then adaptive, the
 fastest of the fixed ones and plain decoding meet once more, in rounds of their own: the fastest of
 many is so by luck, too, and that luck must not count.
 
@@ -69,7 +69,7 @@ class Options:
 
     @property
     def tokens(self) -> int:
-        return 48 if self.quick else 64
+        return 64 if self.quick else 96
 
 
 def measure(fleet: Fleet, prompts: Sequence[server.Prompt], options: Options) -> list[Run]:

@@ -101,9 +101,12 @@ class Server(Process):
         The stream is asked for two pieces a request, the first token and all others: the time
         between the two is the decoding, and no piece in between costs the engine anything.
 
-        `full_batch`: seconds and tokens are only those up to the end of the first request that is
-        complete, so that the batch has its whole size all the time. Then there is a piece every few
-        tokens, and in between they are taken to come evenly.
+        `full_batch`: seconds and tokens are only those while the batch has its whole size, from the
+        second piece that every request has to the last but one of the first to have it. Then there
+        is a piece every few tokens, and in between they are taken to come evenly. The first and the
+        last piece do not count because SGLang's overlap scheduling, which plain decoding has and
+        speculation on CPU has not, tells tokens a step late, but the last ones of requests at once
+        (`enable_skip_finishing_decode`): from the first to the last it would have one step less.
         """
         self.flush()
         arrived: dict[int, list[tuple[float, int]]] = {}
@@ -121,14 +124,19 @@ class Server(Process):
         metas = [piece["meta_info"] for piece in last.values()]
         if len(last) < len(prompts) or any(m["completion_tokens"] != tokens for m in metas):
             raise BenchmarkError(f"{self.name} did not generate {tokens} tokens for each prompt.")
-        ends = [pieces[-1][0] for pieces in arrived.values()]
-        start = max(pieces[0][0] for pieces in arrived.values())
-        end = min(ends) if full_batch else max(ends)
+        every = arrived.values()
         if full_batch:
-            every = arrived.values()
+            start, end = (
+                max(pieces[1][0] for pieces in every),
+                min(pieces[-2][0] for pieces in every),
+            )
             decoded = round(sum(_count(each, end) - _count(each, start) for each in every))
         else:
-            decoded = sum(pieces[-1][1] - pieces[0][1] for pieces in arrived.values())
+            start, end = (
+                max(pieces[0][0] for pieces in every),
+                max(pieces[-1][0] for pieces in every),
+            )
+            decoded = sum(pieces[-1][1] - pieces[0][1] for pieces in every)
         steps = metas[0].get("spec_verify_ct") if len(prompts) == 1 else None
         return Sample(
             seconds=end - start,

@@ -94,7 +94,7 @@ def _is_merely_greedy(
 
 
 def _penalise(verify_input: Any, batch: Any, logits_output: Any) -> None:
-    from tlt_sglang.cpu import penalties
+    from tlt_sglang.cpu import head, penalties
 
     info = batch.sampling_info
     if not batch.forward_mode.is_idle() and info.acc_additive_penalties is not None:
@@ -106,6 +106,7 @@ def _penalise(verify_input: Any, batch: Any, logits_output: Any) -> None:
             verify_input.retrieve_next_token.view(shape),
             verify_input.retrieve_next_sibling.view(shape),
         )
+        head.changed()
         # This is a copy for one forward: nothing is left for upstream to apply.
         info.acc_additive_penalties = info.acc_scaling_penalties = None
 

@@ -23,14 +23,18 @@ def compute_lm_head(
     embedding_bias: Any = None,
     **kwargs: Any,
 ) -> Any:
-    from tlt_sglang.cpu import linear
+    from tlt_sglang import engine
+    from tlt_sglang.cpu import head, linear
 
     weight = getattr(lm_head, "weight", None)
     if weight is None or hasattr(lm_head, "set_lora") or not linear.packable(weight):
         return original(processor, hidden_states, lm_head, embedding_bias, **kwargs)
     if not linear.packed(weight):
         linear.repack(weight)
-    return linear.linear(hidden_states, weight, None)
+    assert engine.current is not None
+    as_they_are = processor.logit_scale is None and not processor.final_logit_softcapping
+    greedy = as_they_are and engine.current.telemetry is not None
+    return head.logits(hidden_states, weight, greedy=greedy)
 
 
 @wraps_upstream(

@@ -123,7 +123,11 @@ class Engine:
         if self.config.trace is not None and first_rank.is_first():
             policy = Recorded(policy, _trace(self.config.trace))
         self.telemetry = self._telemetry(pool)
-        driver = Driver(agreed(policy, pool), Wall() if self.device == "cpu" else CudaEvents())
+        driver = Driver(
+            agreed(policy, pool),
+            Wall() if self.device == "cpu" else CudaEvents(),
+            rests=self.config.policy == "cost-model",
+        )
         states = States(worker, pool, plan.captured() if plan else None, self.capturing)
         self.rollout = Rollout(
             states,

@@ -82,7 +82,7 @@ class Rollout:
 
     def choose(self, batch_size: int) -> None:
         """A decode step of so many requests begins."""
-        self._found = found = self._look_up()
+        self._found = found = None if self.driver.rests(batch_size) else self._look_up()
         strategy = self.driver.begin(batch_size, () if found is None else found.lengths)
         if strategy != self.states.current:
             started = time.perf_counter()

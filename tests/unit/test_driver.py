@@ -9,20 +9,23 @@ import pytest
 
 from tlt_sglang.strategy.arms import Strategy, parse
 from tlt_sglang.strategy.clocks import CudaEvents, Wall
-from tlt_sglang.strategy.driver import IN_FLIGHT, Driver
+from tlt_sglang.strategy.driver import FEW, IN_FLIGHT, REST, Driver
 from tlt_sglang.strategy.policy import Observation
 
-CHAIN = parse("eagle:3x1x4")
+CHAIN, OFF = parse("eagle:3x1x4"), parse("off")
 
 
 class Told:
     """A policy that notes what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, strategy: Strategy = CHAIN) -> None:
+        self.strategy = strategy
         self.seen: list[Observation] = []
+        self.asked: list[int] = []
 
     def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
-        return CHAIN
+        self.asked.append(batch_size)
+        return self.strategy
 
     def observe(self, seen: Observation) -> None:
         self.seen.append(seen)
@@ -170,3 +173,67 @@ def test_a_calibration_gives_every_strategy_its_turn(
     assert {tuple(seen.accepted) for seen in told.seen[:-1]} == {()}
     assert told.seen[-1].accepted == [1]
     assert {seen.seconds for seen in told.seen} == {1.0}
+
+
+# ---- rests ---------------------------------------------------------------------------------------
+
+MANY = 2 * FEW
+
+
+def resting(strategy: Strategy, clock: Clock) -> tuple[Driver, Told]:
+    told = Told(strategy)
+    return Driver(told, Wall(clock), rests=True), told
+
+
+def test_plain_decoding_of_many_is_let_be_for_a_few_steps(clock: Clock) -> None:
+    driver, told = resting(OFF, clock)
+    rests = []
+    for _ in range(3 * REST):
+        rests.append(driver.rests(MANY))
+        assert driver.begin(MANY) == OFF
+        clock.now += 0.01
+        driver.end()
+        assert driver.outcome([0] * MANY) == (OFF, ())
+    assert rests == 3 * ([False] + [True] * (REST - 1))
+    driver.begin(MANY)
+    assert told.asked == [MANY] * 4
+    assert [seen.seconds for seen in told.seen] == [pytest.approx(0.01)] * 3
+
+
+@pytest.mark.parametrize(("strategy", "size"), [(CHAIN, MANY), (OFF, FEW), (OFF, 1)])
+def test_nothing_else_is_let_be(clock: Clock, strategy: Strategy, size: int) -> None:
+    driver, told = resting(strategy, clock)
+    for _ in range(2 * REST):
+        step(driver, clock, 0.01, 0.0, [0] * size)
+    assert told.asked == [size] * 2 * REST
+
+
+@pytest.mark.parametrize("size", [1, FEW, MANY - MANY // 4, 2 * MANY])
+def test_a_rest_ends_with_the_batch_it_was_for(clock: Clock, size: int) -> None:
+    driver, told = resting(OFF, clock)
+    driver.begin(MANY)
+    assert driver.rests(MANY) and not driver.rests(size)
+    driver.begin(size)
+    assert told.asked == [MANY, size]
+
+
+def test_a_rest_ends_where_a_strategy_is_pinned_or_calibrated(clock: Clock) -> None:
+    driver, told = resting(OFF, clock)
+    driver.begin(MANY)
+    driver.pinned = CHAIN
+    assert driver.begin(MANY) == CHAIN
+    driver.pinned = None
+    assert driver.begin(MANY) == OFF
+    driver.calibrate(lambda size: [CHAIN])
+    assert driver.begin(MANY) == CHAIN
+    driver.calibrate(None)
+    driver.begin(MANY)
+    assert told.asked == [MANY] * 3
+
+
+def test_only_who_may_rests(clock: Clock) -> None:
+    told = Told(OFF)
+    driver = Driver(told, Wall(clock))
+    for _ in range(2 * REST):
+        step(driver, clock, 0.01, 0.0, [0] * MANY)
+    assert told.asked == [MANY] * 2 * REST

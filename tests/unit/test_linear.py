@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tlt_sglang.cpu import linear
+from tlt_sglang.cpu import head, linear
 
 pytestmark = pytest.mark.unit
 
@@ -148,4 +148,43 @@ def test_an_output_of_zeros_stays_zero_in_eight_bits() -> None:
     linear.narrow([weight])
     result = linear.linear(torch.randn(3, 48), weight, None)
     assert torch.equal(result[:, 7], torch.zeros(3)) and result.isfinite().all()
+    linear.forget(weight)
+
+
+# ---- the target's head ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", [32, 4096, 4100])  # of the last not all blocks are full
+def test_the_most_likely_tokens_come_with_the_logits(outputs: int) -> None:
+    torch.manual_seed(outputs)
+    weight = torch.randn(outputs, 48)
+    linear.repack(weight)
+    for rows in (1, 2, 12, 13, 40):
+        x = torch.randn(rows, 48).round_()
+        x[rows // 2] = 0  # all alike: the first of them
+        x[rows // 3, 5] = torch.nan
+        logits = head.logits(x, weight, greedy=True)
+        assert torch.equal(logits.nan_to_num(7.0), linear.linear(x, weight, None).nan_to_num(7.0))
+        assert torch.equal(head.most_likely(logits), logits.argmax(-1))
+        view = logits[:, :outputs]
+        assert torch.equal(head.most_likely(view), logits.argmax(-1))
+    linear.forget(weight)
+
+
+def test_other_logits_have_other_tokens() -> None:
+    weight, x = torch.randn(64, 48), torch.randn(3, 48)
+    linear.repack(weight)
+    logits = head.logits(x, weight, greedy=True)
+    best = logits.argmax(-1)
+    assert torch.equal(head.most_likely(-logits), logits.argmin(-1))
+    assert torch.equal(head.most_likely(logits[:2]), best[:2])
+    assert torch.equal(head.most_likely(logits[:, :40]), logits[:, :40].argmax(-1))
+    logits.neg_()
+    head.changed()
+    assert torch.equal(head.most_likely(logits), logits.argmax(-1))
+    later = head.logits(-x, weight, greedy=True)
+    assert torch.equal(head.most_likely(logits), logits.argmax(-1))
+    unasked = head.logits(x, weight, greedy=False).neg_()
+    assert torch.equal(head.most_likely(unasked), unasked.argmax(-1))
+    assert torch.equal(head.most_likely(later), later.argmax(-1))
     linear.forget(weight)

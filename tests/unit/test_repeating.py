@@ -102,6 +102,19 @@ def test_a_chain_drafts_what_followed_a_long_ending() -> None:
     assert seen.repeated == [(3, False), (0, True)]
 
 
+def test_nothing_is_looked_up_while_the_driver_rests() -> None:
+    policy = Asked(OFF)
+    engine = rollout(policy)
+    engine.driver = Driver(policy, rests=True)
+    requests = batch(*[OLD[2:8]] * 12)
+    found = []
+    for _ in range(5):
+        step(engine, requests, [[9]] * 12, [0] * 12)
+        found.append(engine._found is not None)
+    assert found == [True, False, False, False, True]
+    assert policy.endings == [[6] * 12] * 2
+
+
 def test_a_short_ending_is_left_to_the_drafter() -> None:
     policy = Asked(CHAIN)
     verify = step(rollout(policy), batch([39, 4, 5]), [[6, 7, 36]], [2])

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,15 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
         return torch.nn.functional.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     return _product(rows, pack.packed, bias).view(*x.shape[:-1], len(weight))
+
+
+def linear_largest(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """As `linear` of x [T, K], without a bias, and the place of the largest of each row [T], or
+    None where that is not found on the way."""
+    pack = _pack_of(weight)
+    if pack is None or x.dtype != torch.float32 or x.dim() != 2:
+        return linear(x, weight, None), None
+    return matrix.multiply_largest(x.contiguous(), pack.packed)
 
 
 def product(

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from tlt_sglang.cpu import head
 from tlt_sglang.cpu.kernels import tree_speculative_sampling_target_only, verify_tree_greedy_cpu
-from tlt_sglang.cpu.kernels.argmax import argmax
 
 _parameters: Any = None
 
@@ -30,7 +30,7 @@ def verify_greedy(
     """What SGLang's `eagle_sample` returns where the most likely token of each row of logits [T, V]
     is the target's: (tokens [T], committed tokens of each request [B], their rows [B, depth])."""
     width = verify_input.draft_token_num
-    wanted = argmax(logits).view(-1, width)
+    wanted = head.most_likely(logits).view(-1, width)
     predicts = torch.zeros(wanted.numel(), dtype=torch.int32)
     rows = torch.full((len(wanted), verify_input.max_tree_depth), -1, dtype=torch.int32)
     correct = torch.empty(len(wanted), dtype=torch.int32)

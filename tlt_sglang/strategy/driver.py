@@ -6,6 +6,10 @@ prefill, or it waited for requests) it lasts to the end of the step's own work.
 
 While it calibrates, the batches are not of users: all strategies have their turn, and the policy is
 told what their steps cost, and nothing about what was accepted.
+
+Plain decoding of many requests is let be for a few steps (`rests`): nothing is looked up, nobody is
+asked or told. It is there that choosing pays least, and costs most: every step reads all weights,
+so what runs between two of them begins with cold caches.
 """
 
 from __future__ import annotations
@@ -17,13 +21,16 @@ from typing import Any
 
 from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.clocks import Clock, Wall
-from tlt_sglang.strategy.policy import Observation, Policy
+from tlt_sglang.strategy.policy import Observation, Policy, bucket
 
 MOST_BETWEEN = 0.5
 """Time between two steps that is taken for the scheduler's, as a share of the step."""
 IN_FLIGHT = 8
 """Steps of which outcome or time may be missing: overlap scheduling leaves one or two open, and
 events of a GPU are read late."""
+REST = 4
+"""Steps of which only the first is chosen, of plain decoding of more than FEW requests."""
+FEW = 8
 
 
 @dataclass(slots=True)
@@ -38,18 +45,26 @@ class _Step:
     endings: Sequence[int] = ()
     repeated: Sequence[tuple[int, bool]] = ()
     calibrates: bool = False
+    chosen: bool = True
+    """Not one of a rest, of which the policy is not told."""
 
 
 class Driver:
-    """Of one engine."""
+    """Of one engine. `rests`: whether plain decoding may be let be for a few steps."""
 
-    def __init__(self, policy: Policy, clock: Clock | None = None) -> None:
+    def __init__(self, policy: Policy, clock: Clock | None = None, rests: bool = False) -> None:
         self._policy, self._clock = policy, clock or Wall()
         self._steps: deque[_Step] = deque(maxlen=IN_FLIGHT)
         self.pinned: Strategy | None = None
         """Used in the place of what the policy would choose; the policy goes on learning."""
         self._turns: Callable[[int], Sequence[Strategy]] | None = None
         self._taken = 0
+        self._may_rest, self._rest, self._rest_size = rests, 0, 0
+        self._kept = Strategy("off")
+
+    def rests(self, batch_size: int) -> bool:
+        """Whether the next step, of so many requests, goes on as the one before, unasked."""
+        return self._rest > 0 and bucket(batch_size) == self._rest_size and self.pinned is None
 
     def begin(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         """A decode step begins: its strategy. `endings`: see `Policy`."""
@@ -57,16 +72,27 @@ class Driver:
         if self._steps and self._steps[-1].next is None:
             self._steps[-1].next = now
             self._tell()
-        strategy = self.pinned or self._turn(batch_size)
-        strategy = strategy or self._policy.choose(batch_size, endings)
-        step = _Step(strategy, batch_size, now, endings=endings, calibrates=self.calibrating)
+        if self.rests(batch_size):
+            self._rest -= 1
+            step = _Step(self._kept, batch_size, now, chosen=False)
+        else:
+            strategy = self.pinned or self._turn(batch_size)
+            strategy = strategy or self._policy.choose(batch_size, endings)
+            step = _Step(strategy, batch_size, now, endings=endings, calibrates=self.calibrating)
+            self._begin_rest(step)
         self._steps.append(step)
-        return strategy
+        return step.strategy
+
+    def _begin_rest(self, step: _Step) -> None:
+        plain = step.strategy.num_draft_tokens == 1
+        pays = self._may_rest and plain and step.batch_size > FEW and not step.calibrates
+        self._rest = REST - 1 if pays else 0
+        self._kept, self._rest_size = step.strategy, bucket(step.batch_size)
 
     def calibrate(self, possible: Callable[[int], Sequence[Strategy]] | None) -> None:
         """From now on the `possible` strategies of a batch size take turns, of one step each: what
         disturbs the machine disturbs all of them. None ends it."""
-        self._turns, self._taken = possible, 0
+        self._turns, self._taken, self._rest = possible, 0, 0
 
     @property
     def calibrating(self) -> bool:
@@ -108,7 +134,7 @@ class Driver:
             if seconds is None or step.accepted is None:
                 return
             self._steps.popleft()
-            if step.accepted and seconds > 0:
+            if step.chosen and step.accepted and seconds > 0:
                 accepted = () if step.calibrates else step.accepted
                 seen = Observation(
                     step.strategy, step.batch_size, accepted, seconds, step.endings, step.repeated

@@ -50,7 +50,8 @@ def _order(bits: Any) -> Any:
 
 
 @inline()
-def _largest(part: Array) -> Any:
+def largest_order(part: Array) -> Any:
+    """The largest of what orders some numbers, given as their bits."""
     largest = np.int32(-_MOST)
     for i in range(part.size):
         order = _order(part[i])
@@ -59,10 +60,11 @@ def _largest(part: Array) -> Any:
 
 
 @inline()
-def _first_of_largest(row: Array) -> int:
+def first_of_largest(row: Array) -> int:
+    """The place of the first of the largest of some numbers, given as their bits."""
     best, block = np.int32(-_MOST), 0
     for begin in range(0, row.size, BLOCK):
-        largest = _largest(row[begin : begin + BLOCK])
+        largest = largest_order(row[begin : begin + BLOCK])
         if largest > best:
             best, block = largest, begin
     for i in range(block, min(block + BLOCK, row.size)):
@@ -81,7 +83,7 @@ def _work(pointer: Any) -> None:
         if row >= rows:
             return
         logits = carray(pointer_to(data[4] + row * stride * 4), (width,), np.int32)
-        out[row] = _first_of_largest(logits)
+        out[row] = first_of_largest(logits)
 
 
 _task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_work)

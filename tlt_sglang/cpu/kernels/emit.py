@@ -89,19 +89,24 @@ def prefetch(b: ir.IRBuilder, address: Any, size: int) -> None:
 
 
 def in_tiles(b: ir.IRBuilder, rows: Any, tile: int, body: Callable[[int, Any], None]) -> None:
-    """`body(count, first)` emits what is done to `count` rows from `first` on: `tile` rows while
-    there are so many, then the rest."""
-    before, next_, done = b.block, b.append_basic_block("tile"), b.append_basic_block("done")
-    b.cbranch(b.icmp_signed(">", rows, I64(0)), next_, done)
+    """`body(count, first)` emits what is done to `count` rows from `first` on: in as few tiles of
+    at most `tile` rows as there can be, of nearly the same size."""
+    begin, next_, done = (b.append_basic_block(name) for name in ("begin", "tile", "done"))
+    b.cbranch(b.icmp_signed(">", rows, I64(0)), begin, done)
+    b.position_at_end(begin)
+    tiles = b.sdiv(b.add(rows, I64(tile - 1)), I64(tile))
+    even = b.sdiv(b.add(rows, b.sub(tiles, I64(1))), tiles)
+    b.branch(next_)
     b.position_at_end(next_)
     first = b.phi(I64)
-    first.add_incoming(I64(0), before)
+    first.add_incoming(I64(0), begin)
     sizes = [b.append_basic_block(f"rows{count}") for count in range(1, tile + 1)]
-    choice = b.switch(b.sub(rows, first), sizes[-1])
-    for count, begin in enumerate(sizes, start=1):
+    left = b.sub(rows, first)
+    choice = b.switch(b.select(b.icmp_signed("<", left, even), left, even), sizes[-1])
+    for count, block in enumerate(sizes, start=1):
         if count < tile:
-            choice.add_case(I64(count), begin)
-        b.position_at_end(begin)
+            choice.add_case(I64(count), block)
+        b.position_at_end(block)
         body(count, first)
         following = b.add(first, I64(count))
         first.add_incoming(following, b.block)

@@ -1,0 +1,42 @@
+"""The target's head on CPU, and each row's most likely token, which is found along with its logits.
+
+SGLang hands logits from the model to verification through several layers of its own, and the tokens
+go past them. They are those of the logits that were computed last, while nobody has changed these.
+
+Runs in the scheduler process, which is single-threaded. Shapes: T rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tlt_sglang.cpu import linear
+from tlt_sglang.cpu.kernels.argmax import argmax
+
+_logits: torch.Tensor | None = None
+"""Kept, so that no other tensor can have their address."""
+_tokens: torch.Tensor | None = None
+
+
+def logits(hidden: torch.Tensor, weight: torch.Tensor, *, greedy: bool) -> torch.Tensor:
+    """[T, V] of hidden [T, N] and weight [V, N]; `greedy`: `most_likely` may be asked of them as
+    they are."""
+    global _logits, _tokens
+    changed()
+    if not greedy:
+        return linear.linear(hidden, weight, None)
+    _logits, _tokens = linear.linear_largest(hidden, weight)
+    return _logits
+
+
+def changed() -> None:
+    """The logits that were computed last are no longer what they were."""
+    global _logits, _tokens
+    _logits = _tokens = None
+
+
+def most_likely(logits: torch.Tensor) -> torch.Tensor:
+    """The most likely token of each row of logits [T, V], the first of several: [T] int64."""
+    if _logits is None or _tokens is None or logits.shape != _logits.shape:
+        return argmax(logits)
+    return _tokens if logits.data_ptr() == _logits.data_ptr() else argmax(logits)
