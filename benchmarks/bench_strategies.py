@@ -4,10 +4,10 @@
 
 Two servers: one that decodes plainly and has no drafter, and an adaptive one, whose strategies are
 pinned one after the other (POST /tlt/strategy) and which then chooses by itself. All of them answer
-the same prompts greedily, and so with the same tokens, in turn: A B C ... A B C. Time counts while
-the batch has its whole size, but for its first and last tokens (see `Server.generate`). Then adaptive, the
-fastest of the fixed ones and plain decoding meet once more, in rounds of their own: the fastest of
-many is so by luck, too, and that luck must not count.
+the same prompts greedily, and so with the same tokens, in turn: A B C ... A B C; every round has
+other prompts. Time counts while the batch has its whole size, but for its first and last tokens
+(see `Server.generate`). Then adaptive, the fastest of the fixed ones and plain decoding meet once
+more, in rounds of their own: the fastest of many is so by luck, too, and that luck must not count.
 
 adaptive_vs_best_fixed_min   Adaptive over the best single strategy (plain among them), the worst
                              batch size: medians over the rounds of that second part.
@@ -41,6 +41,8 @@ BATCHES = (1, 2, 4, 8, 16)
 ALL, DUEL = "batch", "duel"
 """Names of the two parts."""
 REACTIVATED, OFF_TOKENS, ROUNDS = "eagle3:3x1x4", 200, 16
+FEW = 4
+"""Requests of which there are twice as many rounds."""
 WARM_ROUNDS = 1
 """Rounds in which the adaptive engine learns what steps cost; they do not count."""
 
@@ -53,15 +55,13 @@ class Options:
     json: Path
     quick: bool
 
-    @property
-    def rounds(self) -> int:
-        """In which all take part."""
-        return 1 if self.quick else 3
+    def rounds(self, size: int) -> int:
+        """In which all take part, of so many requests: a few say little."""
+        return (1 if self.quick else 3) * (1 if size > FEW else 2)
 
-    @property
-    def duels(self) -> int:
+    def duels(self, size: int) -> int:
         """In which three do."""
-        return 5 if self.quick else 9
+        return (5 if self.quick else 9) * (1 if size > FEW else 2)
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -83,7 +83,8 @@ def measure(fleet: Fleet, prompts: Sequence[server.Prompt], options: Options) ->
         if side != PLAIN:
             strategy = None if side == ADAPTIVE else side.removeprefix("pinned ")
             process.post("/tlt/strategy", {"strategy": strategy})
-        batch = [prompts[i % len(prompts)] for i in range(size)]
+        first = max(0, number) * size
+        batch = [prompts[(first + i) % len(prompts)] for i in range(size)]
         sample = process.generate(batch, options.tokens, full_batch=True)
         if number >= 0:
             runs.append(
@@ -94,11 +95,11 @@ def measure(fleet: Fleet, prompts: Sequence[server.Prompt], options: Options) ->
             )  # fmt: skip
 
     for size in options.batches:
-        for number in range(-WARM_ROUNDS, options.rounds):
+        for number in range(-WARM_ROUNDS, options.rounds(size)):
             for side in sides:
                 play(ALL, size, number, side)
         best = best_fixed(runs, size)
-        for number in range(options.duels):
+        for number in range(options.duels(size)):
             for side in dict.fromkeys([PLAIN, best, ADAPTIVE]):
                 play(DUEL, size, number, side)
         speeds = {side: _median(runs, f"{ALL} {size}", side) for side in sides}
@@ -210,7 +211,9 @@ def _benchmark(options: Options, logs: Path) -> None:
     print(common.table(("tokens/s", *(f"batch {size}" for size in options.batches)), rows))
     print(common.table(("figure", "value"), [(k, f"{v:.3f}") for k, v in summary.items()]))
     settings = {
-        "model": MODEL, "pool": list(POOL), "threads": threads, "rounds": options.rounds,
+        "model": MODEL, "pool": list(POOL), "threads": threads,
+        "rounds": {size: options.rounds(size) for size in options.batches},
+        "duels": {size: options.duels(size) for size in options.batches},
         "tokens": options.tokens, "quick": options.quick, "prompts": options.prompts,
         "servers": fleet.commands,
     }  # fmt: skip
