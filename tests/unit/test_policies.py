@@ -370,18 +370,29 @@ def test_what_n_grams_drafted_in_a_chain_is_not_the_drafters() -> None:
     assert known.tokens(CHAIN, 1, 100, endings=[12]) > 3.5
 
 
-def test_an_ending_decides_at_once() -> None:
+@pytest.mark.parametrize("ending", [12, 3])
+def test_an_ending_decides_at_once(ending: int) -> None:
     """A dwell time is for batches that are alike."""
     policy = CostModel(POOL, dwell=50)
     for _ in range(20):
+        policy.observe(told(OFF, [0], (ending,), ((7, False),)))
         for arm in POOL:
             accepted = [1] if arm.num_steps else [0]
             seconds = 0.02 + 0.001 * arm.num_draft_tokens + 0.004 * arm.num_steps
             policy.observe(Observation(arm, 1, accepted, seconds, [0], [(0, True)]))
     before = [policy.choose(1, [0]) for _ in range(3)]
     assert NGRAM not in before
-    assert policy.choose(1, [12]) == NGRAM
+    assert policy.choose(1, [ending]) == NGRAM
     assert policy.choose(1, [0]) != NGRAM
+
+
+def test_n_grams_are_not_kept_for_those_that_repeat_nothing() -> None:
+    policy = CostModel([OFF, NGRAM], dwell=50)
+    for size in (1, 4):
+        for _ in range(20):
+            policy.observe(told(OFF, [0] * size, (3,) * size, ((7, False),) * size))
+        assert policy.choose(size, [3] * size) == NGRAM
+        assert policy.choose(size, [0] * size) == OFF
 
 
 def test_a_batch_that_grows_decides_at_once() -> None:

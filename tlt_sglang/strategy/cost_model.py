@@ -37,6 +37,8 @@ NOISE = 0.04
 """Standard deviation of one step's time, as a share of it."""
 UNKNOWN = 0.12
 """The same of a cost that was derived from others, or that is STALE."""
+FEW = 2
+"""Requests at most of which every ending counts for whether a choice is kept."""
 STALE = 1000.0
 """Steps in which a cost that is not measured again becomes as good as derived."""
 
@@ -45,8 +47,9 @@ class CostModel:
     """Raises ValueError without strategies.
 
     `dwell`: steps a choice is kept at least, but for one that is only a trial, and as long as the
-    batch does not grow and as many of its requests repeat what was there before; `possible`:
-    strategies that a batch size can have.
+    batch does not grow and as many of its requests repeat what was there before. Where endings are
+    known, n-grams are not kept, nor is anything for the last requests of a batch if an ending has
+    changed. `possible`: strategies that a batch size can have.
     """
 
     def __init__(
@@ -66,16 +69,19 @@ class CostModel:
         self._chance = random.Random(seed)
         self._now = 0
         self._current = self.arms[0]
-        self._keep_until = self._trusted = self._size = 0
+        self._keep_until = self._size = 0
+        self._repeating: list[int] = []
 
     def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
         self._now += 1
         arms = self._allowed(batch_size)
-        trusted = sum(ending >= TRUSTED_ENDING for ending in endings)
+        few = batch_size <= FEW
+        repeating = [e if few else 1 for e in endings if e >= (1 if few else TRUSTED_ENDING)]
         size = bucket(batch_size)
-        same = trusted == self._trusted and size <= self._size
-        self._trusted, self._size = trusted, size
-        if self._current in arms and self._now < self._keep_until and same:
+        same = repeating == self._repeating and size <= self._size
+        kept = self._now < self._keep_until and not (endings and self._current.drafter == "ngram")
+        self._repeating, self._size = repeating, size
+        if self._current in arms and kept and same:
             return self._current
         drawn = {
             arm: self.worth(arm, batch_size, self._draw(), self._draw(), endings) for arm in arms
