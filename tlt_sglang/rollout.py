@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +43,16 @@ LOOKED_UP = 16
 """Requests of a batch for which n-grams are looked up in every step: a large one has no time."""
 READ_EVERY = 8
 """Steps after which what the requests said goes into the n-gram index; before it drafts, always."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    """What a drafter that did not run has drafted for a batch, and for smaller ones: zeros, which
+    nobody writes into."""
+
+    chances: torch.Tensor  # [B, topk]
+    tokens: torch.Tensor  # [B, topk] int64
+    hidden: torch.Tensor  # [B, N]
 
 
 class Rollout:
@@ -73,6 +84,7 @@ class Rollout:
         chains = [depth_of(arm) for arm in states.strategies if arm.topk == 1]
         self._deepest = max(chains, default=1)
         self._found: Found | None = None
+        self._nothing: _Nothing | None = None
         self.batch: Any = None
         """Of the step that is being made; set by the patch around all of it."""
         self.switch_seconds = 0.0
@@ -247,23 +259,29 @@ class Rollout:
         return _Topk(self.states.worker._draft_worker, self.states.topk)
 
     def _put_off(self, batch: Any, result: Any) -> None:
-        size = len(batch.seq_lens)
+        size, device = len(batch.seq_lens), batch.seq_lens.device
         one_each = self.states.current.num_draft_tokens == 1  # which needs no look at the device
+        hidden_states = result.logits_output.hidden_states
         full = self.backlog.put(
             _ids(batch),
-            result.logits_output.hidden_states,
+            hidden_states,
             result.next_token_ids.to(torch.int64),
             [1] * size if one_each else result.accept_lens.tolist(),
+            given=device.type == "cpu",  # graphs write where they wrote before
         )
         ahead = result.next_draft_input
-        hidden = self.states.worker._draft_worker.draft_runner.model_config.hidden_size
-        device = batch.seq_lens.device
-        columns = self.states.topk if self._sampled is None else self._sampled.columns
-        ahead.topk_p = torch.zeros((size, columns), device=device)
-        ahead.topk_index = torch.zeros((size, columns), dtype=torch.int64, device=device)
+        if self._nothing is None or len(self._nothing.tokens) < size:
+            columns = self.states.topk if self._sampled is None else self._sampled.columns
+            config = self.states.worker._draft_worker.draft_runner.model_config
+            self._nothing = _Nothing(
+                torch.zeros((size, columns), device=device),
+                torch.zeros((size, columns), dtype=torch.int64, device=device),
+                hidden_states.new_zeros((size, config.hidden_size)),
+            )
+        ahead.topk_p, ahead.topk_index = self._nothing.chances[:size], self._nothing.tokens[:size]
+        ahead.hidden_states = self._nothing.hidden[:size]
         if self._sampled is not None:
             self._sampled.put_off(ahead, size, device)
-        ahead.hidden_states = result.logits_output.hidden_states.new_zeros((size, hidden))
         if full:
             missed = self.backlog.take(_ids(batch))
             assert missed is not None
@@ -278,14 +296,14 @@ class Rollout:
         rows = torch.tensor(missed.rows, device=lengths.device)
         counts = torch.tensor(missed.counts, device=lengths.device)
         logits, hidden = _extend(worker, batch, missed, lengths[rows], counts, rows)
-        draft_input.hidden_states[rows] = hidden
+        draft_input.hidden_states = draft_input.hidden_states.index_copy(0, rows, hidden)
         if self._sampled is not None:
             info = batch.sampling_info
             self._sampled.caught_up(draft_input, rows, logits, info, lengths[rows])
             return
         chances, tokens = logits.softmax(-1).topk(self.states.topk, dim=-1)
-        draft_input.topk_p[rows] = chances
-        draft_input.topk_index[rows] = tokens
+        draft_input.topk_p = draft_input.topk_p.index_copy(0, rows, chances)
+        draft_input.topk_index = draft_input.topk_index.index_copy(0, rows, tokens)
 
 
 def _repeating(strategy: Strategy, endings: Sequence[int]) -> list[int]:

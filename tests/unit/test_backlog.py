@@ -33,6 +33,14 @@ def test_it_keeps_copies() -> None:
     assert missed is not None and missed.tokens.tolist() == [7] and missed.features[0, 0] == 1
 
 
+def test_what_is_given_is_not_copied() -> None:
+    backlog = Backlog(1000)
+    hidden, tokens = features(1), torch.tensor([7])
+    backlog.put(["a"], hidden, tokens, [1], given=True)
+    step, _, _ = backlog._waiting["a"].parts[0]
+    assert step.features is hidden and step.tokens is tokens
+
+
 def test_it_says_when_there_is_enough() -> None:
     """Three numbers of four bytes for each of the tokens that count."""
     backlog = Backlog(5 * 3 * 4)

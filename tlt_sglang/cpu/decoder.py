@@ -87,11 +87,11 @@ def forward(
     input_embeds: torch.Tensor | None = None,
     pp_proxy_tensors: Any = None,
 ) -> Any:
-    """Hidden states after the last norm [T, N]; with captured layers a pair of it and their inputs.
+    """Hidden states after the last norm [T, N]; with L captured layers a pair of it and their
+    inputs [T, L * N].
 
     Takes the place of `LlamaModel.forward` and `Qwen2Model.forward`, and calls it where it must.
     """
-    from sglang.srt.layers.aux_hidden_states import AuxHiddenStateList
     from sglang.srt.model_executor.forward_context import get_attn_backend
 
     stack = _stack_of(model, _take_target_apart)
@@ -102,14 +102,15 @@ def forward(
         hidden = torch.nn.functional.embedding(input_ids, model.embed_tokens.weight)
     else:
         hidden = input_embeds.contiguous()
-    captured = AuxHiddenStateList()
-    wanted = model.layers_to_capture
+    wanted = sorted(index for index in set(model.layers_to_capture) if index < len(stack.layers))
+    captured = torch.empty(len(hidden), len(wanted), hidden.shape[-1])
+    places = dict(zip(wanted, captured.numpy().swapaxes(0, 1), strict=True))
     step = stack.step(len(input_ids))
     step.begin(hidden, positions, forward_batch.out_cache_loc)
     for index, layer in enumerate(stack.layers):
-        hidden = step.run(layer, hidden, backend, captured if index in wanted else None)
+        hidden = step.run(layer, hidden, backend, places.get(index))
     hidden = step.end(hidden)
-    return (hidden, captured) if captured else hidden
+    return (hidden, captured.flatten(1)) if wanted else hidden
 
 
 def draft_forward(
@@ -196,9 +197,10 @@ class _Step:
         return out
 
     def run(
-        self, layer: _Layer, hidden: torch.Tensor, backend: CpuAttnBackend, captured: Any
+        self, layer: _Layer, hidden: torch.Tensor, backend: CpuAttnBackend, captured: Array | None
     ) -> torch.Tensor:
-        """One layer; the output of its MLP [T, N], not yet added to the residual stream."""
+        """One layer; the output of its MLP [T, N], not yet added to the residual stream. What it
+        was given goes into `captured` [T, N], if any."""
         normed, residual = self.normed_rows, self.residual_rows
         if self.entered:
             vector.add_rms_norm(hidden.numpy(), residual, layer.input_norm, layer.eps, normed)
@@ -206,7 +208,7 @@ class _Step:
             vector.rms_norm(residual, layer.input_norm, layer.eps, normed)
             self.entered = True
         if captured is not None:
-            captured.capture(self.residual)
+            captured[:] = residual
         return self._through(layer, self.normed, backend)
 
     def run_draft(

@@ -31,6 +31,10 @@ def verify_greedy(
     is the target's: (tokens [T], committed tokens of each request [B], their rows [B, depth])."""
     width = verify_input.draft_token_num
     wanted = head.most_likely(logits).view(-1, width)
+    if width == 1:  # nothing was drafted
+        size = len(wanted)
+        one, rows = torch.ones(size, dtype=torch.int32), torch.arange(size, dtype=torch.int32)
+        return wanted.view(-1).to(torch.int32), one, rows.view(-1, 1)
     predicts = torch.zeros(wanted.numel(), dtype=torch.int32)
     rows = torch.full((len(wanted), verify_input.max_tree_depth), -1, dtype=torch.int32)
     correct = torch.empty(len(wanted), dtype=torch.int32)

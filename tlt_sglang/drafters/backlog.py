@@ -59,14 +59,17 @@ class Backlog:
         features: torch.Tensor,
         tokens: torch.Tensor,
         committed: Sequence[int],
+        given: bool = False,
     ) -> bool:
         """Put off a step: features [B * W, F] and tokens [B * W] of W verified tokens each, the
-        first `committed` of which count. True if it is time to catch up."""
+        first `committed` of which count. True if it is time to catch up.
+
+        `given`: nobody will write into these tensors, so they need not be copied."""
         if len(self._waiting) > 2 * len(requests):
             self.keep(requests)
         counts, width = list(committed), len(tokens) // max(1, len(requests))
         if width == 1:
-            features, tokens = features.clone(), tokens.clone()
+            features, tokens = (x if given else x.clone() for x in (features, tokens))
         else:
             rows = [row * width + i for row, count in enumerate(counts) for i in range(count)]
             index = torch.tensor(rows, device=features.device)

@@ -123,10 +123,10 @@ class Sampled:
             sampling_seed=None if seeds is None else seeds[rows],
             positions=lengths,
         )
-        ahead.topk_p[rows], ahead.topk_index[rows] = self._columns(probs, drawn)
-        whole = ahead.draft_probs.clone()
-        whole[rows] = self.spread(probs)
-        ahead.draft_probs = whole
+        chances, tokens = self._columns(probs, drawn)
+        ahead.topk_p = ahead.topk_p.index_copy(0, rows, chances)
+        ahead.topk_index = ahead.topk_index.index_copy(0, rows, tokens)
+        ahead.draft_probs = ahead.draft_probs.index_copy(0, rows, self.spread(probs))
 
     def _none(self, size: int, device: Any) -> torch.Tensor:
         """[size, V] of zeros, in the memory of one row: nobody writes into a distribution."""

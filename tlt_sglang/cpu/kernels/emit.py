@@ -77,15 +77,15 @@ def total(b: ir.IRBuilder, x: Any) -> Any:
     return b.call(reduce, [F32(0.0), x], fastmath=("reassoc",))
 
 
-def prefetch(b: ir.IRBuilder, address: Any, size: int) -> None:
-    """Ask the memory for `size` bytes that will be read."""
+def prefetch(b: ir.IRBuilder, address: Any, size: int, writing: bool = False) -> None:
+    """Ask the memory for `size` bytes that will be read, or written."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     request = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-    reading, kept, data = I32(0), I32(3), I32(1)
+    use, kept, data = I32(int(writing)), I32(3), I32(1)
     for line in range(0, size, CACHE_LINE):
         place = b.inttoptr(b.add(address, I64(line)), byte)
-        b.call(request, [place, reading, kept, data])
+        b.call(request, [place, use, kept, data])
 
 
 def in_tiles(b: ir.IRBuilder, rows: Any, tile: int, body: Callable[[int, Any], None]) -> None:

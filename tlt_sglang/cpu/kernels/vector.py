@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tlt_sglang.cpu.kernels import emit
 from tlt_sglang.cpu.kernels.compile import Array, inline, kernel
 
 _LOG2E = np.float32(1.4426950408889634)
@@ -103,6 +104,20 @@ def _turn(
         out[i] = scratch[i]
 
 
+def _generate_line(b: Any, address: Any) -> None:
+    emit.prefetch(b, address, emit.CACHE_LINE, writing=True)
+
+
+_will_write = emit.function(_generate_line)
+
+
+@inline()
+def _will_write_row(row: Array) -> None:
+    """Ask the memory for a row [K, D] that is about to be written."""
+    for place in range(0, row.size * 4, emit.CACHE_LINE):
+        _will_write((row.ctypes.data + place,))
+
+
 @kernel(
     "void(float32[:, ::1], int64[::1], float32[:, ::1], float32[::1], float32[::1], float32,"
     " int64[::1], float32[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1])"
@@ -116,18 +131,22 @@ def rope_and_store(
     Rotary embedding with paired halves (NeoX). qkv [T, (H + 2K) * D]; positions, loc [T];
     table [P, rotary], cosines in its first half and sines in its second; qnorm, knorm [D], or empty
     where the model does not normalise heads; q [T, H, D] and the slots loc of keys, values
-    [S, K, D] are written.
+    [S, K, D] are written. Those lie here and there in the pool, so the memory is asked for all of
+    them before the queries are turned.
     """
     heads, dim = q.shape[1], q.shape[2]
     kv_heads = keys.shape[1]
     half = table.shape[1] // 2
     scratch = np.empty(dim, np.float32)
+    for slot in loc:
+        _will_write_row(keys[slot])
+        _will_write_row(values[slot])
     for t in range(qkv.shape[0]):
-        turn = table[positions[t]]
-        row = qkv[t]
-        slot = loc[t]
+        turn, row = table[positions[t]], qkv[t]
         for h in range(heads):
             _turn(row[h * dim : (h + 1) * dim], qnorm, eps, turn, half, scratch, q[t, h])
+    for t in range(qkv.shape[0]):
+        turn, row, slot = table[positions[t]], qkv[t], loc[t]
         base = heads * dim
         for h in range(kv_heads):
             head = row[base + h * dim : base + (h + 1) * dim]
