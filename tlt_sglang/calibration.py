@@ -20,7 +20,7 @@ from tlt_sglang import engine
 from tlt_sglang.arguments import CALIBRATION
 
 STEPS = 3
-"""Of every strategy, in a batch, if half of the tokens are drafts."""
+"""Of every strategy, in a batch, if three of four tokens are drafts."""
 MOST_REQUESTS = 64
 PROMPT = 64
 """Tokens of a prompt."""
@@ -50,7 +50,7 @@ async def calibrate(disaggregation_mode: str, tokenizer_manager: Any) -> None:
     if disaggregation_mode != "null":
         return
     started = time.perf_counter()
-    longest = 2 * STEPS * len(engine.current.config.pool)
+    longest = 4 * STEPS * len(engine.current.config.pool)
     limits = tokenizer_manager.server_args
     tokens = min(longest, tokenizer_manager.context_len // 2)
     try:

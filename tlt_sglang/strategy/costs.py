@@ -109,12 +109,12 @@ class Costs:
             derived = self._modelled(strategy, size) * math.exp(self._off(strategy, size))
         if cell is None:
             return derived, 0, 0
-        if not cell.seconds:
-            return derived, 1, now - cell.at
         # One measurement may be an outlier; what is derived counts as another.
+        if not cell.seconds:
+            count = len(cell.calibrated)
+            return _between(derived, self._calibrated(cell), count), 1, now - cell.at
         count = len(cell.seconds)
-        between = math.exp((math.log(derived) + count * math.log(cell.median)) / (count + 1))
-        return between, count, now - cell.at
+        return _between(derived, cell.median, count), count, now - cell.at
 
     def _drift(self) -> float:
         """Log of what steps cost now over what they did when they were calibrated."""
@@ -164,6 +164,11 @@ class Costs:
             wanted.append(STIFFNESS)
         fitted = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
         self._terms = np.maximum(fitted, 1e-3 * base * np.array(EXPECTED))
+
+
+def _between(one: float, other: float, count: int) -> float:
+    """Of two costs, of which the other counts so many times."""
+    return math.exp((math.log(one) + count * math.log(other)) / (count + 1))
 
 
 def _features(strategy: Strategy, size: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
