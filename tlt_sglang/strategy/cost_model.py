@@ -35,7 +35,7 @@ TRIAL = 2
 """Steps of a strategy that is tried although another one is expected to be better."""
 NOISE = 0.04
 """Standard deviation of one step's time, as a share of it."""
-UNKNOWN = 0.25
+UNKNOWN = 0.2
 """The same of a cost that was derived from others, or that is STALE."""
 FEW = 2
 """Requests at most of which every ending counts for whether a choice is kept."""
