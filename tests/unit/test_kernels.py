@@ -217,6 +217,21 @@ def test_greedy_batches_are_verified_by_their_largest_logits(gen: torch.Generato
         assert mine.dtype == plain.dtype and torch.equal(mine, plain)
 
 
+def test_where_nothing_was_drafted_the_targets_tokens_are_committed(gen: torch.Generator) -> None:
+    """As the kernel would tell of trees of one node."""
+    batch = int(rand(gen, 1, 9))
+    logits = rand(gen, 0, 3, batch, 5).float()
+    alone = torch.full((batch, 1), -1)
+    nodes = (torch.arange(batch).view(-1, 1), alone, alone)
+    tree = SimpleNamespace(draft_token_num=1, max_tree_depth=1)
+    tokens, rows, correct = torch.zeros(batch).int(), alone.int(), torch.zeros(batch).int()
+    last, wanted = rand(gen, 0, 5, batch).view(-1, 1), logits.argmax(-1).view(-1, 1)
+    reference.verify_tree_greedy_cpu(tokens, rows, correct, last, *nodes, wanted)
+    told = sampling.verify_greedy(tree, logits)
+    for mine, plain in zip(told, (tokens, correct + 1, rows), strict=True):
+        assert mine.dtype == plain.dtype and torch.equal(mine, plain)
+
+
 @pytest.mark.parametrize("width", [1, 5, BLOCK, 3 * BLOCK + 7, 49_152])
 def test_argmax(width: int, gen: torch.Generator) -> None:
     rows = int(rand(gen, 1, 7))

@@ -211,6 +211,20 @@ def test_costs_that_were_not_measured_are_derived() -> None:
         assert derived == pytest.approx(machine.cost(arm, size) / 1000, rel=0.3)
 
 
+def test_what_was_calibrated_once_counts_beside_the_model() -> None:
+    costs = Costs()
+    for arm in (OFF, CHAIN):
+        for size in (1, 4):
+            for _ in range(3):
+                costs.observe(arm, size, 0.02, 0, calibrates=True)
+    derived, count, _ = costs.seconds(OFF, 16, 1)
+    assert derived is not None and count == 0
+    costs.observe(OFF, 16, 4 * derived, 1, calibrates=True)
+    once, count, _ = costs.seconds(OFF, 16, 2)
+    assert once is not None and count == 1
+    assert 1.2 * derived < once < 4 * derived
+
+
 def test_a_calibration_on_a_busy_machine_is_set_right_by_what_is_measured_later() -> None:
     machine = bench_policy.MACHINES["cpu"]
     costs = Costs()

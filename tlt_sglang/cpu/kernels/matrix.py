@@ -91,8 +91,8 @@ def multiply_largest(x: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, tor
     """As `multiply`, and the place of the first of the largest of each row [T], as torch.argmax has
     it; None for a weight that does not fill its blocks.
 
-    Every block's largest number is found by the thread that computed the block, while it is at
-    hand: a whole row of logits is no longer in that core's cache.
+    Every block's largest number is found by the thread that has just computed the block: afterwards
+    a row of logits lies in the caches of all cores.
     """
     if packed.outputs != packed.padded:
         return multiply(x, packed), None
