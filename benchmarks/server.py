@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import numpy as np
 
 from benchmarks.common import BenchmarkError, say
 from benchmarks.processes import Process
+from tlt_sglang.sidecar.generate import free_port
 
 HOST = "127.0.0.1"
 Prompt = str | list[int]
@@ -310,14 +310,6 @@ class Transformers(Process):
             self.check_alive()
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-
-def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def default_threads() -> int:

@@ -94,7 +94,7 @@ def serve(
 
     Raises EnvironmentProblem with the last line of its log if it does not start.
     """
-    port = _free_port()
+    port = free_port()
     words = [sys.executable, "-m", "tlt_sglang.launch_server", "--model", model]
     words += ["--port", str(port), "--max-running-requests", str(at_once), *flags]
     words += ["--adaptive-spec", "--tlt-strategies", "off"]
@@ -142,7 +142,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port nobody listens on, below those that the kernel gives to outgoing connections."""
     while True:
         port = random.randint(21000, 31000)
         with socket.socket() as probe, contextlib.suppress(OSError):
