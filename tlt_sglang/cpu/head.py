@@ -13,8 +13,11 @@ import torch
 from tlt_sglang.cpu import linear
 from tlt_sglang.cpu.kernels.argmax import argmax
 
+MOST_ROWS = 512
+"""Of logits whose tokens are wanted: prompts with logprobs have more, and are not verified."""
+
 _logits: torch.Tensor | None = None
-"""Kept, so that no other tensor can have their address."""
+"""Kept until they are verified, so that no other tensor can have their address."""
 _tokens: torch.Tensor | None = None
 
 
@@ -23,20 +26,22 @@ def logits(hidden: torch.Tensor, weight: torch.Tensor, *, greedy: bool) -> torch
     they are."""
     global _logits, _tokens
     changed()
-    if not greedy:
+    if not greedy or len(hidden) > MOST_ROWS:
         return linear.linear(hidden, weight, None)
     _logits, _tokens = linear.linear_largest(hidden, weight)
     return _logits
 
 
 def changed() -> None:
-    """The logits that were computed last are no longer what they were."""
+    """The logits that were computed last are no longer what they were, or no longer of interest."""
     global _logits, _tokens
     _logits = _tokens = None
 
 
 def most_likely(logits: torch.Tensor) -> torch.Tensor:
     """The most likely token of each row of logits [T, V], the first of several: [T] int64."""
-    if _logits is None or _tokens is None or logits.shape != _logits.shape:
+    last, tokens = _logits, _tokens
+    changed()
+    if last is None or tokens is None or logits.shape != last.shape:
         return argmax(logits)
-    return _tokens if logits.data_ptr() == _logits.data_ptr() else argmax(logits)
+    return tokens if logits.data_ptr() == last.data_ptr() else argmax(logits)

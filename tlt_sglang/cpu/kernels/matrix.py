@@ -134,7 +134,8 @@ def _products(narrow: bool) -> Any:
         stride: Any, rows: Any,
     ) -> None:  # fmt: skip
         size = BLOCK * (1 if narrow else 4)
-        # In one pass all of the next block is asked for, in more passes half of it in each of two.
+        # In one pass all of the next block is asked for, in more passes half in the first, and
+        # the other half in those after it.
         pace = b.select(b.icmp_signed("<=", rows, I64(TILE)), I64(size), I64(size // 2))
         half = b.add(next_block, b.mul(inputs, pace))
 
