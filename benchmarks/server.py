@@ -125,17 +125,13 @@ class Server(Process):
         if len(last) < len(prompts) or any(m["completion_tokens"] != tokens for m in metas):
             raise BenchmarkError(f"{self.name} did not generate {tokens} tokens for each prompt.")
         every = arrived.values()
+        first, last_one = (1, -2) if full_batch else (0, -1)
+        ends = [pieces[last_one][0] for pieces in every]
+        start = max(pieces[first][0] for pieces in every)
+        end = min(ends) if full_batch else max(ends)
         if full_batch:
-            start, end = (
-                max(pieces[1][0] for pieces in every),
-                min(pieces[-2][0] for pieces in every),
-            )
             decoded = round(sum(_count(each, end) - _count(each, start) for each in every))
         else:
-            start, end = (
-                max(pieces[0][0] for pieces in every),
-                max(pieces[-1][0] for pieces in every),
-            )
             decoded = sum(pieces[-1][1] - pieces[0][1] for pieces in every)
         steps = metas[0].get("spec_verify_ct") if len(prompts) == 1 else None
         return Sample(

@@ -7,7 +7,6 @@ used last. Every server runs in a session of its own, by which what it leaves be
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ import requests
 from tiny import make_drafter
 
 from tlt_sglang.models import prepare
+from tlt_sglang.sidecar.generate import free_port
 
 MODEL = "smollm2-135m"
 START_SECONDS = 300.0
@@ -326,13 +326,6 @@ def can_bind(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def free_port() -> int:
-    """A port nobody listens on, below those that the kernel gives to outgoing connections."""
-    while not can_bind(port := random.randint(21000, 31000)):
-        pass
-    return port
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, pause: float = 0.1) -> bool:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from launching import refused, run, run_file
-from servers import Servers, free_port
+from servers import Servers
 from tiny import greedily, make_drafter, make_target
 
 from tlt_sglang import __version__
 from tlt_sglang.environment import SGLANG
 from tlt_sglang.patches import all_patches
+from tlt_sglang.sidecar.generate import free_port
 
 VOCAB = 64
 PROMPT = [5, 9, 14, 3] * 4

@@ -21,7 +21,7 @@ class Manager:
     def __init__(self, has_pool: bool = True, queued: int | None = None) -> None:
         self.server_args = SimpleNamespace(max_running_requests=16, max_queued_requests=queued)
         self.model_config = SimpleNamespace(vocab_size=50)
-        self.context_len = 64
+        self.context_len = 128
         self.has_pool = has_pool
         self.calls: list[Any] = []
         self.fails: Exception | None = None
@@ -63,11 +63,21 @@ END = ["abort", "flush", False]
 
 
 def test_the_smallest_a_middle_and_the_largest_batch() -> None:
-    tokens = 64 // 2  # of the context; else 4 * 3 * 3
+    tokens = 4 * 3 * 3
     assert run(Manager()) == [True, (1, tokens), True, (4, tokens), True, (16, tokens), *END]
     assert [call for call in run(Manager(queued=2)) if isinstance(call, tuple)] == [
         (1, tokens),
         (2, tokens),
+    ]
+
+
+def test_a_short_context_leaves_room_for_the_prompt() -> None:
+    manager = Manager()
+    manager.context_len = 20
+    assert [call for call in run(manager) if isinstance(call, tuple)] == [
+        (1, 10),
+        (4, 10),
+        (16, 10),
     ]
 
 

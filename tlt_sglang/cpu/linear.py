@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +98,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     return _product(rows, pack.packed, bias).view(*x.shape[:-1], len(weight))
 
 
-def linear_largest(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
+def linear_largest(
+    x: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """As `linear` of x [T, K], without a bias, and the place of the largest of each row [T], or
     None where that is not found on the way."""
     pack = _pack_of(weight)

@@ -28,6 +28,7 @@ MOST_BETWEEN = 0.5
 IN_FLIGHT = 8
 """Steps of which outcome or time may be missing: overlap scheduling leaves one or two open, and
 events of a GPU are read late."""
+PLAIN = Strategy("off")
 REST = 4
 """Steps of which only the first is chosen, of plain decoding of more than FEW requests."""
 FEW = 8
@@ -60,7 +61,6 @@ class Driver:
         self._turns: Callable[[int], Sequence[Strategy]] | None = None
         self._taken = 0
         self._may_rest, self._rest, self._rest_size = rests, 0, 0
-        self._kept = Strategy("off")
 
     def rests(self, batch_size: int) -> bool:
         """Whether the next step, of so many requests, goes on as the one before, unasked."""
@@ -74,7 +74,7 @@ class Driver:
             self._tell()
         if self.rests(batch_size):
             self._rest -= 1
-            step = _Step(self._kept, batch_size, now, chosen=False)
+            step = _Step(PLAIN, batch_size, now, chosen=False)
         else:
             strategy = self.pinned or self._turn(batch_size)
             strategy = strategy or self._policy.choose(batch_size, endings)
@@ -84,10 +84,9 @@ class Driver:
         return step.strategy
 
     def _begin_rest(self, step: _Step) -> None:
-        plain = step.strategy.num_draft_tokens == 1
-        pays = self._may_rest and plain and step.batch_size > FEW and not step.calibrates
-        self._rest = REST - 1 if pays else 0
-        self._kept, self._rest_size = step.strategy, bucket(step.batch_size)
+        many = step.strategy == PLAIN and step.batch_size > FEW
+        self._rest = REST - 1 if self._may_rest and many and not step.calibrates else 0
+        self._rest_size = bucket(step.batch_size)
 
     def calibrate(self, possible: Callable[[int], Sequence[Strategy]] | None) -> None:
         """From now on the `possible` strategies of a batch size take turns, of one step each: what
