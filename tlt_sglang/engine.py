@@ -116,7 +116,7 @@ class Engine:
         from tlt_sglang.strategy.trace import Recorded
 
         plan = self._plan(worker)
-        possible: Callable[[int], Sequence[Strategy]] | None = plan.strategies if plan else None
+        possible = None if plan is None else _of_pool(plan.strategies, pool)
         if self.live is not None and self.live.seed:
             possible = self._grown(possible)
         policy = policies.make(self.config, pool, possible)
@@ -161,7 +161,8 @@ class Engine:
         from sglang.srt.runtime_context import get_exec
 
         most = worker.target_worker.model_runner.max_running_requests
-        sizes = get_exec().graph.cuda_graph_bs_decode or BATCH_SIZES
+        graphs = get_exec().graph.cuda_graph_config
+        sizes = (graphs.decode.bs if graphs is not None else None) or BATCH_SIZES
         try:
             plan = planned(
                 self.config.pool,
@@ -261,6 +262,21 @@ def versions() -> dict[str, str]:
     return {"tlt_sglang": __version__} | {
         name: version(name) for name in ("sglang", "torch", "transformers")
     }
+
+
+def _of_pool(
+    possible: Callable[[int], Sequence[Strategy]], pool: Sequence[Strategy]
+) -> Callable[[int], Sequence[Strategy]]:
+    """`possible` without strategies outside the pool: a plan always holds plain decoding.
+
+    Where nothing of the pool was planned for a batch size, the whole pool is allowed: it runs
+    without graphs there.
+    """
+
+    def allowed(batch_size: int) -> Sequence[Strategy]:
+        return [one for one in possible(batch_size) if one in pool] or pool
+
+    return allowed
 
 
 def _narrow_drafter(worker: Any) -> None:

@@ -283,7 +283,8 @@ def _use_cpu_engine_if_needed(argv: Sequence[str]) -> bool:
 
 def has_accelerator() -> bool:
     """Whether this machine has a GPU driver; asked without importing torch."""
-    return any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+    nodes = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+    return any(Path(node).exists() for node in nodes)
 
 
 def flag_value(argv: Sequence[str], *names: str) -> str | None:

@@ -341,34 +341,35 @@ def _extend(
 
     table = worker.req_to_token_pool.req_to_token
     pool_rows = batch.req_pool_indices[rows]
-    prefix = lengths - counts
+    starts = lengths - counts
+    ends = counts.cumsum(0)
+    # One gather: the slots of every missed position, request by request.
+    total = len(missed.tokens)
+    of = torch.repeat_interleave(
+        torch.arange(len(rows), device=rows.device), counts, output_size=total
+    )
+    positions = starts[of] + torch.arange(total, device=rows.device) - (ends - counts)[of]
+    host_lengths = lengths.cpu()
     part = copy.copy(batch)
     part.reqs = [batch.reqs[row] for row in missed.rows]
-    part.forward_mode = ForwardMode.DRAFT_EXTEND_V2
+    # A ragged extend as after a prefill: every attention backend has it.
+    part.forward_mode = ForwardMode.EXTEND
     part.input_ids = missed.tokens
     part.req_pool_indices = pool_rows
     part.seq_lens, part.orig_seq_lens = lengths, lengths.to(torch.int32)
-    part.seq_lens_cpu, part.seq_lens_sum = lengths.cpu(), None
-    part.prefix_lens, part.extend_lens = prefix.tolist(), missed.counts
-    part.extend_num_tokens = len(missed.tokens)
+    part.seq_lens_cpu, part.seq_lens_sum = host_lengths, int(host_lengths.sum())
+    part.extend_lens = missed.counts
+    part.prefix_lens = [
+        length - count for length, count in zip(host_lengths.tolist(), missed.counts, strict=True)
+    ]
+    part.extend_num_tokens = total
     part.extend_logprob_start_lens = missed.counts
-    part.out_cache_loc = torch.cat(
-        [
-            table[row, start : start + count]
-            for row, start, count in zip(
-                pool_rows.tolist(), part.prefix_lens, missed.counts, strict=True
-            )
-        ]
-    ).to(torch.int64)
+    part.out_cache_loc = table[pool_rows[of], positions].to(torch.int64)
     part.return_logprob, part.has_grammar = False, False
-    ends = counts.cumsum(0)
     part.spec_info = EagleDraftExtendInput(
         hidden_states=missed.features,
-        num_correct_drafts=counts - 1,
-        num_accept_tokens=counts,
-        num_tokens_per_req=max(missed.counts),
+        num_tokens_per_req=1,
         num_tokens_for_logprob_per_req=1,
-        select_index=ends - 1,
     )
     forward_batch = ForwardBatch.init_new(
         part,
@@ -376,7 +377,10 @@ def _extend(
         capture_hidden_mode=CaptureHiddenMode.LAST,
         return_hidden_states_before_norm=False,
     )
+    forward_batch.return_logprob = False
     output = worker.draft_runner.forward(forward_batch).logits_output
+    # An extend tells the scheduler that the step's shared inputs were read, but the step goes on.
+    worker.draft_runner.shared_read_done_event = None
     return output.next_token_logits, output.hidden_states
 
 

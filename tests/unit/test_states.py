@@ -17,6 +17,24 @@ from tlt_sglang.strategy.arms import Strategy, parse
 OFF, CHAIN, TREE, NGRAM = Strategy("off"), *map(parse, ("eagle:3x1x4", "eagle:3x4x8", "ngram:4"))
 
 
+ALL_SIZES = [1, 2, 4, 8]
+
+
+class Bag(SimpleNamespace):
+    """A part of SGLang's configuration, which its runners read while they are built."""
+
+    @contextlib.contextmanager
+    def override(self, **changes: Any) -> Iterator[None]:
+        before = {name: getattr(self, name) for name in changes}
+        vars(self).update(changes)
+        yield
+        vars(self).update(before)
+
+
+SPEC = Bag(speculative_eagle_topk=4)
+GRAPH = Bag(cuda_graph_config={"decode": {"bs": ALL_SIZES}})
+
+
 @dataclass
 class SpecRuntimeState:
     """SGLang's, as far as it counts here."""
@@ -57,8 +75,9 @@ class Worker:
     def build_adaptive_runtime_state(
         self, speculative_num_steps: int, speculative_num_draft_tokens: int, cuda_graph_bs: Any
     ) -> SpecRuntimeState:
-        shape = speculative_num_steps, self.topk, speculative_num_draft_tokens
-        self.built.append((*shape, cuda_graph_bs))
+        shape = speculative_num_steps, SPEC.speculative_eagle_topk, speculative_num_draft_tokens
+        decode = GRAPH.cuda_graph_config["decode"]
+        self.built.append((*shape, [] if decode.get("backend") == "disabled" else decode["bs"]))
         return SpecRuntimeState(*shape[::2], target_graph_runner=f"verify {shape[2]}")
 
 
@@ -73,10 +92,19 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
         setattr(eagle, f"{name}_context", surroundings)
     adaptive.SpecRuntimeState = SpecRuntimeState  # type: ignore[attr-defined]
     package = ModuleType("sglang.srt.speculative")
+    graphs, context = ModuleType("cuda_graph_config"), ModuleType("runtime_context")
+    graphs.with_phase = lambda config, phase, **changes: {  # type: ignore[attr-defined]
+        **config,
+        phase: config[phase] | changes,
+    }
+    context.get_spec = lambda: SPEC  # type: ignore[attr-defined]
+    context.get_exec = lambda: SimpleNamespace(graph=GRAPH)  # type: ignore[attr-defined]
     package.eagle_worker_v2 = eagle  # type: ignore[attr-defined]
     for name, module in {
         "sglang": ModuleType("sglang"),
         "sglang.srt": ModuleType("sglang.srt"),
+        "sglang.srt.model_executor.cuda_graph_config": graphs,
+        "sglang.srt.runtime_context": context,
         "sglang.srt.speculative": package,
         "sglang.srt.speculative.eagle_worker_v2": eagle,
         "sglang.srt.speculative.adaptive_runtime_state": adaptive,
@@ -103,9 +131,15 @@ def test_only_what_is_missing_is_built(worker: Worker) -> None:
 
 def test_without_a_plan_sglang_says_what_is_captured(worker: Worker) -> None:
     States(worker, [NGRAM, CHAIN])
-    assert worker.built == [(3, 1, 4, None)]
+    assert worker.built == [(3, 1, 4, ALL_SIZES)]
 
 
 def test_what_a_plan_leaves_out_is_not_captured(worker: Worker) -> None:
     States(worker, [OFF, CHAIN], {OFF: [1]})
     assert worker.built == [(3, 1, 4, []), (0, 1, 1, [1])]
+
+
+def test_the_configuration_is_as_before_afterwards(worker: Worker) -> None:
+    States(worker, [OFF, CHAIN], {OFF: [1]})
+    assert SPEC.speculative_eagle_topk == 4
+    assert GRAPH.cuda_graph_config == {"decode": {"bs": ALL_SIZES}}

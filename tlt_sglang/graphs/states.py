@@ -85,7 +85,7 @@ class States:
 
     def _build(self, strategy: Strategy, batch_sizes: list[int] | None) -> Any:
         self._shape(strategy)
-        with self._capturing(strategy.topk):
+        with self._capturing(strategy.topk), _configured(strategy.topk, batch_sizes):
             return self.worker.build_adaptive_runtime_state(
                 speculative_num_steps=depth_of(strategy),
                 speculative_num_draft_tokens=strategy.num_draft_tokens,
@@ -119,6 +119,21 @@ class States:
             one.topk = strategy.topk
             one.speculative_num_steps = depth_of(strategy)
             one.speculative_num_draft_tokens = strategy.num_draft_tokens
+
+
+@contextlib.contextmanager
+def _configured(topk: int, batch_sizes: list[int] | None) -> Iterator[None]:
+    """Let SGLang's runners and backends read `topk` and the batch sizes to capture while they are
+    built: they read the configuration, not the worker. None leaves the batch sizes as they are."""
+    from sglang.srt.model_executor.cuda_graph_config import with_phase
+    from sglang.srt.runtime_context import get_exec, get_spec
+
+    graph, changes = get_exec().graph, {}
+    if batch_sizes is not None and graph.cuda_graph_config is not None:
+        decode = {"bs": batch_sizes} if batch_sizes else {"backend": "disabled"}
+        changes["cuda_graph_config"] = with_phase(graph.cuda_graph_config, "decode", **decode)
+    with get_spec().override(speculative_eagle_topk=topk), graph.override(**changes):
+        yield
 
 
 @contextlib.contextmanager
