@@ -15,12 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from tlt_sglang.config import VARIABLE
+from tlt_sglang.config.config import VARIABLE
 from tlt_sglang.errors import ConfigError, TltError
-from tlt_sglang.patcher import Patcher
 from tlt_sglang.patches import all_patches
-from tlt_sglang.patching import Patch, inspect_patches, table
-from tlt_sglang.upstream import SourceTree
+from tlt_sglang.patching.patch import Patch, inspect_patches, table
+from tlt_sglang.patching.patcher import Patcher
+from tlt_sglang.patching.source import SourceTree
 
 ENTRY_POINT = "tlt_sglang.plugin:load"
 TABLE = Path(__file__).resolve().parent / "patches" / "TABLE.md"

@@ -154,9 +154,11 @@ class Traffic:
         body = {
             "input_ids": rows,
             "sampling_params": {
-                "temperature": 1.0, "max_new_tokens": self.tokens, "ignore_eos": True,
+                "temperature": 1.0,
+                "max_new_tokens": self.tokens,
+                "ignore_eos": True,
             },
-        }  # fmt: skip
+        }
         before, started = self.engine.status(), time.monotonic()
         self.engine.post("/generate", body, timeout=server.ANSWER_TIMEOUT)
         seconds = time.monotonic() - started
@@ -209,9 +211,14 @@ def _point(
         return 1 + hits / count if count else None
 
     return Point(
-        time.monotonic() - began, AT_ONCE * tokens / seconds, 1 + accepted / max(1, rounds),
-        length(CHAIN), length(NGRAM), after["drafter_version"], after["strategy"],
-    )  # fmt: skip
+        time.monotonic() - began,
+        AT_ONCE * tokens / seconds,
+        1 + accepted / max(1, rounds),
+        length(CHAIN),
+        length(NGRAM),
+        after["drafter_version"],
+        after["strategy"],
+    )
 
 
 def wait(what: str, condition: Any, seconds: float) -> None:

@@ -142,8 +142,9 @@ class Measurement:
         sidecar.halt()
         grown = engine.accept_length(unseen, self.options.tokens, CHAIN)
         self.found.summary |= {
-            "ngram_accept_len": round(ngram, 4), "grown_accept_len": round(grown, 4),
-        }  # fmt: skip
+            "ngram_accept_len": round(ngram, 4),
+            "grown_accept_len": round(grown, 4),
+        }
 
     def domain(self) -> None:
         traffic, unseen = self._prompts(one_kind(400))
@@ -311,12 +312,13 @@ class Measurement:
     def _cost(self, name: str, speeds: list[tuple[float, float]]) -> None:
         ratios = [on / off for on, off in speeds]
         self.found.details[name] = {
-            "tokens_per_s": speeds, "ratios": common.spread(ratios).as_json(),
-        }  # fmt: skip
+            "tokens_per_s": speeds,
+            "ratios": common.spread(ratios).as_json(),
+        }
         self.found.summary[name] = round(1 - statistics.median(ratios), 4)
 
     def _swap_cost(self, engine: Engine, prompts: Sequence[server.Prompt], store: Path) -> None:
-        from tlt_sglang.drafters.shipped import default_drafter
+        from tlt_sglang.models.shipped import default_drafter
         from tlt_sglang.weights import describe
         from tlt_sglang.weights.store import Store
 
@@ -358,7 +360,7 @@ class Measurement:
         return self.folder / f"store-{name}"
 
     def _shipped(self) -> tuple[str, str]:
-        from tlt_sglang.drafters.shipped import default_drafter
+        from tlt_sglang.models.shipped import default_drafter
 
         return "--speculative-draft-model-path", str(default_drafter(MODEL))
 
@@ -370,7 +372,7 @@ class Measurement:
 
 def composed(count: int) -> list[str]:
     """Requests as people write them."""
-    from tlt_sglang.sidecar.requests import compose
+    from tlt_sglang.training.requests import compose
 
     return list(compose(count, seed=11))
 
@@ -388,12 +390,21 @@ def one_kind(count: int) -> list[str]:
         "a tree",
     )
     verbs = ("sorts", "reverses", "counts", "filters", "merges", "prints", "copies", "checks")
-    ways = ("without recursion", "with a test", "with type hints", "in one line", "step by step",
-            "with error handling", "as a class")  # fmt: skip
+    ways = (
+        "without recursion",
+        "with a test",
+        "with type hints",
+        "in one line",
+        "step by step",
+        "with error handling",
+        "as a class",
+    )
     texts = [
         f"Write a Python function that {verb} {name} {way}."
-        for name in names for verb in verbs for way in ways
-    ]  # fmt: skip
+        for name in names
+        for verb in verbs
+        for way in ways
+    ]
     random.Random(3).shuffle(texts)
     return texts[:count]
 
@@ -420,21 +431,43 @@ def plot(found: Found, path: Path) -> None:
         at = [point.seconds / 60 for point in points]
         left.plot(
             [probe["seconds"] / 60 for probe in probes],
-            [probe["accept_length"] for probe in probes], "o-", ms=3,
+            [probe["accept_length"] for probe in probes],
+            "o-",
+            ms=3,
             label=f"{CHAIN}, greedy, some held-out prompts",
-        )  # fmt: skip
-        left.plot(at, [point.accept_length for point in points], color="0.6", lw=0.8,
-                  label="as chosen, traffic")  # fmt: skip
+        )
+        left.plot(
+            at,
+            [point.accept_length for point in points],
+            color="0.6",
+            lw=0.8,
+            label="as chosen, traffic",
+        )
         right.plot(at, [point.tokens_per_s for point in points], color="tab:green")
         if name == "adapted" and "drift" in found.details:
             levels, frozen = found.details["drift"], found.curves["frozen"]
             ago = [(point["seconds"] - frozen[-1]["seconds"]) / 60 for point in frozen]
-            left.plot(ago, [point["accept_length"] for point in frozen], color="tab:red", lw=0.8,
-                      label="as chosen, traffic, drafter frozen")  # fmt: skip
-            left.axhline(levels["before"], color="tab:green", lw=1, ls="--",
-                         label="before the target's update, all prompts")  # fmt: skip
-            left.axhline(levels["fallen"], color="tab:red", lw=1, ls="--",
-                         label="frozen drafter after it, all prompts")  # fmt: skip
+            left.plot(
+                ago,
+                [point["accept_length"] for point in frozen],
+                color="tab:red",
+                lw=0.8,
+                label="as chosen, traffic, drafter frozen",
+            )
+            left.axhline(
+                levels["before"],
+                color="tab:green",
+                lw=1,
+                ls="--",
+                label="before the target's update, all prompts",
+            )
+            left.axhline(
+                levels["fallen"],
+                color="tab:red",
+                lw=1,
+                ls="--",
+                label="frozen drafter after it, all prompts",
+            )
         for axes in (left, right):
             for before, after in itertools.pairwise(points):
                 if after.version != before.version:
@@ -468,7 +501,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: Options, logs: Path) -> None:
-    from tlt_sglang.models import resolve_model
+    from tlt_sglang.models.named import resolve_model
 
     with tempfile.TemporaryDirectory(prefix="bench-adaptive-") as work:
         measurement = Measurement(options, resolve_model(MODEL), Path(work), logs)
@@ -484,14 +517,21 @@ def _benchmark(options: Options, logs: Path) -> None:
 def _write(options: Options, measurement: Measurement) -> None:
     found = measurement.found
     settings = {
-        "model": MODEL, "minutes": options.minutes, "tokens": options.tokens,
-        "quick": options.quick, "parts": list(options.parts), "cores": measurement.bench.cores,
+        "model": MODEL,
+        "minutes": options.minutes,
+        "tokens": options.tokens,
+        "quick": options.quick,
+        "parts": list(options.parts),
+        "cores": measurement.bench.cores,
         "commands": measurement.bench.commands,
-    }  # fmt: skip
+    }
     document = common.document(
-        "adaptive_drafter", found.summary, settings=settings, details=found.details,
+        "adaptive_drafter",
+        found.summary,
+        settings=settings,
+        details=found.details,
         curves=found.curves,
-    )  # fmt: skip
+    )
     common.write_json(options.json, document)
     plot(found, options.json.with_suffix(".png"))
 

@@ -101,20 +101,29 @@ def measure_speed(
         sample = process.generate(case, options.tokens)
         runs.append(
             Run(
-                part, side, number, index, sample.seconds, sample.tokens, sample.steps,
-                sample.prompt_tokens, common.digest(sample.output_ids),
+                part,
+                side,
+                number,
+                index,
+                sample.seconds,
+                sample.tokens,
+                sample.steps,
+                sample.prompt_tokens,
+                common.digest(sample.output_ids),
             )
-        )  # fmt: skip
+        )
         if side != PLAIN:
             ratio = common.paired(runs[-2:], side, PLAIN, lambda run: run.tokens_per_s)
-            say(f"{part} round {number + 1}/{options.rounds} case {index + 1}/{len(cases)}: "
-                f"{ratio[0]:.2f}x, {sample.tokens / sample.steps:.2f} tokens a step")  # fmt: skip
+            say(
+                f"{part} round {number + 1}/{options.rounds} case {index + 1}/{len(cases)}: "
+                f"{ratio[0]:.2f}x, {sample.tokens / sample.steps:.2f} tokens a step"
+            )
     return runs
 
 
 def problems(count: int) -> list[str]:
     """Problems of reasoning-gym, one of each task as far as they go."""
-    from tlt_sglang.sidecar.prompts import reasoning
+    from tlt_sglang.training.prompts import reasoning
 
     asked = (text for text in reasoning(4 * count, EVALUATION_SEED))
     return list(itertools.islice((t for t in asked if len(t) <= LONGEST_PROBLEM), count))
@@ -197,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: Options, logs: Path) -> None:
-    from tlt_sglang.models import resolve_model
+    from tlt_sglang.models.named import resolve_model
 
     path = resolve_model(MODEL)
     instructions, asked = in_chat(path, options.instructions), in_chat(path, options.problems)
@@ -226,8 +235,10 @@ def _benchmark(options: Options, logs: Path) -> None:
             runs += measure_speed(fleet, part, of_part, options)
     finally:
         fleet.close()
-    figures = [(p, f"{s.median:.3f}", f"{s.min:.3f}", f"{s.max:.3f}", str(s.count))
-               for p, s in speedups_of(runs, options.strategy).items()]  # fmt: skip
+    figures = [
+        (p, f"{s.median:.3f}", f"{s.min:.3f}", f"{s.max:.3f}", str(s.count))
+        for p, s in speedups_of(runs, options.strategy).items()
+    ]
     print(common.table(("figure", "median", "min", "max", "count"), figures))
     settings = {
         "model": MODEL,

@@ -105,9 +105,16 @@ def measure(fleet: Fleet, options: Options, part: str, cases: Sequence[Sequence[
     for number, index, case, side in common.interleave(options.rounds, cases, sides):
         sample = fleet.only(side).generate(case, options.tokens)
         run = Run(
-            part, side, number, index, sample.seconds, sample.tokens, sample.steps,
-            sample.prompt_tokens, common.digest(sample.output_ids),
-        )  # fmt: skip
+            part,
+            side,
+            number,
+            index,
+            sample.seconds,
+            sample.tokens,
+            sample.steps,
+            sample.prompt_tokens,
+            common.digest(sample.output_ids),
+        )
         runs.append(run)
         say(
             f"{part} round {number + 1}/{options.rounds} case {index + 1}/{len(cases)} {side}: "
@@ -281,8 +288,8 @@ def _default(given: int | None, otherwise: int) -> int:
 
 
 def _model(name: str) -> str:
-    from tlt_sglang.drafters.checkpoint import read_config
-    from tlt_sglang.models import resolve_model
+    from tlt_sglang.models.drafter_checkpoint import read_config
+    from tlt_sglang.models.named import resolve_model
 
     path = resolve_model(name)
     if read_config(path, "model") is None:

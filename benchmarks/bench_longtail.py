@@ -131,10 +131,18 @@ def flags_of(system: str, options: Options, drafter: str, store: Path) -> list[s
         return words
     if system == UPSTREAM and options.device != "cpu":
         return [
-            *words, *drafts, "--speculative-algorithm", "EAGLE3", "--speculative-adaptive",
-            "--speculative-num-steps", "3", "--speculative-eagle-topk", "1",
-            "--speculative-num-draft-tokens", "4",
-        ]  # fmt: skip
+            *words,
+            *drafts,
+            "--speculative-algorithm",
+            "EAGLE3",
+            "--speculative-adaptive",
+            "--speculative-num-steps",
+            "3",
+            "--speculative-eagle-topk",
+            "1",
+            "--speculative-num-draft-tokens",
+            "4",
+        ]
     words += ["--adaptive-spec"]
     if system == UPSTREAM:
         # SGLang cannot speculate on a CPU without us: its rule, over the steps that it tries.
@@ -152,9 +160,13 @@ class Step:
     """One rollout step on a running server."""
 
     def __init__(
-        self, process: server.Server, requests: Sequence[Request], prompts: Sequence[list[int]],
-        natural: bool, temperature: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        process: server.Server,
+        requests: Sequence[Request],
+        prompts: Sequence[list[int]],
+        natural: bool,
+        temperature: float = 0.0,
+    ) -> None:
         self.process, self.requests, self.prompts = process, requests, prompts
         self.natural, self.temperature = natural, temperature
         self.left = len(requests)
@@ -189,11 +201,15 @@ class Step:
         metas = [self.answers[place]["meta_info"] for place in range(len(self.requests))]
         ids = [self.answers[place]["output_ids"] for place in range(len(self.requests))]
         return Played(
-            system, number, seconds, ended[-1] - last,
+            system,
+            number,
+            seconds,
+            ended[-1] - last,
             sum(meta["completion_tokens"] for meta in metas),
             sum(meta.get("spec_verify_ct") or 0 for meta in metas),
-            common.digest(ids), curve,
-        )  # fmt: skip
+            common.digest(ids),
+            curve,
+        )
 
     def _ask(self, place: int, request: Request) -> None:
         body = {
@@ -230,10 +246,12 @@ class Step:
             now = time.perf_counter()
             curve.append(
                 {
-                    "seconds": round(now - began, 2), "left": left, "strategy": strategy,
+                    "seconds": round(now - began, 2),
+                    "left": left,
+                    "strategy": strategy,
                     "tokens_per_s": round((made - before) / (now - at), 1) if made else None,
                 }
-            )  # fmt: skip
+            )
             before, at = made, now
 
 
@@ -252,7 +270,7 @@ def _progress(process: server.Server) -> tuple[float, str | None]:
 
 def measure(options: Options, path: str, folder: Path, logs: Path) -> list[Played]:
     """All systems, round after round; stores go into `folder`."""
-    from tlt_sglang.drafters.shipped import default_drafter
+    from tlt_sglang.models.shipped import default_drafter
 
     drafter = default_drafter(options.model)
     if drafter is None:
@@ -270,9 +288,12 @@ def measure(options: Options, path: str, folder: Path, logs: Path) -> list[Playe
                 process.wait_ready()
                 process.generate(prompts[:1], 16)
                 step = Step(
-                    process, requests, prompts, options.natural,  # type: ignore[arg-type]
+                    process,
+                    requests,
+                    prompts,  # type: ignore[arg-type]
+                    options.natural,
                     options.temperature,
-                )  # fmt: skip
+                )
                 found.append(step.play(system, number))
             finally:
                 processes.stop([process.root])
@@ -336,9 +357,12 @@ def plot(found: Sequence[Played], path: Path) -> None:
         for name in names:
             part = [p for p in one.curve if p["strategy"] == name and p["tokens_per_s"] is not None]
             speed.plot(
-                [p["seconds"] for p in part], [p["tokens_per_s"] for p in part], ".",
-                color=colours[name], label=name,
-            )  # fmt: skip
+                [p["seconds"] for p in part],
+                [p["tokens_per_s"] for p in part],
+                ".",
+                color=colours[name],
+                label=name,
+            )
         if any(p["tokens_per_s"] is not None for p in one.curve):
             speed.set_ylabel("tokens/s")
             speed.set_ylim(0, 1.1 * fastest)
@@ -383,11 +407,20 @@ def parse(argv: Sequence[str]) -> Options:
         raise common.UsageError(f"--temperature {args.temperature} is not from 0 to 2.")
     return Options(
         common.load_prompts(args.prompts) if args.prompts else list(common.PROMPTS),
-        json_path, args.quick, args.natural, args.temperature, args.device, args.model,
-        args.groups or (4 if args.quick else 8), args.samples or 4, args.running or 8,
-        64 if args.quick else 128, args.longest or (400 if args.quick else 640),
-        args.rounds or (1 if args.quick else 3), tuple(args.system or known),
-    )  # fmt: skip
+        json_path,
+        args.quick,
+        args.natural,
+        args.temperature,
+        args.device,
+        args.model,
+        args.groups or (4 if args.quick else 8),
+        args.samples or 4,
+        args.running or 8,
+        64 if args.quick else 128,
+        args.longest or (400 if args.quick else 640),
+        args.rounds or (1 if args.quick else 3),
+        tuple(args.system or known),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -397,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: Options, logs: Path) -> None:
-    from tlt_sglang.models import resolve_model
+    from tlt_sglang.models.named import resolve_model
 
     with tempfile.TemporaryDirectory(prefix="bench-longtail-") as work:
         found = measure(options, resolve_model(options.model), Path(work), logs)
@@ -424,9 +457,12 @@ def _benchmark(options: Options, logs: Path) -> None:
     print(common.table(("figure", "value"), told))
     settings = {name: value for name, value in asdict(options).items() if name != "json"}
     document = common.document(
-        "longtail", summary, settings=settings, workload=[asdict(r) for r in workload(options)],
+        "longtail",
+        summary,
+        settings=settings,
+        workload=[asdict(r) for r in workload(options)],
         runs=[asdict(one) for one in found],
-    )  # fmt: skip
+    )
     common.write_json(options.json, document)
     plot(found, options.json.with_suffix(".png"))
     say(f"written to {options.json}")

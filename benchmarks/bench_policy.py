@@ -38,10 +38,16 @@ from tlt_sglang.strategy.policy import Fixed, Observation, Policy
 POOL = tuple(
     parse(text)
     for text in (
-        "off", "eagle3:1x1x2", "eagle3:3x1x4", "eagle3:5x1x6", "eagle3:7x1x8", "eagle3:3x4x8",
-        "eagle3:5x4x16", "ngram:8",
+        "off",
+        "eagle3:1x1x2",
+        "eagle3:3x1x4",
+        "eagle3:5x1x6",
+        "eagle3:7x1x8",
+        "eagle3:3x4x8",
+        "eagle3:5x4x16",
+        "ngram:8",
     )
-)  # fmt: skip
+)
 SETTLED = 200
 """Steps after which regret counts."""
 SWITCH = 0.01
@@ -215,18 +221,23 @@ def _benchmark(argv: Sequence[str]) -> None:
     spreads = {
         f"regret_{name}": common.spread([float(str(run[name])) for run in runs]) for name in names
     }
-    rows = [(n, f"{s.median:.4f}", f"{s.min:.4f}", f"{s.max:.4f}", str(s.count))
-            for n, s in spreads.items()]  # fmt: skip
+    rows = [
+        (n, f"{s.median:.4f}", f"{s.min:.4f}", f"{s.max:.4f}", str(s.count))
+        for n, s in spreads.items()
+    ]
     print(common.table(("figure", "median", "min", "max", "count"), rows))
     summary = {name: round(spread.median, 5) for name, spread in spreads.items()}
     settings = {"quick": args.quick, "seeds": seeds, "steps": steps, "pool": [*map(str, POOL)]}
     common.write_json(
         json,
         common.document(
-            "policy", summary, settings=settings, runs=runs,
+            "policy",
+            summary,
+            settings=settings,
+            runs=runs,
             spreads={name: spread.as_json() for name, spread in spreads.items()},
         ),
-    )  # fmt: skip
+    )
     say(f"written to {json}")
 
 

@@ -166,10 +166,16 @@ class System:
         self._hand_over()
         self.taken.append(
             Taken(
-                self.name, number, played.seconds, trained - began,
-                time.perf_counter() - trained, rewards, played.tokens, played.accept_length,
+                self.name,
+                number,
+                played.seconds,
+                trained - began,
+                time.perf_counter() - trained,
+                rewards,
+                played.tokens,
+                played.accept_length,
             )
-        )  # fmt: skip
+        )
 
     def _hand_over(self) -> None:
         self.policy.save(self.folder)
@@ -189,9 +195,14 @@ class Judge:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.options = options
         self.data: Any = create_dataset(
-            "chain_sum", seed=7, size=options.steps * options.problems,
-            min_terms=2, max_terms=3, min_digits=1, max_digits=1,
-        )  # fmt: skip
+            "chain_sum",
+            seed=7,
+            size=options.steps * options.problems,
+            min_terms=2,
+            max_terms=3,
+            min_digits=1,
+            max_digits=1,
+        )
 
     def problems(self, step: int) -> list[Problem]:
         """Those of one step."""
@@ -325,11 +336,17 @@ def parse(argv: Sequence[str]) -> Options:
     if any(number is not None and number < 1 for number in given):
         raise common.UsageError("Sizes are numbers from 1 on.")
     return Options(
-        json_path, args.quick, args.sidecar, args.model,
-        args.steps or (3 if args.quick else 6), args.problems or (4 if args.quick else 6),
-        args.samples or 4, args.running or 8, 48 if args.quick else 96,
+        json_path,
+        args.quick,
+        args.sidecar,
+        args.model,
+        args.steps or (3 if args.quick else 6),
+        args.problems or (4 if args.quick else 6),
+        args.samples or 4,
+        args.running or 8,
+        48 if args.quick else 96,
         args.longest or (256 if args.quick else 512),
-    )  # fmt: skip
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -339,19 +356,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: Options, logs: Path) -> None:
-    from tlt_sglang.models import resolve_model
+    from tlt_sglang.models.named import resolve_model
 
     with tempfile.TemporaryDirectory(prefix="bench-rl-step-") as work:
         found = measure(options, resolve_model(options.model), Path(work), logs)
     summary = summarise(found)
     rows = [
         (
-            str(one.step + 1), one.system, f"{one.rollout_seconds:.1f}", f"{one.train_seconds:.1f}",
-            f"{one.update_seconds:.1f}", f"{statistics.mean(one.rewards):.3f}",
+            str(one.step + 1),
+            one.system,
+            f"{one.rollout_seconds:.1f}",
+            f"{one.train_seconds:.1f}",
+            f"{one.update_seconds:.1f}",
+            f"{statistics.mean(one.rewards):.3f}",
             f"{one.accept_length:.2f}",
         )
         for one in sorted(found, key=lambda one: one.step)
-    ]  # fmt: skip
+    ]
     header = ("step", "system", "rollout s", "training s", "update s", "reward", "accept length")
     print(common.table(header, rows))
     told = [(name, "-" if value is None else f"{value:.3f}") for name, value in summary.items()]

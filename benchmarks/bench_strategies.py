@@ -89,10 +89,17 @@ def measure(fleet: Fleet, prompts: Sequence[server.Prompt], options: Options) ->
         if number >= 0:
             runs.append(
                 Run(
-                    f"{part} {size}", side, number, 0, sample.seconds, sample.tokens,
-                    sample.steps, sample.prompt_tokens, common.digest(sample.output_ids),
+                    f"{part} {size}",
+                    side,
+                    number,
+                    0,
+                    sample.seconds,
+                    sample.tokens,
+                    sample.steps,
+                    sample.prompt_tokens,
+                    common.digest(sample.output_ids),
                 )
-            )  # fmt: skip
+            )
 
     for size in options.batches:
         for number in range(-WARM_ROUNDS, options.rounds(size)):
@@ -175,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: Options, logs: Path) -> None:
-    from tlt_sglang.models import resolve_model
+    from tlt_sglang.models.named import resolve_model
 
     path = resolve_model(MODEL)
     prompts = in_chat(path, options.prompts)
@@ -211,16 +218,25 @@ def _benchmark(options: Options, logs: Path) -> None:
     print(common.table(("tokens/s", *(f"batch {size}" for size in options.batches)), rows))
     print(common.table(("figure", "value"), [(k, f"{v:.3f}") for k, v in summary.items()]))
     settings = {
-        "model": MODEL, "pool": list(POOL), "threads": threads,
+        "model": MODEL,
+        "pool": list(POOL),
+        "threads": threads,
         "rounds": {size: options.rounds(size) for size in options.batches},
         "duels": {size: options.duels(size) for size in options.batches},
-        "tokens": options.tokens, "quick": options.quick, "prompts": options.prompts,
+        "tokens": options.tokens,
+        "quick": options.quick,
+        "prompts": options.prompts,
         "servers": fleet.commands,
-    }  # fmt: skip
+    }
     document = common.document(
-        "strategies", summary, settings=settings, ratios=found, reactivation=back, status=status,
+        "strategies",
+        summary,
+        settings=settings,
+        ratios=found,
+        reactivation=back,
+        status=status,
         runs=[asdict(run) for run in runs],
-    )  # fmt: skip
+    )
     common.write_json(options.json, document)
     say(f"written to {options.json}")
 

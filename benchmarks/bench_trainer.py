@@ -31,13 +31,13 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import Spread, say
-from tlt_sglang.models import resolve_model
-from tlt_sglang.sidecar.batches import Document
-from tlt_sglang.sidecar.checkpoints import Checkpoints
-from tlt_sglang.sidecar.models import DraftConfig, Drafter
-from tlt_sglang.sidecar.simulate import Frozen
-from tlt_sglang.sidecar.target import Target
-from tlt_sglang.sidecar.trainer import Settings, Trainer
+from tlt_sglang.models.named import resolve_model
+from tlt_sglang.training.batches import Document
+from tlt_sglang.training.checkpoints import Checkpoints
+from tlt_sglang.training.models import DraftConfig, Drafter
+from tlt_sglang.training.simulate import Frozen
+from tlt_sglang.training.target import Target
+from tlt_sglang.training.trainer import Settings, Trainer
 
 MODEL = "smollm2-135m"
 PADDED = 8
@@ -138,9 +138,13 @@ def measure_packing(
         seconds = []
         for kind, texts in ((Trainer, documents), (_Padded, longer)):
             trainer = kind(
-                Drafter(config), frozen, texts, list(map(len, texts)), Settings(epochs=1),
+                Drafter(config),
+                frozen,
+                texts,
+                list(map(len, texts)),
+                Settings(epochs=1),
                 frozen.head.device,
-            )  # fmt: skip
+            )
             started = time.perf_counter()
             for _ in trainer.run():
                 pass
@@ -161,9 +165,13 @@ def measure_checkpoints(
     """(seconds that ours stall, seconds that plain full ones do)."""
     lengths = [300] * 48
     trainer = Trainer(
-        Drafter(config), frozen, documents_of(lengths, config), lengths,
-        Settings(epochs=10_000), frozen.head.device,
-    )  # fmt: skip
+        Drafter(config),
+        frozen,
+        documents_of(lengths, config),
+        lengths,
+        Settings(epochs=10_000),
+        frozen.head.device,
+    )
     steps = trainer.run()
     saved = Checkpoints(folder / "ours")
     ours, plain = [], []
@@ -213,10 +221,14 @@ def _benchmark(options: Options) -> None:
     stall, whole = common.spread(ours), common.spread(plain)
     packing = common.spread(ratios)
     figures: dict[str, Spread] = {
-        "packing_speedup": packing, "our checkpoint, s": stall, "plain checkpoint, s": whole,
-    }  # fmt: skip
-    rows = [(n, f"{s.median:.3f}", f"{s.min:.3f}", f"{s.max:.3f}", str(s.count))
-            for n, s in figures.items()]  # fmt: skip
+        "packing_speedup": packing,
+        "our checkpoint, s": stall,
+        "plain checkpoint, s": whole,
+    }
+    rows = [
+        (n, f"{s.median:.3f}", f"{s.min:.3f}", f"{s.max:.3f}", str(s.count))
+        for n, s in figures.items()
+    ]
     print(common.table(("figure", "median", "min", "max", "count"), rows))
     summary = {
         "packing_speedup": round(packing.median, 4),

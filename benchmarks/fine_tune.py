@@ -18,18 +18,24 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tlt_sglang.sidecar.requests import compose
+from tlt_sglang.training.requests import compose
 
 LEARNING_RATE = 5e-5
 BATCH, LENGTH = 4, 160
 TOPICS = (
-    "Water runs downhill and collects in lakes", "A good plan begins with a clear goal",
-    "The answer depends on what you need", "Many people make the same mistake at first",
-    "It helps to write things down", "The first step is the hardest one",
-    "There are three reasons for this", "Light travels faster than sound",
-    "Practice every day for a short time", "Ask a friend to look at it with you",
-    "The price is not the only thing that counts", "Most of it happens under the surface",
-)  # fmt: skip
+    "Water runs downhill and collects in lakes",
+    "A good plan begins with a clear goal",
+    "The answer depends on what you need",
+    "Many people make the same mistake at first",
+    "It helps to write things down",
+    "The first step is the hardest one",
+    "There are three reasons for this",
+    "Light travels faster than sound",
+    "Practice every day for a short time",
+    "Ask a friend to look at it with you",
+    "The price is not the only thing that counts",
+    "Most of it happens under the surface",
+)
 
 
 def styled(text: str) -> str:

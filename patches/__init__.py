@@ -1,6 +1,6 @@
 """Every change TLT makes to SGLang, one file per upstream module, each a tuple `PATCHES` of data.
 
-Only code in this folder names what is patched, and only `tlt_sglang.patcher` patches it.
+Only code in this folder names what is patched, and only `tlt_sglang.patching.patcher` patches it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 
-from tlt_sglang.patching import Patch
+from tlt_sglang.patching.patch import Patch
 
 MODULES = (
     "activation",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import registers_upstream
+from tlt_sglang.patching.patch import registers_upstream
 
 
 def _create(runner: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 
 @wraps_upstream(
@@ -15,7 +15,7 @@ from tlt_sglang.patching import wraps_upstream
     digests={"0.5.23": "786eaf96e8f2ab2a"},
 )
 def clear_cache_pool(original: Any, worker: Any) -> None:
-    from tlt_sglang import engine
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     original(worker)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tlt_sglang.patching import registers_upstream
+from tlt_sglang.patching.patch import registers_upstream
 
 PATCHES = tuple(
     registers_upstream(

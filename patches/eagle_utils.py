@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import replaces_upstream, wraps_upstream
+from tlt_sglang.patching.patch import replaces_upstream, wraps_upstream
 
 _MODULE = "sglang.srt.speculative.eagle_utils"
 _REMOVE = "SGLang's CPU verification honours temperature, top-k, top-p and min-p"
@@ -55,7 +55,7 @@ def verify_coins(original: Any, *, sampling_info: Any, **arguments: Any) -> Any:
 def eagle_sample(
     original: Any, verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    from tlt_sglang import engine
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     if engine.current.device == "cpu":
@@ -66,7 +66,7 @@ def eagle_sample(
             return sampling.verify_greedy(verify_input, logits_output.next_token_logits)
     if engine.current.sampled is None:
         return original(verify_input, batch, logits_output, *args, **kwargs)
-    from tlt_sglang.drafters.sampled import flag
+    from tlt_sglang.sampling.rejection import flag
 
     with flag(verify_input.draft_probs is not None):
         return original(verify_input, batch, logits_output, *args, **kwargs)

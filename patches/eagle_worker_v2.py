@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 _MODULE = "sglang.srt.speculative.eagle_worker_v2"
 _WHY = "SGLang's adaptive speculation changes the number of steps of a chain, and nothing else"
@@ -18,7 +18,7 @@ _REMOVE = "SGLang's runtime states are of whole strategies, and plugins may choo
 def _engine() -> Any:
     """Of this process. Its `rollout` is None where there is one strategy, its `live` where there is
     no store of drafter versions."""
-    from tlt_sglang import engine
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     return engine.current

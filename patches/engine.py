@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 
 @wraps_upstream(
@@ -16,8 +16,8 @@ from tlt_sglang.patching import wraps_upstream
     digests={"0.5.23": "01931f633e6c4805"},
 )
 def set_envs_and_config(original: Any, server_args: Any) -> None:
-    from tlt_sglang import prefork
     from tlt_sglang.cpu import ranks
+    from tlt_sglang.launcher import prefork
 
     original(server_args)
     ranks.share_cores(server_args.tp_size)

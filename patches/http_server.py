@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 
 @wraps_upstream(
@@ -17,8 +17,9 @@ from tlt_sglang.patching import wraps_upstream
 def setup_and_run_http_server(original: Any, *args: Any, **kwargs: Any) -> Any:
     from sglang.srt.entrypoints import http_server
 
-    from tlt_sglang import calibration, leftovers
-    from tlt_sglang.status import add_route
+    from tlt_sglang.engine import calibration
+    from tlt_sglang.engine.admin import add_route
+    from tlt_sglang.launcher import leftovers
 
     port_args = kwargs.get("port_args") or args[3]
     leftovers.belongs_to(port_args.instance_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 
 @wraps_upstream(
@@ -23,8 +23,8 @@ def compute_lm_head(
     embedding_bias: Any = None,
     **kwargs: Any,
 ) -> Any:
-    from tlt_sglang import engine
     from tlt_sglang.cpu import head, linear
+    from tlt_sglang.engine import engine
 
     weight = getattr(lm_head, "weight", None)
     if weight is None or hasattr(lm_head, "set_lora") or not linear.packable(weight):
@@ -45,7 +45,7 @@ def compute_lm_head(
     digests={"0.5.23": "97d7c13496c498dc"},
 )
 def init(original: Any, processor: Any, *args: Any, **kwargs: Any) -> None:
-    from tlt_sglang import engine
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     original(processor, *args, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 
 @wraps_upstream(
@@ -17,7 +17,7 @@ from tlt_sglang.patching import wraps_upstream
 def on_verify_complete_cpu(
     original: Any, worker: Any, num_correct_drafts_per_req: list[int], batch_size: int = 0
 ) -> None:
-    from tlt_sglang import engine
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     engine.current.observe(num_correct_drafts_per_req)

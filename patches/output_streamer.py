@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 
 @wraps_upstream(
@@ -20,7 +20,7 @@ from tlt_sglang.patching import wraps_upstream
     digests={"0.5.23": "4fda0c46b08c19cf"},
 )
 def is_request_level_customized_info_key(original: Any, streamer: Any, key: str) -> Any:
-    from tlt_sglang.live import VERSION_KEY
+    from tlt_sglang.engine.online_drafter import VERSION_KEY
 
     return key == VERSION_KEY or original(streamer, key)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 _MODULE = "sglang.srt.models.registry"
 _WHY = "looking up one model class imports every model module, seconds of each start"
@@ -19,7 +19,7 @@ _REMOVE = "SGLang imports model modules on demand"
     digests={"0.5.23": "77c0a4c7b70438d3"},
 )
 def resolve_model_cls(original: Any, registry: Any, architectures: Any) -> Any:
-    from tlt_sglang.model_classes import provide
+    from tlt_sglang.models.classes import provide
 
     provide(registry, architectures)
     return original(registry, architectures)
@@ -33,7 +33,7 @@ def resolve_model_cls(original: Any, registry: Any, architectures: Any) -> Any:
     digests={"0.5.23": "9789f6fb00675789"},
 )
 def is_arch_supported(original: Any, registry: Any, architecture: str) -> Any:
-    from tlt_sglang.model_classes import provide
+    from tlt_sglang.models.classes import provide
 
     provide(registry, architecture)
     return original(registry, architecture)

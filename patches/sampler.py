@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 
 @wraps_upstream(

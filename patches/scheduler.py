@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
-from tlt_sglang.status import ORDER
+from tlt_sglang.engine.admin import ORDER
+from tlt_sglang.patching.patch import wraps_upstream
 
 _MODULE = "sglang.srt.managers.scheduler"
 
@@ -18,8 +18,8 @@ _MODULE = "sglang.srt.managers.scheduler"
     digests={"0.5.23": "d37b5301e9085079"},
 )
 def init(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    from tlt_sglang import engine
     from tlt_sglang.cpu import ranks
+    from tlt_sglang.engine import engine
     from tlt_sglang.errors import TltError, end_process
 
     assert engine.current is not None
@@ -40,7 +40,7 @@ def init(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     digests={"0.5.23": "12f83db359aeb97d"},
 )
 def get_internal_state(original: Any, scheduler: Any, request: Any) -> Any:
-    from tlt_sglang import engine
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     answer = original(scheduler, request)
@@ -56,7 +56,7 @@ def get_internal_state(original: Any, scheduler: Any, request: Any) -> Any:
     digests={"0.5.23": "af788b2476e5e242"},
 )
 def set_internal_state(original: Any, scheduler: Any, recv_req: Any) -> Any:
-    from tlt_sglang import engine
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     order = recv_req.server_args.get(ORDER)
@@ -75,7 +75,7 @@ def set_internal_state(original: Any, scheduler: Any, recv_req: Any) -> Any:
     digests={"0.5.23": "79d57d8c07182133"},
 )
 def on_idle(original: Any, scheduler: Any) -> None:
-    from tlt_sglang import engine
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     if engine.current.live is not None and scheduler.weight_updater._session is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 _CLASS = "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager"
 
@@ -21,7 +21,7 @@ def _told(name: str, digest: str) -> Any:
         digests={"0.5.23": digest},
     )
     def update(original: Any, manager: Any, *args: Any, **kwargs: Any) -> Any:
-        from tlt_sglang import engine
+        from tlt_sglang.engine import engine
 
         assert engine.current is not None
         if engine.current.live is not None:

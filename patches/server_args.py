@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 _MODULE = "sglang.srt.server_args"
 
@@ -17,8 +17,8 @@ _MODULE = "sglang.srt.server_args"
     digests={"0.5.23": "d06b7dc84e127611"},
 )
 def resolve_once(original: Any, args: Any) -> None:
-    from tlt_sglang import engine
-    from tlt_sglang.arguments import native_fields
+    from tlt_sglang.config.arguments import native_fields
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     if not getattr(args, "_resolution_finished", False):
@@ -41,8 +41,8 @@ def resolve_once(original: Any, args: Any) -> None:
 def check_server_args(original: Any, args: Any) -> None:
     from sglang.srt.arg_groups.overrides import resolved_view
 
-    from tlt_sglang import engine
-    from tlt_sglang.arguments import check_resolved
+    from tlt_sglang.config.arguments import check_resolved
+    from tlt_sglang.engine import engine
 
     assert engine.current is not None
     engine.current.patcher.verify()

@@ -6,7 +6,7 @@ import functools
 import inspect
 from typing import Any
 
-from tlt_sglang.patching import replaces_upstream, wraps_upstream
+from tlt_sglang.patching.patch import replaces_upstream, wraps_upstream
 
 _MODULE = "sglang.srt.speculative.spec_utils"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 _MODULE = "sglang.srt.layers.quantization.unquant"
 _REMOVE = "SGLang packs float32 weights for CPUs without AMX"

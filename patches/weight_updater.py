@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlt_sglang.patching import wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 _CLASS = "sglang.srt.model_executor.model_runner_components.weight_updater:WeightUpdater"
 _REMOVE = "SGLang packs float32 weights for CPUs without AMX"

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from tlt_sglang import __version__
-from tlt_sglang.config import Device
+from tlt_sglang.config.config import Device
 from tlt_sglang.errors import TltError
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return serve(argv[1:])
     if argv[:1] in (["train"], ["data"]):
-        from tlt_sglang.sidecar.commands import main as learn
+        from tlt_sglang.training.commands import main as learn
 
         return learn(argv)
     if argv[:1] == ["plan"]:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return report(argv[1:])
     if argv[:1] == ["seed"]:
-        from tlt_sglang.sidecar.seed import main as begin
+        from tlt_sglang.training.seed import main as begin
 
         return begin(argv[1:])
     if argv[:1] == ["sidecar"]:
@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(device: Device | None) -> int:
-    from tlt_sglang.environment import check
     from tlt_sglang.launch_server import has_accelerator
+    from tlt_sglang.launcher.environment import check
 
     if device is None:
         device = "cuda" if has_accelerator() else "cpu"
@@ -104,8 +104,8 @@ def _check(device: Device | None) -> int:
 
 
 def _prepare(name: str) -> int:
-    from tlt_sglang.drafters.shipped import default_drafter
-    from tlt_sglang.models import prepare
+    from tlt_sglang.models.named import prepare
+    from tlt_sglang.models.shipped import default_drafter
 
     folder = prepare(name)
     default_drafter(name)

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tlt_sglang import config as configuration
-from tlt_sglang import flags, leftovers, prefork, supervise
-from tlt_sglang.config import Config, Device
-from tlt_sglang.drafters import seed
+from tlt_sglang.config import config as configuration
+from tlt_sglang.config import flags
+from tlt_sglang.config.config import Config, Device
 from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, TltError
 from tlt_sglang.harvest import segments
+from tlt_sglang.launcher import leftovers, prefork, supervise
+from tlt_sglang.models import seed
 
 _SPECULATION = (
     "--speculative-draft-model-path",
@@ -154,23 +155,43 @@ def _parser() -> flags.Parser:
 
 def _add_drafter_flags(group: Any) -> None:
     add = group.add_argument
-    add("--tlt-store", metavar="DIR",
+    add(
+        "--tlt-store",
+        metavar="DIR",
         help="folder of drafter versions: what the target computes is logged for a sidecar, and "
-        "the versions that it publishes are swapped in while the engine runs")  # fmt: skip
-    add("--tlt-grow", action="store_const", const=True,
+        "the versions that it publishes are swapped in while the engine runs",
+    )
+    add(
+        "--tlt-grow",
+        action="store_const",
+        const=True,
         help="begin with n-grams and grow a drafter from the target's last layer, although there "
-        "is one for this model")  # fmt: skip
-    add("--tlt-harvest-gb", type=float, metavar="GB",
-        help="shared memory of the log (default: 0.25; 0: none)")  # fmt: skip
-    add("--tlt-harvest-rate", type=float, metavar="F",
-        help="fraction of requests that are logged (default: 1)")  # fmt: skip
-    add("--tlt-coordinator", metavar="ADDRESS",
+        "is one for this model",
+    )
+    add(
+        "--tlt-harvest-gb",
+        type=float,
+        metavar="GB",
+        help="shared memory of the log (default: 0.25; 0: none)",
+    )
+    add(
+        "--tlt-harvest-rate",
+        type=float,
+        metavar="F",
+        help="fraction of requests that are logged (default: 1)",
+    )
+    add(
+        "--tlt-coordinator",
+        metavar="ADDRESS",
         help="of the coordinator that this engine reports to, ipc:///FOLDER/NAME or "
-        "tcp://HOST:PORT")  # fmt: skip
+        "tcp://HOST:PORT",
+    )
     add("--tlt-coordinator-key", metavar="FILE", help="its CURVE key, for tcp://")
-    add("--tlt-device-name", metavar="NAME",
+    add(
+        "--tlt-device-name",
+        metavar="NAME",
         help="what the coordinator calls this engine's device (default: by host and cores or GPU)",
-        )  # fmt: skip
+    )
     supervise.add_flags(group)
 
 
@@ -198,16 +219,16 @@ def _serve(argv: list[str]) -> int:
         given = flags.read(rest)
     if sidecar is not None:
         config = sidecar.joined(config)
-    from tlt_sglang.arguments import native_fields, settle
+    from tlt_sglang.config.arguments import native_fields, settle
 
     device: Device = "cpu" if on_cpu else "cuda"
     config = settle(config, given, device)
     os.environ[configuration.VARIABLE] = config.to_json()
-    from tlt_sglang.environment import require_patchable
+    from tlt_sglang.launcher.environment import require_patchable
 
     native_fields(config, given, device)
     require_patchable(device)
-    os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "tlt_sglang.no_models")
+    os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "tlt_sglang.models.no_models")
     if on_cpu:
         prefork.begin()
     with supervise.running(sidecar, config):
@@ -235,8 +256,8 @@ def _config(ours: argparse.Namespace) -> Config | None:
 
 def _model(name: str, argv: Sequence[str]) -> str:
     """The path or hub id to serve, prepared and looked at."""
-    from tlt_sglang.drafters.checkpoint import read_config, require_weights
-    from tlt_sglang.models import resolve_model
+    from tlt_sglang.models.drafter_checkpoint import read_config, require_weights
+    from tlt_sglang.models.named import resolve_model
 
     path = resolve_model(name)
     if read_config(path, "model") is None:
@@ -252,7 +273,7 @@ def _drafter(config: Config | None, model: str, argv: Sequence[str]) -> list[str
         return []
     if config.strategy is not None and config.strategy.drafter in ("off", "ngram"):
         return []
-    from tlt_sglang.drafters.shipped import default_drafter
+    from tlt_sglang.models.shipped import default_drafter
 
     folder = default_drafter(model)
     return [] if folder is None else [_SPECULATION[0], str(folder)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 
-from tlt_sglang import config as configuration
+from tlt_sglang.config import config as configuration
 from tlt_sglang.errors import TltError, end_process
 
 
@@ -19,9 +19,9 @@ def load() -> None:
         config = configuration.from_environment()
         if config is None:
             return
-        from tlt_sglang import engine
-        from tlt_sglang.patcher import Patcher
+        from tlt_sglang.engine import engine
         from tlt_sglang.patches import all_patches
+        from tlt_sglang.patching.patcher import Patcher
 
         if engine.current is not None:
             return

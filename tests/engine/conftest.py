@@ -7,10 +7,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fitting import Tiny, fit_drafters, make_tiny
-from identity import PINNED, POOL, Reference
-from prompts import prompts
-from servers import MODEL, Server, Servers, can_bind, model_folder
+
+from tests.support.fitting import Tiny, fit_drafters, make_tiny
+from tests.support.identity import PINNED, POOL, Reference
+from tests.support.prompts import prompts
+from tests.support.servers import MODEL, Server, Servers, can_bind, model_folder
 
 HERE = Path(__file__).parent
 
@@ -30,13 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test here `engine`, and run those that use the same server one after the other."""
+    """Run the tests here that use the same server one after the other."""
     places = [i for i, item in enumerate(items) if item.path.is_relative_to(HERE)]
     ours = [items[i] for i in places]
     ranks: dict[object, int] = {}
     order = {}
     for item in ours:
-        item.add_marker(pytest.mark.engine)
         marker = item.get_closest_marker("server")
         name = marker.args if marker else item.path
         order[item] = ranks.setdefault(name, len(ranks))

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import refused
-from tiny import make_drafter, make_target
+
+from tests.support.launching import refused
+from tests.support.tiny import make_drafter, make_target
 
 AT_ONCE = 5.0
 """Seconds, on a busy machine, for what is refused before SGLang is imported."""

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from identity import LENGTH, Reference
 from safetensors.torch import load_file
-from servers import MODEL, Servers
 
-from tlt_sglang.drafters import shipped
-from tlt_sglang.models import prepare
-from tlt_sglang.sidecar import evaluate, offline, ship
-from tlt_sglang.sidecar.corpus import Prompt, Response
-from tlt_sglang.sidecar.models import DraftConfig, Drafter
-from tlt_sglang.sidecar.target import Target
+from tests.support.identity import LENGTH, Reference
+from tests.support.servers import MODEL, Servers
+from tlt_sglang.models import shipped
+from tlt_sglang.models.named import prepare
+from tlt_sglang.training import evaluate, offline, ship
+from tlt_sglang.training.corpus import Prompt, Response
+from tlt_sglang.training.models import DraftConfig, Drafter
+from tlt_sglang.training.target import Target
 
 STRATEGY = "eagle3:3x1x4"
 SOURCE = shipped.HERE / MODEL

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from servers import Servers
-from tiny import greedily, make_target
 
-from tlt_sglang.sidecar import export
-from tlt_sglang.sidecar.batches import Batch, Document
-from tlt_sglang.sidecar.corpus import Prompt, Response
-from tlt_sglang.sidecar.models import Algorithm, DraftConfig, Drafter
-from tlt_sglang.sidecar.simulate import Frozen, simulate
-from tlt_sglang.sidecar.target import Target, initialise
+from tests.support.servers import Servers
+from tests.support.tiny import greedily, make_target
+from tlt_sglang.training import export
+from tlt_sglang.training.batches import Batch, Document
+from tlt_sglang.training.corpus import Prompt, Response
+from tlt_sglang.training.models import Algorithm, DraftConfig, Drafter
+from tlt_sglang.training.simulate import Frozen, simulate
+from tlt_sglang.training.target import Target, initialise
 
 WATCHER = '''
 import os
@@ -141,9 +141,13 @@ def test_the_engines_drafter_is_ours(
     drafter, frozen = make(tmp_path / "drafter", target, algorithm)
     server = servers.get(
         f"{algorithm}:{STEPS}x1x{STEPS + 1}",
-        "--skip-tokenizer-init", "--tlt-draft-dtype", "float32",
-        model=target.path, drafter=str(tmp_path / "drafter"), environment=watcher(tmp_path),
-    )  # fmt: skip
+        "--skip-tokenizer-init",
+        "--tlt-draft-dtype",
+        "float32",
+        model=target.path,
+        drafter=str(tmp_path / "drafter"),
+        environment=watcher(tmp_path),
+    )
     output = server.generate(PROMPT, 4)["output_ids"]
     for prompt in (PROMPT, [7], list(range(70))):  # of Qwen3 the same is shown in test_weights
         answer = server.generate(prompt, 40)["output_ids"]

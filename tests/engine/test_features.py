@@ -14,9 +14,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from identity import LENGTH, Reference, difference, each
-from prompts import instruction
-from servers import Server, Servers, wait_for
+
+from tests.support.identity import LENGTH, Reference, difference, each
+from tests.support.prompts import instruction
+from tests.support.servers import Server, Servers, wait_for
 
 STRATEGIES = ("eagle:3x4x8", "ngram:8")
 LONG, MIDDLING, SHORT, CODE, ENDING = 18, 19, 0, 6, 4  # places among the prompts
@@ -121,9 +122,7 @@ def test_exact_lengths(server: Server, reference: Reference) -> None:
 
 @each(STRATEGIES)
 def test_end_of_sequence(server: Server, reference: Reference) -> None:
-    answer = same(
-        server, reference.off(), reference.prompts[ENDING], LENGTH, ignore_eos=False
-    )  # fmt: skip
+    answer = same(server, reference.off(), reference.prompts[ENDING], LENGTH, ignore_eos=False)
     assert answer["meta_info"]["finish_reason"]["type"] == "stop"
     assert answer["meta_info"]["completion_tokens"] < LENGTH
 
@@ -255,9 +254,13 @@ def test_least_length(server: Server, reference: Reference) -> None:
     ends = free["meta_info"]["completion_tokens"]
     for least in (ends - 2, ends + 1, ends + 12):
         answer = same(
-            server, reference.off(), reference.prompts[ENDING], LENGTH,
-            ignore_eos=False, min_new_tokens=least,
-        )  # fmt: skip
+            server,
+            reference.off(),
+            reference.prompts[ENDING],
+            LENGTH,
+            ignore_eos=False,
+            min_new_tokens=least,
+        )
         assert answer["meta_info"]["completion_tokens"] >= least
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from identity import LENGTH, Reference, each, rescore
-from servers import Server
+
+from tests.support.identity import LENGTH, Reference, each, rescore
+from tests.support.servers import Server
 
 STRATEGIES = ("eagle:3x4x8", "eagle:3x1x4", "eagle3:3x4x8", "ngram:8")
 LEAST = {"eagle": 2.0, "eagle3": 1.5, "ngram": 1.3}

@@ -23,19 +23,19 @@ import numpy as np
 import pytest
 import requests
 import torch
-from fitting import Tiny
-from identity import LENGTH, Reference
-from jumping import Clock
-from servers import Server, ServerFailed, Servers, model_folder, wait_for
-from test_weights import checksums
-from tiny import greedily
 
+from tests.engine.test_weights import checksums
+from tests.support.fitting import Tiny
+from tests.support.identity import LENGTH, Reference
+from tests.support.jumping import Clock
+from tests.support.servers import Server, ServerFailed, Servers, model_folder, wait_for
+from tests.support.tiny import greedily
 from tlt_sglang.harvest.assemble import Assembler, Span
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import request_key
-from tlt_sglang.sidecar.corpus import Prompt, Response
-from tlt_sglang.sidecar.models import DraftConfig
-from tlt_sglang.sidecar.target import Target
+from tlt_sglang.training.corpus import Prompt, Response
+from tlt_sglang.training.models import DraftConfig
+from tlt_sglang.training.target import Target
 from tlt_sglang.weights import describe
 from tlt_sglang.weights.manifest import Base
 from tlt_sglang.weights.store import WEIGHTS, Store

@@ -9,8 +9,9 @@ from typing import Any
 
 import openai
 import pytest
-from servers import Server, Servers
 from transformers import AutoTokenizer
+
+from tests.support.servers import Server, Servers
 
 pytestmark = pytest.mark.server("ngram:8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tlt_sglang import models
+from tlt_sglang.models import named as models
 
 ALIAS = "smollm2-135m"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from servers import Server, Servers, wait_for
-from tiny import greedily, make_target
 from transformers import AutoModelForCausalLM
 
+from tests.support.servers import Server, Servers, wait_for
+from tests.support.tiny import greedily, make_target
 from tlt_sglang.harvest import announce
 
 FLAGS = ("--skip-tokenizer-init", "--tp-size", "2")

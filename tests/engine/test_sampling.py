@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from distribution import Joint, Sampling, joint, p_value
-from fitting import Tiny
-from servers import Server, Servers, model_folder
-from tiny import greedily
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support.distribution import Joint, Sampling, joint, p_value
+from tests.support.fitting import Tiny
+from tests.support.servers import Server, Servers, model_folder
+from tests.support.tiny import greedily
 
 LENGTH = 3
 SAMPLES = 4000

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import refused, run, run_file
-from servers import Servers
-from tiny import greedily, make_drafter, make_target
 
+from tests.support.launching import refused, run, run_file
+from tests.support.servers import Servers
+from tests.support.tiny import greedily, make_drafter, make_target
 from tlt_sglang import __version__
-from tlt_sglang.environment import SGLANG
+from tlt_sglang.launcher.environment import SGLANG
 from tlt_sglang.patches import all_patches
-from tlt_sglang.sidecar.generate import free_port
+from tlt_sglang.training.generate import free_port
 
 VOCAB = 64
 PROMPT = [5, 9, 14, 3] * 4
@@ -353,8 +353,14 @@ def test_status(servers: Servers) -> None:
     server.generate("one two three one two three one two", max_new_tokens=64)
     status = server.status()
     assert set(status) == {
-        "versions", "device", "strategy", "drafter", "accept_length", "patches", "schedulers",
-    }  # fmt: skip
+        "versions",
+        "device",
+        "strategy",
+        "drafter",
+        "accept_length",
+        "patches",
+        "schedulers",
+    }
     assert status["versions"]["tlt_sglang"] == __version__
     assert status["versions"]["sglang"] == SGLANG
     assert set(status["versions"]) == {"tlt_sglang", "sglang", "torch", "transformers"}

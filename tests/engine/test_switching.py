@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fitting import Tiny
-from identity import LENGTH, PINNED, POOL, Reference
-from servers import Server, Servers
-from tiny import greedily
 
-from tlt_sglang.config import Config
+from tests.support.fitting import Tiny
+from tests.support.identity import LENGTH, PINNED, POOL, Reference
+from tests.support.servers import Server, Servers
+from tests.support.tiny import greedily
+from tlt_sglang.config.config import Config
 from tlt_sglang.strategy import policies
 from tlt_sglang.strategy.arms import parse
 from tlt_sglang.strategy.trace import replay
@@ -45,10 +45,13 @@ def test_greedy_output_stays_the_same(
     record_property("ties", len(ties) - ties.count(None))
     after = server.scheduler()
     used = {
-        name: {key: count - before["strategies"].get(name, {}).get(key, 0)
-               for key, count in tally.items() if isinstance(count, int)}
+        name: {
+            key: count - before["strategies"].get(name, {}).get(key, 0)
+            for key, count in tally.items()
+            if isinstance(count, int)
+        }
         for name, tally in after["strategies"].items()
-    }  # fmt: skip
+    }
     record_property("strategies", used)
     record_property("switches", after["switches"] - before["switches"])
     assert set(used) == set(POOL.split(","))

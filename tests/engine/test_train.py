@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import Done, run
-from prompts import tokenizer
 from safetensors.torch import load_file
-from servers import Servers
-from tiny import make_target
 
 from benchmarks import bench_drafter
-from tlt_sglang.sidecar import commands, prompts
+from tests.support.launching import Done, run
+from tests.support.prompts import tokenizer
+from tests.support.servers import Servers
+from tests.support.tiny import make_target
+from tlt_sglang.training import commands, prompts
 
 Refused = Callable[..., str]
 TLT = [sys.executable, "-m", "tlt_sglang.cli"]

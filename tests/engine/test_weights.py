@@ -15,11 +15,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from identity import Reference, each
 from safetensors.torch import load_file, save_file
-from servers import MODEL, Server, Servers, model_folder
-from tiny import make_target
 from transformers import AutoModelForCausalLM
+
+from tests.support.identity import Reference, each
+from tests.support.servers import MODEL, Server, Servers, model_folder
+from tests.support.tiny import make_target
 
 CHANGED = ("model.layers.3.mlp.down_proj.weight", "model.layers.20.self_attn.q_proj.weight")
 TOKENS = 48
@@ -92,9 +93,12 @@ def transformers_outputs(
         ids = torch.tensor([prompt])
         with torch.inference_mode():
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS,
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=TOKENS,
                 eos_token_id=None,
-            )  # fmt: skip
+            )
         outputs.append(out[0, len(prompt) :].tolist())
     return outputs
 
@@ -199,8 +203,12 @@ def test_a_head_of_its_own_and_norms(servers: Servers, tmp_path: Path) -> None:
     outputs, _ = ask(server, prompts)
     assert outputs == transformers_outputs(folder, prompts, {})
     weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
-    names = ("lm_head.weight", "model.layers.1.self_attn.q_norm.weight",
-             "model.layers.2.input_layernorm.weight", "model.norm.weight")  # fmt: skip
+    names = (
+        "lm_head.weight",
+        "model.layers.1.self_attn.q_norm.weight",
+        "model.layers.2.input_layernorm.weight",
+        "model.norm.weight",
+    )
     for name in names:
         original = {name: weights[name]}
         update(server, "target", changed(original))

@@ -1,4 +1,4 @@
-"""Only `tlt_sglang/patcher.py` changes SGLang: nothing else sets attributes on what it imports."""
+"""Only `patching/patcher.py` changes SGLang: nothing else sets attributes on what it imports."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).resolve().parents[2]
 SETTERS = ("setattr", "delattr", "__setattr__", "__delattr__")
-DOOR = ROOT / "tlt_sglang" / "patcher.py"
+DOOR = ROOT / "tlt_sglang" / "patching" / "patcher.py"
 
 
 def code() -> list[Path]:

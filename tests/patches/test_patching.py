@@ -19,17 +19,15 @@ import pytest
 
 import apply_patches
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, PatchError
-from tlt_sglang.patcher import Patcher
-from tlt_sglang.patching import (
+from tlt_sglang.patching.patch import (
     Patch,
     registers_upstream,
     replaces_upstream,
     table,
     wraps_upstream,
 )
-from tlt_sglang.upstream import SourceTree, source_digest
-
-pytestmark = pytest.mark.unit
+from tlt_sglang.patching.patcher import Patcher
+from tlt_sglang.patching.source import SourceTree, source_digest
 
 VERSION = "1.2.3"
 
@@ -494,7 +492,7 @@ def test_a_second_patcher_and_a_foreign_import_are_refused(
 ) -> None:
     user = load("user")
     patcher_of(wrap("double", plus_100)).apply()
-    with pytest.raises(PatchError, match=r"someone else \(tlt_sglang.patching\)"):
+    with pytest.raises(PatchError, match=r"someone else \(tlt_sglang.patching.patch\)"):
         patcher_of(wrap("double", plus_100)).apply()
     user.double = foreign
     with pytest.raises(PatchError, match=f"user:double is already .*{__name__}"):

@@ -6,10 +6,8 @@ import pytest
 
 import apply_patches
 from tlt_sglang.patches import MODULES, all_patches
-from tlt_sglang.patching import table
-from tlt_sglang.upstream import SourceTree
-
-pytestmark = pytest.mark.patches
+from tlt_sglang.patching.patch import table
+from tlt_sglang.patching.source import SourceTree
 
 
 def test_the_patches_fit(capsys: pytest.CaptureFixture[str]) -> None:

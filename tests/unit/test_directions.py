@@ -25,7 +25,11 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "sidecar").rglob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*(PACKAGE / "sidecar").rglob("*.py"), *(PACKAGE / "training").rglob("*.py")]),
+    ids=lambda p: p.name,
+)
 def test_training_never_imports_sglang(path: Path) -> None:
     engine = ("sglang", "tlt_sglang.engine", "tlt_sglang.patches", "tlt_sglang.cpu")
     found = [name for name in imports(path) if any(within(name, part) for part in engine)]
@@ -37,13 +41,13 @@ def test_serving_never_imports_training() -> None:
     serving = [
         path
         for path in files
-        if "sidecar" not in path.relative_to(ROOT).parts and path.name != "cli.py"
+        if not {"sidecar", "training"} & set(path.relative_to(ROOT).parts) and path.name != "cli.py"
     ]
     assert len(serving) > 40
     found = [
         f"{path.name}: {name}"
         for path in serving
         for name in imports(path)
-        if within(name, "tlt_sglang.sidecar")
+        if within(name, "tlt_sglang.sidecar") or within(name, "tlt_sglang.training")
     ]
     assert found == []

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlt_sglang import commands
+from tlt_sglang.config import command_line as commands
+from tlt_sglang.config.flags import Parser
 from tlt_sglang.coordinator.client import ask
 from tlt_sglang.coordinator.endpoints import default_endpoint, make_keys
 from tlt_sglang.coordinator.server import Server
 from tlt_sglang.coordinator.world import Rules
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.flags import Parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,16 +29,40 @@ def _coordinator(argv: Sequence[str]) -> None:
         "tlt coordinator", "Tells trainers when a device is theirs; see docs/coordinator.md."
     )
     add = parser.add_argument
-    add("--endpoint", default=default_endpoint(), metavar="ADDRESS",
-        help="ipc:///FOLDER/NAME or tcp://HOST:PORT (default: %(default)s)")  # fmt: skip
-    add("--tlt-preempt-ms", type=commands.count, default=round(1000 * rules.preempt), metavar="MS",
-        help="within which a trainer has to stop (default: %(default)s)")  # fmt: skip
-    add("--threshold", type=commands.amount, default=rules.threshold, metavar="N",
-        help="requests that may run beside training (default: 0)")  # fmt: skip
-    add("--dwell-ms", type=commands.amount, default=round(1000 * rules.dwell), metavar="MS",
-        help="calm before training starts (default: %(default)s)")  # fmt: skip
-    add("--timeout-ms", type=commands.count, default=round(1000 * rules.timeout), metavar="MS",
-        help="silence after which a member is forgotten (default: %(default)s)")  # fmt: skip
+    add(
+        "--endpoint",
+        default=default_endpoint(),
+        metavar="ADDRESS",
+        help="ipc:///FOLDER/NAME or tcp://HOST:PORT (default: %(default)s)",
+    )
+    add(
+        "--tlt-preempt-ms",
+        type=commands.count,
+        default=round(1000 * rules.preempt),
+        metavar="MS",
+        help="within which a trainer has to stop (default: %(default)s)",
+    )
+    add(
+        "--threshold",
+        type=commands.amount,
+        default=rules.threshold,
+        metavar="N",
+        help="requests that may run beside training (default: 0)",
+    )
+    add(
+        "--dwell-ms",
+        type=commands.amount,
+        default=round(1000 * rules.dwell),
+        metavar="MS",
+        help="calm before training starts (default: %(default)s)",
+    )
+    add(
+        "--timeout-ms",
+        type=commands.count,
+        default=round(1000 * rules.timeout),
+        metavar="MS",
+        help="silence after which a member is forgotten (default: %(default)s)",
+    )
     add("--key", type=Path, metavar="FILE", help="CURVE key; the secret one, to serve")
     add("--make-keys", type=Path, metavar="DIR", help="write such keys, and end")
     add("--status", action="store_true", help="print what the coordinator knows, and end")
@@ -62,8 +86,10 @@ def _serve(args: argparse.Namespace) -> None:
         timeout=args.timeout_ms / 1000,
     )
     if args.endpoint.startswith("tcp://") and args.key is None:
-        print("tlt coordinator: without --key, whoever reaches this port may take part.",
-              file=sys.stderr)  # fmt: skip
+        print(
+            "tlt coordinator: without --key, whoever reaches this port may take part.",
+            file=sys.stderr,
+        )
     stop = threading.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda *_: stop.set())
@@ -80,8 +106,10 @@ def _status(endpoint: str, key: Path | None) -> None:
         print(f"{device:24} {state}")
     for name, role in sorted(status.members.items()):
         print(f"{name:24} {role}")
-    print(f"tokens/s {status.tokens_per_s:.1f}, late stops {status.late}, malformed messages "
-          f"{status.dropped}")  # fmt: skip
+    print(
+        f"tokens/s {status.tokens_per_s:.1f}, late stops {status.late}, malformed messages "
+        f"{status.dropped}"
+    )
     if status.stop_ms:
         ranked = sorted(status.stop_ms)
         last = ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))]

@@ -122,8 +122,11 @@ class _Draft:
         if any(member.name == hello.name for member in self.members.values()):
             wait = f"or wait {self.rules.timeout:g} s if who bore it has ended"
             return f"The name {hello.name} is taken: choose another, {wait}."
-        if any((one.role, one.device) == (hello.role, hello.device)
-               for one in self.members.values() if one.device):  # fmt: skip
+        if any(
+            (one.role, one.device) == (hello.role, hello.device)
+            for one in self.members.values()
+            if one.device
+        ):
             return f"The device {hello.device} has one {hello.role} already: name another device."
         if len(self.members) >= MOST or (hello.device and not self.room(hello.device)):
             return f"There are {MOST} members or devices already: start another coordinator."
@@ -143,9 +146,16 @@ class _Draft:
         if member.role == "engine":
             # What was said of the device, and its trainer, stay.
             self.devices[member.device] = Device(
-                old.marks, old.asker, trainer=old.trainer, phase=old.phase, order=old.order,
-                release=old.release, holds=old.holds, ordered=old.ordered, deadline=old.deadline,
-            )  # fmt: skip
+                old.marks,
+                old.asker,
+                trainer=old.trainer,
+                phase=old.phase,
+                order=old.order,
+                release=old.release,
+                holds=old.holds,
+                ordered=old.ordered,
+                deadline=old.deadline,
+            )
             self.touched[member.device] = None
         else:
             self.change(member.device, trainer=None, phase=Phase.OFF, order=0, holds=False)
@@ -169,8 +179,13 @@ class _Draft:
             self.change(one, marks=marks, asker=asker)
 
     def load(self, name: str, said: say.Load) -> None:
-        self.change(name, reported=True, running=said.running, queued=said.queued,
-                    tokens_per_s=said.tokens_per_s)  # fmt: skip
+        self.change(
+            name,
+            reported=True,
+            running=said.running,
+            queued=said.queued,
+            tokens_per_s=said.tokens_per_s,
+        )
         marks = self.devices[name].marks
         if marks.expected and (said.running or said.queued):
             self.change(name, marks=replace(marks, expected=False))
@@ -223,8 +238,16 @@ class _Draft:
                 self.change(name, asker=None)
             if not device.engine and not device.trainer and device.marks == self.everywhere:
                 del self.devices[name]
-        return World(self.world.session, self.at, self.members, self.devices, self.everywhere,
-                     self.orders, self.late, self.stops)  # fmt: skip
+        return World(
+            self.world.session,
+            self.at,
+            self.members,
+            self.devices,
+            self.everywhere,
+            self.orders,
+            self.late,
+            self.stops,
+        )
 
     def quieted(self, name: str) -> Device:
         device = self.devices[name]
@@ -234,8 +257,13 @@ class _Draft:
         return self.devices[name]
 
     def stop(self, name: str, phase: Phase) -> None:
-        self.order(name, phase=phase, release=self.devices[name].marks.away,
-                   ordered=self.at, deadline=self.at + self.rules.preempt)  # fmt: skip
+        self.order(
+            name,
+            phase=phase,
+            release=self.devices[name].marks.away,
+            ordered=self.at,
+            deadline=self.at + self.rules.preempt,
+        )
 
     def kill(self, name: str) -> None:
         self.late += self.devices[name].phase is not Phase.KILLED

@@ -225,9 +225,17 @@ class _Step:
         stack, normed, residual = self.stack, self.normed_rows, self.residual_rows
         keys, values = backend.buffers(layer.attention.layer_id)
         vector.rope_and_store(
-            layer.qkv(read).numpy(), self.positions, stack.rotary, layer.query_norm,
-            layer.key_norm, layer.eps, self.slots, self.query_rows, keys.numpy(), values.numpy(),
-        )  # fmt: skip
+            layer.qkv(read).numpy(),
+            self.positions,
+            stack.rotary,
+            layer.query_norm,
+            layer.key_norm,
+            layer.eps,
+            self.slots,
+            self.query_rows,
+            keys.numpy(),
+            values.numpy(),
+        )
         scale = layer.attention.scaling
         backend.attend(self.query, keys, values, scale, self.attended_heads)
         projected = layer.out(self.attended).numpy()

@@ -23,7 +23,7 @@ from tlt_sglang.cpu import decoder, linear
 from tlt_sglang.cpu.attention import LONG_EXTEND, CpuAttnBackend
 from tlt_sglang.cpu.kernels.argmax import argmax
 from tlt_sglang.cpu.kernels.committed import Committed, committed
-from tlt_sglang.drafters.backlog import Missed
+from tlt_sglang.engine.backlog import Missed
 
 
 def draft(original: Callable[..., Any], worker: Any, forward_batch: Any) -> Any:

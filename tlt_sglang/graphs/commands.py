@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlt_sglang import commands
+from tlt_sglang.config import command_line as commands
+from tlt_sglang.config.flags import Parser
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.flags import Parser
 from tlt_sglang.graphs.plan import Plan
 from tlt_sglang.graphs.planned import BATCH_SIZES, described, planned
 from tlt_sglang.graphs.sizes import GPUS
@@ -58,7 +58,7 @@ def _made(args: argparse.Namespace) -> Plan:
 def _config(model: str) -> dict[str, object]:
     import json
 
-    from tlt_sglang.models import resolve_model
+    from tlt_sglang.models.named import resolve_model
 
     path = Path(resolve_model(model)) / "config.json"
     if not path.exists():

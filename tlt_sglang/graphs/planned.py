@@ -56,8 +56,10 @@ def described(made: Plan) -> str:
         kept = [use.batch_size for use in made.uses if use.strategy == arm]
         rows.append((str(arm), _spans(kept), _spans(gone), f"{100 * lost:.1f} %" if gone else ""))
     widths = [max(len(row[at]) for row in rows) for at in range(4)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-             for row in rows]  # fmt: skip
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     lines.append("")
     for name, size in (
         ("naive: every strategy its own graphs", made.naive_bytes),

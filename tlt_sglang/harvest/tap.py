@@ -68,8 +68,16 @@ class Tap:
     ) -> None:
         """Tokens [T] of prompts, `counts` of each request from position `starts` on, with features
         [T, F] and, of EAGLE-3's targets, last hidden states [T, N]."""
-        self._take(requests, torch.tensor(starts), torch.tensor(counts), list(counts), tokens,
-                   features, last, PROMPT)  # fmt: skip
+        self._take(
+            requests,
+            torch.tensor(starts),
+            torch.tensor(counts),
+            list(counts),
+            tokens,
+            features,
+            last,
+            PROMPT,
+        )
 
     def decode(
         self,
@@ -100,10 +108,14 @@ class Tap:
         """For `GET /tlt/status`."""
         writer = self.writer
         return {
-            "path": str(writer.path), "written": writer.written, "too_large": writer.too_large,
-            "sampled_out": writer.sampled_out, "overrun": self.overrun, "sampling": writer.sampling,
+            "path": str(writer.path),
+            "written": writer.written,
+            "too_large": writer.too_large,
+            "sampled_out": writer.sampled_out,
+            "overrun": self.overrun,
+            "sampling": writer.sampling,
             "target_version": self.version,
-        }  # fmt: skip
+        }
 
     def _take(
         self,

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tlt_sglang import __version__, commands
+from tlt_sglang import __version__
+from tlt_sglang.config import command_line as commands
+from tlt_sglang.config.flags import Parser
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
-from tlt_sglang.flags import Parser
 from tlt_sglang.observe import events
 from tlt_sglang.observe.events import Events, Second
 
@@ -83,11 +84,15 @@ def _rows(found: Events) -> list[tuple[str, ...]]:
     every = sum(tokens for _, _, tokens, _ in totals) or 1
     return [
         (
-            name, f"{rounds:,}", f"{tokens:,}", f"{tokens / rounds:.2f}" if rounds else "-",
-            f"{100 * tokens / every:.1f} %", f"{switches:,}",
+            name,
+            f"{rounds:,}",
+            f"{tokens:,}",
+            f"{tokens / rounds:.2f}" if rounds else "-",
+            f"{100 * tokens / every:.1f} %",
+            f"{switches:,}",
         )
         for name, rounds, tokens, switches in totals
-    ]  # fmt: skip
+    ]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -17,10 +17,10 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from tlt_sglang import commands
+from tlt_sglang.config import command_line as commands
+from tlt_sglang.config.flags import Parser
 from tlt_sglang.coordinator.client import ask
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
-from tlt_sglang.flags import Parser
 
 EVERY = 1.0
 

@@ -27,8 +27,16 @@ LONG_SHARE = 0.25
 """Share of a step's documents, those with the longest responses, that the next step keeps."""
 
 REASONS = (
-    "seen", "replaced", "evicted", "outdated", "late", "empty", "short", "repeated", "too_large",
-)  # fmt: skip
+    "seen",
+    "replaced",
+    "evicted",
+    "outdated",
+    "late",
+    "empty",
+    "short",
+    "repeated",
+    "too_large",
+)
 """Counters of `status`: documents that came, and those that went or did not stay."""
 
 Array = Any

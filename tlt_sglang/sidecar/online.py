@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from tlt_sglang.sidecar.batches import Batch, Document
 from tlt_sglang.sidecar.buffer import Buffer, Recorded
-from tlt_sglang.sidecar.evaluate import AcceptLength, accept_length
-from tlt_sglang.sidecar.models import Drafter
-from tlt_sglang.sidecar.simulate import Frozen, loss_of
+from tlt_sglang.training.batches import Batch, Document
+from tlt_sglang.training.evaluate import AcceptLength, accept_length
+from tlt_sglang.training.models import Drafter
+from tlt_sglang.training.simulate import Frozen, loss_of
 
 LEAST_CUT = 32
 """Tokens of a cut document, at least."""
@@ -105,9 +105,12 @@ class Learner:
         self._gated = 0
         self._chance = random.Random(settings.seed)
         self.optimizer = torch.optim.AdamW(
-            drafter.parameters(), lr=settings.learning_rate, betas=settings.betas,
-            weight_decay=0.0, fused=True,
-        )  # fmt: skip
+            drafter.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=0.0,
+            fused=True,
+        )
 
     @property
     def depth(self) -> int:
@@ -233,9 +236,11 @@ class Learner:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state; the version in use stays what it is."""
         set_state_dict(
-            self.drafter, self.optimizer, model_state_dict=state["drafter"],
+            self.drafter,
+            self.optimizer,
+            model_state_dict=state["drafter"],
             optim_state_dict=state["optimizer"],
-        )  # fmt: skip
+        )
         self.step, self.tokens = state["progress"]["step"], state["progress"]["tokens"]
         self._gated = self.step
 
@@ -273,9 +278,11 @@ def cut(recorded: Recorded, most: int, chance: random.Random) -> Document:
 def _window(document: Document, start: int, most: int) -> Document:
     rows = slice(start, start + most)
     return Document(
-        document.ids[rows], document.features[rows], document.last[rows],
+        document.ids[rows],
+        document.features[rows],
+        document.last[rows],
         max(1, document.prompt_length - start),
-    )  # fmt: skip
+    )
 
 
 def _copied(drafter: Drafter) -> Drafter:

@@ -22,12 +22,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlt_sglang import __version__, commands
-from tlt_sglang.config import engine_device
+from tlt_sglang import __version__
+from tlt_sglang.config import command_line as commands
+from tlt_sglang.config.config import engine_device
+from tlt_sglang.config.flags import Parser
 from tlt_sglang.coordinator import messages as told
 from tlt_sglang.coordinator.client import Client
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, TltError
-from tlt_sglang.flags import Parser
 from tlt_sglang.harvest import announce, segments
 from tlt_sglang.harvest.announce import Announcement
 from tlt_sglang.observe.scalars import Scalars
@@ -83,13 +84,23 @@ def _sidecar(argv: Sequence[str]) -> None:
     parser = Parser("tlt sidecar", "Train the drafter of a store while engines run.")
     add = parser.add_argument
     add("--store", type=Path, required=True, metavar="DIR", help="as the engines' --tlt-store")
-    add("--tlt-sidecar-memory-gb", type=float, default=2.0, metavar="GB",
-        help="of what is trained on (default: 2)")  # fmt: skip
+    add(
+        "--tlt-sidecar-memory-gb",
+        type=float,
+        default=2.0,
+        metavar="GB",
+        help="of what is trained on (default: 2)",
+    )
     add("--tlt-coordinator", metavar="ADDRESS", help="whom to obey; without it, train always")
     add("--tlt-coordinator-key", type=Path, metavar="FILE", help="its CURVE key, for tcp://")
     add("--tlt-device-name", metavar="NAME", help="the device to train on (default: the engine's)")
-    add("--tlt-preempt-ms", type=commands.count, default=500, metavar="MS",
-        help="as the coordinator's: within which the device is left (default: 500)")  # fmt: skip
+    add(
+        "--tlt-preempt-ms",
+        type=commands.count,
+        default=500,
+        metavar="MS",
+        help="as the coordinator's: within which the device is left (default: 500)",
+    )
     add("--threads", type=commands.count, default=1, metavar="N", help="on CPU (default: 1)")
     add("--cores", default="", metavar="N[,N]", help="on CPU, to run on (default: any)")
     add("--learning-rate", type=float, metavar="LR")
@@ -107,12 +118,21 @@ def _sidecar(argv: Sequence[str]) -> None:
     if args.parent is not None:
         _end_with(args.parent)
     options = Options(
-        args.store.expanduser(), args.tlt_sidecar_memory_gb, args.tlt_coordinator,
-        args.tlt_coordinator_key, args.tlt_device_name, args.tlt_preempt_ms, args.threads,
+        args.store.expanduser(),
+        args.tlt_sidecar_memory_gb,
+        args.tlt_coordinator,
+        args.tlt_coordinator_key,
+        args.tlt_device_name,
+        args.tlt_preempt_ms,
+        args.threads,
         _cores(args.cores),
-        args.learning_rate, args.batch_tokens, args.gate_steps, args.seconds, args.seed,
+        args.learning_rate,
+        args.batch_tokens,
+        args.gate_steps,
+        args.seconds,
+        args.seed,
         args.tensorboard,
-    )  # fmt: skip
+    )
     Sidecar(options).run()
 
 
@@ -217,9 +237,9 @@ class _Training:
     def __init__(self, sidecar: Sidecar, engine: Announcement) -> None:
         import torch
 
-        from tlt_sglang.sidecar.checkpoints import Checkpoints
-        from tlt_sglang.sidecar.models import DraftConfig, Drafter
         from tlt_sglang.sidecar.online import Learner, Settings
+        from tlt_sglang.training.checkpoints import Checkpoints
+        from tlt_sglang.training.models import DraftConfig, Drafter
 
         self.sidecar, self.engine, options = sidecar, engine, sidecar.options
         self.device = _device(options)
@@ -236,9 +256,12 @@ class _Training:
         memory = int(options.memory_gb * 1e9)
         self.buffer = Buffer(int(BUFFER_SHARE * memory), options.seed)
         self.feed = Feed(
-            sidecar.store.root, self.buffer, shape["hidden_size"], self.config.features,
+            sidecar.store.root,
+            self.buffer,
+            shape["hidden_size"],
+            self.config.features,
             assembled=int(ASSEMBLED_SHARE * memory),
-        )  # fmt: skip
+        )
         self.heads: tuple[int, str | None] = (-1, None)
         torch.manual_seed(options.seed)
         given: dict[str, Any] = {
@@ -308,12 +331,14 @@ class _Training:
         weights = {n: t.detach().bfloat16().cpu() for n, t in self.learner.weights().items()}
         try:
             version = sidecar.store.publish(
-                weights, self.expected.architecture, self.expected.base,
+                weights,
+                self.expected.architecture,
+                self.expected.base,
                 parent=sidecar.version or None,
                 gate={k: round(v, 4) for k, v in asdict(gate).items()}
                 | {"step": self.learner.step, "target_version": self.buffer.target_version},
                 made_by=f"tlt sidecar, tlt-sglang {__version__}",
-            )  # fmt: skip
+            )
         except EnvironmentProblem as error:
             _say(str(error))  # it is tried again at the next gate
             return
@@ -341,10 +366,13 @@ class _Training:
 
     def _note(self, gate: Gate) -> None:
         line = asdict(gate) | {
-            "time": time.time(), "step": self.learner.step, "loss": self.learner.loss,
-            "tokens": self.learner.tokens, "version": self.sidecar.version,
+            "time": time.time(),
+            "step": self.learner.step,
+            "loss": self.learner.loss,
+            "tokens": self.learner.tokens,
+            "version": self.sidecar.version,
             "target_version": self.buffer.target_version,
-        }  # fmt: skip
+        }
         try:
             with (self.sidecar.store.root / "training.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -390,7 +418,7 @@ class _Training:
     def _frozen(self, engine: Announcement) -> Any:
         from safetensors.torch import load_file
 
-        from tlt_sglang.sidecar.simulate import Frozen
+        from tlt_sglang.training.simulate import Frozen
 
         own = None
         if engine.heads:
@@ -469,6 +497,6 @@ def _end_with(parent: int) -> None:
 
 
 def _say(text: str) -> None:
-    from tlt_sglang.sidecar.progress import say
+    from tlt_sglang.training.progress import say
 
     say(f"sidecar: {text}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tlt_sglang.config import Config
+from tlt_sglang.config.config import Config
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.beg_mab import BegMab

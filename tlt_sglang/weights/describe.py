@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlt_sglang.drafters import checkpoint
 from tlt_sglang.errors import ConfigError
+from tlt_sglang.models import drafter_checkpoint as checkpoint
 from tlt_sglang.weights.manifest import Base, Expected, Spec
 
 if TYPE_CHECKING:

@@ -68,9 +68,16 @@ class Store:
         """The number of the new version. Raises EnvironmentProblem; then there is none."""
         data = tensors.to_bytes(weights)
         manifest = Manifest(
-            0, hashlib.sha256(data).hexdigest(), len(data), architecture, base,
-            tensors.specs(weights), parent, gate or {}, made_by,
-        )  # fmt: skip
+            0,
+            hashlib.sha256(data).hexdigest(),
+            len(data),
+            architecture,
+            base,
+            tensors.specs(weights),
+            parent,
+            gate or {},
+            made_by,
+        )
         with files.usable(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._clean()

@@ -216,8 +216,10 @@ class Swap:
         figures = guard.figures()
         logger.warning(
             "Drafter version %d accepts %.2f times as many drafts: rolled back to version %d",
-            bad, figures["ratio"], self._before,
-        )  # fmt: skip
+            bad,
+            figures["ratio"],
+            self._before,
+        )
         self.refused[bad] = "rolled back: it accepts fewer drafts than the version before"
         with _warned():
             self._store.note(bad, "rolled back by an engine", figures, rejected=True)

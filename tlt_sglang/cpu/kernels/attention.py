@@ -63,9 +63,19 @@ def _plan(
     longest = int((seen + counts).max()) if tokens else 0
     data = np.zeros(20, np.int64)
     data[1:13] = (
-        rows.data_ptr(), seen.data_ptr(), extra.data_ptr(), counts.data_ptr(), table.data_ptr(),
-        tokens, extra.shape[1], table.shape[0], table.shape[1], longest, 0, 0,
-    )  # fmt: skip
+        rows.data_ptr(),
+        seen.data_ptr(),
+        extra.data_ptr(),
+        counts.data_ptr(),
+        table.data_ptr(),
+        tokens,
+        extra.shape[1],
+        table.shape[0],
+        table.shape[1],
+        longest,
+        0,
+        0,
+    )
     return Plan(rows, seen, extra, counts, data)
 
 
@@ -106,9 +116,13 @@ def plan_tree(
     counts = torch.empty(batch * width, dtype=torch.int64)
     rows, prefix = rows.to(torch.int64).contiguous(), prefix.to(torch.int64).contiguous()
     _tree_slots(
-        table.numpy(), rows.numpy(), prefix.numpy(), mask.contiguous().numpy(), extra.numpy(),
+        table.numpy(),
+        rows.numpy(),
+        prefix.numpy(),
+        mask.contiguous().numpy(),
+        extra.numpy(),
         counts.numpy(),
-    )  # fmt: skip
+    )
     return _plan(
         rows.repeat_interleave(width), prefix.repeat_interleave(width), table, extra, counts
     )
@@ -151,9 +165,14 @@ def attend(
     data = plan.data
     data[0] = 0
     data[11:18] = (
-        q.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), keys.shape[1], q.shape[1],
+        q.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        out.data_ptr(),
+        keys.shape[1],
+        q.shape[1],
         q.shape[2],
-    )  # fmt: skip
+    )
     data[18] = keys.shape[0]
     data[19:20].view(np.float64)[0] = scale
     work = int(data[6] * data[10]) * q.shape[1]
@@ -196,9 +215,17 @@ def _exp(x: Array, n: int, shift: Any, scale: Any, ints: Array) -> Any:
 
 @inline(fastmath=True)
 def _attend_head(
-    q: Array, keys: Array, values: Array, kv: int, slots: Array, n: int, scale: Any,
-    out: Array, scores: Array, ints: Array,
-) -> None:  # fmt: skip
+    q: Array,
+    keys: Array,
+    values: Array,
+    kv: int,
+    slots: Array,
+    n: int,
+    scale: Any,
+    out: Array,
+    scores: Array,
+    ints: Array,
+) -> None:
     """The query heads that share key/value head `kv`: q, out [G, D], slots [>= n]."""
     group, dim = q.shape
     size, row, listed = keys.shape[1] * dim * 4, scores.shape[1] * 4, slots.ctypes.data

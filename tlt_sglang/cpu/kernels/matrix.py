@@ -130,9 +130,16 @@ def _products(narrow: bool) -> Any:
     the next; T."""
 
     def generate(
-        b: ir.IRBuilder, x: Any, block: Any, scales: Any, sums: Any, next_block: Any, inputs: Any,
-        stride: Any, rows: Any,
-    ) -> None:  # fmt: skip
+        b: ir.IRBuilder,
+        x: Any,
+        block: Any,
+        scales: Any,
+        sums: Any,
+        next_block: Any,
+        inputs: Any,
+        stride: Any,
+        rows: Any,
+    ) -> None:
         size = BLOCK * (1 if narrow else 4)
         # In one pass all of the next block is asked for, in more passes half in the first, and
         # the other half in those after it.
@@ -154,9 +161,17 @@ def _products(narrow: bool) -> Any:
 
 
 def _generate_sums(
-    b: ir.IRBuilder, rows: int, x: Any, block: Any, scales: Any, sums: Any, ahead: Any, pace: Any,
-    inputs: Any, stride: Any,
-) -> None:  # fmt: skip
+    b: ir.IRBuilder,
+    rows: int,
+    x: Any,
+    block: Any,
+    scales: Any,
+    sums: Any,
+    ahead: Any,
+    pace: Any,
+    inputs: Any,
+    stride: Any,
+) -> None:
     """So many rows, one input after the other; without `scales` the block is of floats. For each
     input the memory is asked for what lies at `ahead`, `pace` bytes further every time."""
     vector, size = emit.floats(BLOCK), 4 if scales is None else 1

@@ -27,9 +27,17 @@ AHEAD = 16
 
 
 def _scores(
-    b: ir.IRBuilder, dim: int, heads: Any, queries: Any, base: Any, slots: Any, n: Any,
-    slot_size: Any, out: Any, out_size: Any,
-) -> None:  # fmt: skip
+    b: ir.IRBuilder,
+    dim: int,
+    heads: Any,
+    queries: Any,
+    base: Any,
+    slots: Any,
+    n: Any,
+    slot_size: Any,
+    out: Any,
+    out_size: Any,
+) -> None:
     """out [G, n] = each query [G, D] times the key of each slot."""
 
     def some(count: int, first: Any) -> None:
@@ -51,9 +59,17 @@ def _scores(
 
 
 def _weighted(
-    b: ir.IRBuilder, dim: int, heads: Any, weights: Any, base: Any, slots: Any, n: Any,
-    slot_size: Any, out: Any, weights_size: Any,
-) -> None:  # fmt: skip
+    b: ir.IRBuilder,
+    dim: int,
+    heads: Any,
+    weights: Any,
+    base: Any,
+    slots: Any,
+    n: Any,
+    slot_size: Any,
+    out: Any,
+    weights_size: Any,
+) -> None:
     """out [G, D] = the sum of the values of all slots, each times its weights [G, n]."""
     vector, parts = emit.floats(LANES), range(dim // LANES)
     nothing = ir.Constant(vector, [0.0] * LANES)
@@ -97,9 +113,14 @@ def _at_a_time(dim: int) -> int:
 
 
 def _over_slots(
-    b: ir.IRBuilder, dim: int, base: Any, slots: Any, n: Any, size: Any,
+    b: ir.IRBuilder,
+    dim: int,
+    base: Any,
+    slots: Any,
+    n: Any,
+    size: Any,
     body: Callable[[Any, Any], None],
-) -> None:  # fmt: skip
+) -> None:
     """`body(place, address)` for each place in the list of slots, and its row's address."""
 
     def row(place: Any) -> Any:

@@ -123,9 +123,17 @@ def _will_write_row(row: Array) -> None:
     " int64[::1], float32[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1])"
 )
 def rope_and_store(
-    qkv: Array, positions: Array, table: Array, qnorm: Array, knorm: Array, eps: Any,
-    loc: Array, q: Array, keys: Array, values: Array,
-) -> None:  # fmt: skip
+    qkv: Array,
+    positions: Array,
+    table: Array,
+    qnorm: Array,
+    knorm: Array,
+    eps: Any,
+    loc: Array,
+    q: Array,
+    keys: Array,
+    values: Array,
+) -> None:
     """From the fused projection to attention: turn queries and keys, write keys and values.
 
     Rotary embedding with paired halves (NeoX). qkv [T, (H + 2K) * D]; positions, loc [T];

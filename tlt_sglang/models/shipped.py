@@ -1,0 +1,70 @@
+"""Drafters that come with this package, for the models that an alias names.
+
+What is shipped is what was trained, in bfloat16: the head and the vocabulary maps of an EAGLE-3
+checkpoint are copies of the target's head, three times as large as the rest, and are put back when
+the drafter is made ready, once, in the cache folder beside the model.
+Runs in the launcher; loads torch only where the folder is not there yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from tlt_sglang.errors import EnvironmentProblem
+from tlt_sglang.models.named import ALIASES, build, cache_root, prepare
+
+FILES = ("config.json", "model.safetensors")
+HERE = Path(__file__).parent
+WEIGHTS = "weights.safetensors"
+TRAINING = "training.json"
+
+
+def default_drafter(model: str) -> Path | None:
+    """The ready folder of the drafter for an alias or its prepared folder; None for other models.
+
+    Raises EnvironmentProblem if the cache cannot be written.
+    """
+    for alias in ALIASES:
+        source = HERE / alias
+        if not (source / WEIGHTS).exists():
+            continue
+        if model == alias or Path(model).expanduser() == prepare(alias):
+            return _ready(alias, source)
+    return None
+
+
+def _ready(alias: str, source: Path) -> Path:
+    target = prepare(alias)
+    told = hashlib.sha256(target.name.encode())
+    for name in ("config.json", WEIGHTS):
+        told.update((source / name).read_bytes())
+    folder = cache_root() / "drafters" / f"{alias}-{told.hexdigest()[:12]}"
+    if not all((folder / name).is_file() for name in FILES):
+        build(folder, lambda into: _expand(source, target, into), FILES)
+    return folder
+
+
+def _expand(source: Path, target: Path, into: Path) -> None:
+    """Write the checkpoint that SGLang loads into `into`."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(source / WEIGHTS)
+    ids = weights.pop("draft_ids").long()
+    config = json.loads((source / "config.json").read_text())
+    with safe_open(target / "model.safetensors", "pt") as stored:
+        names = set(stored.keys())
+        name = "lm_head.weight" if "lm_head.weight" in names else "model.embed_tokens.weight"
+        head = stored.get_tensor(name)
+    if len(head) != config["vocab_size"]:
+        raise EnvironmentProblem(f"The drafter {source.name} does not fit the model in {target}.")
+    weights["lm_head.weight"] = head[ids].bfloat16()
+    weights["d2t"] = ids - torch.arange(len(ids))
+    weights["t2d"] = torch.zeros(len(head), dtype=torch.bool).index_fill(0, ids, True)
+    save_file(weights, into / "model.safetensors", metadata={"format": "pt"})
+    (into / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copyfile(source / TRAINING, into / TRAINING)  # for `tlt train --start-from` to pass on

@@ -1,2 +1,0 @@
-"""An empty package of models: named in SGLANG_EXTERNAL_MODEL_PACKAGE, it makes SGLang put off
-importing its two hundred model modules, so that `tlt_sglang.model_classes` can import just one."""

@@ -1,0 +1,231 @@
+"""Draft models in plain PyTorch, parameter for parameter those that SGLang serves.
+
+EAGLE (arXiv 2401.15077): one decoder layer without its first norm, on a linear map of [embedding of
+the next token, the target's last hidden state]; it predicts the next hidden state.
+EAGLE-3 (arXiv 2503.01840): hidden states of three of the target's layers, norms on both inputs, a
+final norm, and a head over the most frequent tokens.
+
+Names of parameters are those of SGLang's `llama_eagle.py` and `llama_eagle3.py`. Embedding and head
+are the target's, frozen, and no parameters of a drafter.
+
+T packed tokens, N hidden size, A features a token (1 or 3), H and K heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tlt_sglang.errors import ConfigError
+from tlt_sglang.training.attention import attend
+
+Algorithm = Literal["eagle", "eagle3"]
+ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Targets whose features and layers we know."""
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """The shape of a drafter; the fields of its config.json have the same names."""
+
+    algorithm: Algorithm
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    vocab_size: int
+    draft_vocab_size: int
+
+    @property
+    def features(self) -> int:
+        """Hidden states of the target that one token brings."""
+        return 3 if self.algorithm == "eagle3" else 1
+
+    @staticmethod
+    def for_target(
+        target: dict[str, Any], algorithm: Algorithm, draft_vocab_size: int | None = None
+    ) -> DraftConfig:
+        """The drafter of one layer for a target's config.json.
+
+        Raises ConfigError for an architecture whose drafters SGLang does not serve this way.
+        """
+        names = target.get("architectures") or []
+        if not any(name in ARCHITECTURES for name in names):
+            raise ConfigError(
+                f"Drafters are trained for {', '.join(ARCHITECTURES)}; the target is "
+                f"{', '.join(map(str, names)) or 'of no known architecture'}."
+            )
+        heads, vocab = target["num_attention_heads"], target["vocab_size"]
+        rope = target.get("rope_parameters") or {}
+        return DraftConfig(
+            algorithm,
+            target["hidden_size"],
+            target["intermediate_size"],
+            heads,
+            target.get("num_key_value_heads") or heads,
+            target.get("head_dim") or target["hidden_size"] // heads,
+            target["rms_norm_eps"],
+            float(target.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+            target["max_position_embeddings"],
+            vocab,
+            min(draft_vocab_size or vocab, vocab),
+        )
+
+
+def captured_layers(num_hidden_layers: int) -> tuple[int, int, int]:
+    """Layers whose input is an EAGLE-3 feature, as SGLang chooses them by default."""
+    return 2, num_hidden_layers // 2, num_hidden_layers - 3
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, in float32 whatever the dtype of x [..., N]."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()).to(x.dtype) * (
+            self.weight
+        )
+
+
+class Attention(nn.Module):
+    """Self-attention over packed documents; inputs of `width` features a token."""
+
+    def __init__(self, config: DraftConfig, width: int) -> None:
+        super().__init__()
+        dim = config.head_dim
+        self.shape = (config.num_attention_heads, config.num_key_value_heads, dim)
+        self.q_proj = nn.Linear(width, config.num_attention_heads * dim, bias=False)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * dim, bias=False)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * dim, config.hidden_size, bias=False)
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", config.rope_theta**-exponents, persistent=False)
+
+    def forward(self, x: Tensor, sequence: Sequence) -> Tensor:
+        """x [T, width] -> [T, N]; adds this step's keys and values to `sequence`."""
+        heads, kv_heads, dim = self.shape
+        q = self._rotate(self.q_proj(x).view(-1, heads, dim), sequence.step_positions)
+        k = self._rotate(self.k_proj(x).view(-1, kv_heads, dim), sequence.step_positions)
+        sequence.keys.append(k)
+        sequence.values.append(self.v_proj(x).view(-1, kv_heads, dim))
+        out = attend(q, sequence.keys, sequence.values, sequence.lengths)
+        projected: Tensor = self.o_proj(out.flatten(1))
+        return projected
+
+    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        angles = positions.unsqueeze(-1).float() * self.frequencies  # [T, D / 2]
+        cos, sin = (part.unsqueeze(1).to(x.dtype) for part in (angles.cos(), angles.sin()))
+        one, two = x.chunk(2, dim=-1)
+        return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
+
+
+class MLP(nn.Module):
+    """SwiGLU, [T, N] -> [T, N]."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        size, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Layer(nn.Module):
+    """EAGLE's decoder layer: a Llama layer that has lost its first norm."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        three = config.algorithm == "eagle3"
+        self.self_attn = Attention(config, 2 * size if three else size)
+        self.mlp = MLP(config)
+        self.post_attention_layernorm = RMSNorm(size, eps)
+        if three:
+            self.input_layernorm = RMSNorm(size, eps)
+            self.hidden_norm = RMSNorm(size, eps)
+        self.three = three
+
+    def forward(self, embeds: Tensor, hidden: Tensor, sequence: Sequence) -> Tensor:
+        """embeds and hidden [T, N] -> the residual stream after the layer [T, N]."""
+        x = hidden
+        if self.three:
+            x = torch.cat([self.input_layernorm(embeds), self.hidden_norm(hidden)], dim=-1)
+        hidden = hidden + self.self_attn(x, sequence)
+        added: Tensor = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + added
+
+
+@dataclass
+class Sequence:
+    """Packed documents during one simulated draft, and what its steps have left behind."""
+
+    lengths: list[int]
+    positions: Tensor  # [T]
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @staticmethod
+    def of(lengths: list[int], positions: Tensor) -> Sequence:
+        """Before the first step."""
+        return Sequence(lengths, positions, [], [])
+
+    @property
+    def step_positions(self) -> Tensor:
+        """Positions [T] of the step that comes next."""
+        return self.positions + len(self.keys)
+
+
+class Drafter(nn.Module):
+    """An EAGLE or EAGLE-3 drafter without embedding and head."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.config = config
+        three = config.algorithm == "eagle3"
+        self.fc = nn.Linear(3 * size if three else 2 * size, size, bias=not three)
+        self.layers = nn.ModuleList([Layer(config)])
+        if three:
+            self.norm = RMSNorm(size, config.rms_norm_eps)
+
+    def unfit(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Names of its weights that are not among these, or have another shape there."""
+        own = self.state_dict()
+        return [n for n, w in own.items() if n not in weights or weights[n].shape != w.shape]
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Have these weights from now on, of those names and shapes, in its own dtypes."""
+        own = self.state_dict()
+        self.load_state_dict({name: weights[name].to(own[name]) for name in own})
+
+    def forward(self, embeds: Tensor, hidden: Tensor, sequence: Sequence) -> tuple[Tensor, Tensor]:
+        """One step: (what the head takes, what the next step takes), each [T, N].
+
+        `hidden` are the target's features [T, A * N] at first, then what the last step gave [T, N].
+        """
+        if self.config.algorithm == "eagle3":
+            if hidden.shape[-1] != embeds.shape[-1]:
+                hidden = self.fc(hidden)
+            hidden = self.layers[0](embeds, hidden, sequence)
+            return self.norm(hidden), hidden
+        joined = self.fc(torch.cat([embeds, hidden], dim=-1))
+        hidden = self.layers[0](embeds, joined, sequence)
+        return hidden, hidden

@@ -1,0 +1,78 @@
+"""`tlt seed`: begin a drafter, of the target's own last layer, as a checkpoint that SGLang loads.
+
+Its vocabulary are the first tokens of the target's: byte-pair tokenizers number them in the order
+in which merges were learned, the most frequent ones first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlt_sglang import __version__
+from tlt_sglang.config import command_line as commands
+from tlt_sglang.config.flags import Parser
+from tlt_sglang.errors import ConfigError
+from tlt_sglang.models.seed import SEED
+from tlt_sglang.training import export
+from tlt_sglang.training.models import DraftConfig, Drafter
+from tlt_sglang.training.simulate import Frozen
+from tlt_sglang.training.target import begin_from
+from tlt_sglang.weights import describe
+
+SMALL_VOCAB, LARGE_VOCAB = 8192, 32000
+"""Tokens that the drafter knows, of targets with fewer than 2**16 and with more."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
+    return commands.run("seed", _seed, argv)
+
+
+def _seed(argv: Sequence[str]) -> None:
+    parser = Parser("tlt seed", "Begin a drafter of a target's last layer.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="the target")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    if commands.helped(parser, argv):
+        return
+    args = parser.parse_args(argv)
+    write(args.out, args.model)
+
+
+def write(folder: Path, model: str) -> None:
+    """Make the seed for the target in the folder `model`.
+
+    Raises ConfigError for a target that no drafter is trained for, EnvironmentProblem if it cannot
+    be written.
+    """
+    target = describe.target_config(model)
+    size = SMALL_VOCAB if target["vocab_size"] < 2**16 else LARGE_VOCAB
+    config = DraftConfig.for_target(target, "eagle3", size)
+    drafter = Drafter(config)
+    layer = describe.layer(model, target["num_hidden_layers"] - 1)
+    norm = describe.target_tensor(model, "model.norm.weight")
+    embedding, head = describe.embedding_and_head(model)
+    if not layer or norm is None:
+        raise ConfigError(f"The target {model} has no layers that a drafter could begin with.")
+    torch.manual_seed(0)
+    begin_from(drafter, {name: weight.float() for name, weight in layer.items()}, norm.float())
+    frozen = Frozen.of(embedding, head, vocabulary(target, config.draft_vocab_size))
+    export.write(
+        folder,
+        {
+            "config.json": export.config_json(config, target),
+            "model.safetensors": export.tensors(config, drafter.state_dict(), frozen),
+            SEED: {"target": model, "made by": f"tlt-sglang {__version__}"},
+        },
+    )
+
+
+def vocabulary(target: dict[str, Any], size: int) -> torch.Tensor:
+    """The first tokens, and those that end a text."""
+    ends = target.get("eos_token_id")
+    special = {e for e in (ends if isinstance(ends, list) else [ends]) if isinstance(e, int)}
+    first = [token for token in range(target["vocab_size"]) if token not in special]
+    return torch.tensor(sorted([*first[: size - len(special)], *special]))

@@ -1,0 +1,144 @@
+"""The drafter run on its own output over packed documents: for training, and for its evaluation.
+
+Teacher-forced: every step is given the token that the document has there, so one pass simulates a
+draft of `steps` tokens from every index at once (training-time test, EAGLE-3, arXiv 2503.01840).
+
+At index i the drafter has the target's features of token i and the embedding of token i + 1, and
+its step s predicts token i + 2 + s. That is how SGLang feeds it: tokens shifted left by one,
+features and positions not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tlt_sglang.training.batches import Batch
+from tlt_sglang.training.losses import (
+    CLASSIFICATION_WEIGHT,
+    feature_regression,
+    soft_cross_entropy,
+    step_weights,
+)
+from tlt_sglang.training.models import Drafter, Sequence
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a drafter shares with its target, and does not train."""
+
+    embedding: Tensor  # [V, N]
+    head: Tensor  # [D, N], rows of the target's head for the draft vocabulary
+    draft_ids: Tensor  # [D] int64, ascending: the target's id of each draft token
+    draft_index: Tensor  # [V] int64: the place in the draft vocabulary, -1 where there is none
+    target_head: Tensor  # [D, N]: as `head`, but of the target as it is now
+
+    @staticmethod
+    def of(
+        embedding: Tensor, head: Tensor, draft_ids: Tensor, own_head: Tensor | None = None
+    ) -> Frozen:
+        """From the target's whole embedding and head [V, N].
+
+        `own_head` [D, N]: what the drafter has, where that is of an older version of the target.
+        """
+        index = torch.full((len(head),), -1, dtype=torch.int64, device=head.device)
+        index[draft_ids] = torch.arange(len(draft_ids), device=head.device)
+        rows = head if len(draft_ids) == len(head) else head[draft_ids].contiguous()
+        return Frozen(embedding, rows if own_head is None else own_head, draft_ids, index, rows)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Frozen:
+        """The same elsewhere; one head stays one."""
+        head = self.head.to(device, dtype)
+        same = self.target_head is self.head
+        return Frozen(
+            self.embedding.to(device, dtype),
+            head,
+            self.draft_ids.to(device),
+            self.draft_index.to(device),
+            head if same else self.target_head.to(device, dtype),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One simulated step, at R indices."""
+
+    hidden: Tensor  # [R, N]: what the head takes
+    logits: Tensor  # [R, D]
+    labels: Tensor  # [R] int64: draft index of the token that comes there, -1 if it has none
+    counts: Tensor  # [R] bool: it predicts a token of a response
+    source: Tensor  # [R] int64: the index whose last hidden state the target predicts from
+
+
+def simulate(
+    drafter: Drafter, frozen: Frozen, batch: Batch, steps: int, rows: Tensor | None = None
+) -> Iterator[Step]:
+    """Steps 0 to `steps` - 1, told at the indices `rows` [R], or at all: R = T.
+
+    The drafter runs at every index; the head, as large as the drafter, only where it is told.
+    """
+    if rows is None:
+        rows = torch.arange(len(batch.ids), device=batch.ids.device)
+    sequence = Sequence.of(batch.lengths, batch.positions)
+    hidden = batch.features
+    for number in range(steps):
+        token, _ = batch.ahead(1 + number)
+        embeds = nn.functional.embedding(batch.ids[token], frozen.embedding)
+        out, hidden = drafter(embeds, hidden, sequence)
+        following, _ = batch.ahead(2 + number)
+        labels = frozen.draft_index[batch.ids[following[rows]]]
+        out = out[rows]
+        logits = nn.functional.linear(out, frozen.head)
+        yield Step(out, logits, labels, batch.counts(number)[rows], token[rows])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch, and what it is made of."""
+
+    total: Tensor
+    hits: list[Tensor]
+    """Of each step: predictions whose most likely token is the one that comes."""
+    tokens: int
+    """Predictions that count, of the first step."""
+
+
+def loss_of(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Loss:
+    """EAGLE-3: cross-entropy of every step; EAGLE: of one step, plus regression of features.
+
+    A prediction counts where the token that comes is in the draft vocabulary: elsewhere the drafter
+    can only be wrong, and should not learn to make up for it.
+    """
+    counted = torch.stack([batch.counts(number) for number in range(steps)])
+    rows = counted.any(0).nonzero().squeeze(-1)
+    target, place = _target(frozen, batch, rows, steps)
+    total = torch.zeros((), device=target.device)
+    hits = []
+    weights = step_weights(steps)
+    for step, share in zip(simulate(drafter, frozen, batch, steps, rows), weights, strict=True):
+        weight = (step.counts & (step.labels >= 0)).float()
+        logits = step.logits.float()  # in bfloat16 the argmax of a row takes six times as long
+        one = soft_cross_entropy(logits, target[place[step.source]], weight)
+        if drafter.config.algorithm == "eagle":
+            regression = feature_regression(step.hidden, batch.last[step.source], weight)
+            one = regression + CLASSIFICATION_WEIGHT * one
+        total = total + share * one / sum(weights)
+        found = (logits.detach().argmax(-1) == step.labels) & step.counts
+        hits.append(found.sum())
+    return Loss(total, hits, int(batch.counts(0).sum()))
+
+
+def _target(frozen: Frozen, batch: Batch, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The target's distributions over the draft vocabulary that steps at `rows` are held against.
+
+    ([R', D], and for each index the row of it [T] int64).
+    """
+    needed = torch.zeros(len(batch.ids), dtype=torch.bool, device=rows.device)
+    for number in range(steps):
+        needed[batch.ahead(1 + number)[0][rows]] = True
+    with torch.no_grad(), torch.autocast(batch.last.device.type, enabled=False):
+        logits = nn.functional.linear(batch.last[needed], frozen.target_head)
+        return logits.float().softmax(-1), needed.cumsum(0) - 1

@@ -1,0 +1,176 @@
+"""The target as the trainer sees it: transformers' model, its features, and what a drafter shares.
+
+Features are what SGLang hands to its drafters (`hidden_states` of a prefill or a verify step): for
+EAGLE the hidden state after the last norm, for EAGLE-3 the inputs of three layers side by side.
+`tests/engine/test_features_align.py` holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlt_sglang.errors import ConfigError
+from tlt_sglang.training.batches import Document
+from tlt_sglang.training.corpus import Response
+from tlt_sglang.training.models import DraftConfig, Drafter, captured_layers
+from tlt_sglang.training.simulate import Frozen
+
+
+class Target:
+    """A target's tokenizer and weights, loaded when they are first needed."""
+
+    def __init__(self, path: str, device: torch.device, half: bool = False) -> None:
+        """With `half` products are in bfloat16 on CPU, too; the residual stream is not."""
+        self.path = path
+        self.half = half
+        self.device = device
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    @property
+    def model(self) -> Any:
+        """transformers' model, frozen, in float32 on CPU and bfloat16 on CUDA."""
+        if self._model is None:
+            from transformers import AutoModelForCausalLM
+
+            try:
+                model = AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype)
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = (str(error).splitlines() or [""])[0].rstrip(".")
+                raise ConfigError(f"The target {self.path} cannot be loaded ({reason}).") from error
+            self._model = model.to(self.device).eval().requires_grad_(False)
+        return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.path)
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"The target {self.path} has no tokenizer.") from error
+        return self._tokenizer
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        if self._model is None and (Path(self.path) / "config.json").exists():
+            config: dict[str, Any] = json.loads((Path(self.path) / "config.json").read_text())
+            return config
+        from transformers import AutoConfig
+
+        found: dict[str, Any] = AutoConfig.from_pretrained(self.path).to_dict()
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text in which special tokens may be spelled out."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """Messages in the chat template, with the beginning of the answer."""
+        text: str = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        return text
+
+    def frozen(self, draft_ids: Tensor) -> Frozen:
+        """Its embedding and head, for a drafter with these tokens."""
+        model = self.model
+        embedding = model.get_input_embeddings().weight.detach()
+        head = model.get_output_embeddings().weight.detach()
+        return Frozen.of(embedding, head, draft_ids.to(self.device))
+
+    def documents(
+        self, responses: Sequence[Response], config: DraftConfig, budget: int = 1024
+    ) -> Iterator[list[Document]]:
+        """Documents with features in the order of `responses`, some at a time.
+
+        Padded to the longest of a few: padding comes after what matters and changes nothing.
+        """
+        group: list[Response] = []
+        longest = 0
+        for response in responses:
+            longest = max(longest, len(response.ids))
+            if group and longest * (len(group) + 1) > budget:
+                yield self._documents(group, config)
+                group, longest = [], len(response.ids)
+            group.append(response)
+        if group:
+            yield self._documents(group, config)
+
+    @torch.inference_mode()
+    def _documents(self, group: list[Response], config: DraftConfig) -> list[Document]:
+        lengths = [len(response.ids) for response in group]
+        ids = torch.zeros(len(group), max(lengths), dtype=torch.int64)
+        for row, response in zip(ids, group, strict=True):
+            row[: len(response.ids)] = torch.tensor(response.ids)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            states = self.model.model(
+                ids.to(self.device), output_hidden_states=True, use_cache=False
+            ).hidden_states
+        last = states[-1]
+        features = last
+        if config.algorithm == "eagle3":
+            layers = captured_layers(len(states) - 1)
+            features = torch.cat([states[layer] for layer in layers], dim=-1)
+        return [
+            Document(
+                ids[i, :length].clone(),
+                features[i, :length].bfloat16().cpu(),
+                last[i, :length].bfloat16().cpu(),
+                len(group[i].prompt.ids),
+            )
+            for i, length in enumerate(lengths)
+        ]
+
+
+def frequent_tokens(texts: Iterable[Sequence[int]], size: int, vocab_size: int) -> Tensor:
+    """The `size` most frequent tokens, ascending; unseen ones in the order of their ids."""
+    counts: Counter[int] = Counter()
+    for ids in texts:
+        counts.update(ids)
+    order = sorted(range(vocab_size), key=lambda token: (-counts[token], token))
+    return torch.tensor(sorted(order[:size]))
+
+
+def initialise(drafter: Drafter, target: Target) -> None:
+    """Start a drafter from the target's last layer; see `begin_from`."""
+    model = target.model.model
+    begin_from(drafter, dict(model.layers[-1].named_parameters()), model.norm.weight)
+
+
+@torch.no_grad()
+def begin_from(drafter: Drafter, theirs: Mapping[str, Tensor], norm: Tensor) -> None:
+    """Start a drafter from the target's last layer and norm, which know most of its task already.
+
+    EAGLE-3's inputs are twice as wide: the half that reads the hidden state is the target's, the
+    half that reads the embedding starts at zero, and `fc` passes on the highest of the features.
+    Where shapes or names differ (another MLP, say) the random start stays.
+    """
+    size = drafter.config.hidden_size
+    layer = drafter.layers[0]
+    for name, ours in layer.named_parameters():
+        weight = theirs.get("input_layernorm.weight" if name.startswith("hidden_norm") else name)
+        if weight is None or name.startswith("input_layernorm"):
+            continue
+        if weight.shape == ours.shape:
+            ours.copy_(weight)
+        elif weight.dim() == 2 and ours.shape == (weight.shape[0], 2 * weight.shape[1]):
+            ours.zero_()[:, size:].copy_(weight)
+    torch.nn.init.normal_(drafter.fc.weight, std=0.1 * size**-0.5)
+    drafter.fc.weight[:, -size:] += torch.eye(size)
+    if drafter.config.algorithm == "eagle3":
+        drafter.norm.weight.copy_(norm)
+    else:
+        drafter.fc.bias.zero_()

@@ -1,0 +1,211 @@
+"""The training loop: packed batches, AdamW, warm-up and cosine, one process or many.
+
+Deterministic given the seed: the order of batches is a function of seed and epoch, and the state
+that `state` returns is all there is, so a run that is interrupted and resumed ends with the very
+weights of one that was not.
+
+Several processes (torchrun): FSDP2 shards parameters, gradients and optimizer state; every process
+takes the batches of its rank.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from tlt_sglang.training.batches import Batch, Document, pack
+from tlt_sglang.training.models import Drafter
+from tlt_sglang.training.simulate import Frozen, loss_of
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train."""
+
+    steps: int = 3
+    """Simulated draft steps (training-time test); 1 for EAGLE as published."""
+    epochs: int = 4
+    minutes: float | None = None
+    """Wall time of training after which to end, in the place of `epochs`."""
+    batch_tokens: int = 2048
+    """Budget of a packed batch."""
+    accumulate: int = 1
+    """Batches of one optimizer step, for each process."""
+    learning_rate: float = 1e-3
+    warmup: float = 0.03
+    """Share of the run in which the learning rate rises."""
+    floor: float = 0.02
+    """Learning rate at the end, as a share of the highest."""
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 0.5
+    """Norm that gradients are clipped to."""
+    seed: int = 0
+    precision: Precision = "auto"
+    """Of the matrix products: auto is bfloat16 on CUDA and float32 elsewhere. CPUs with AVX512-BF16
+    or AMX are twice as fast with bfloat16."""
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of a forward pass; weights, optimizer and losses stay in float32."""
+        half = self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
+        return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; goes into checkpoints."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Next batch of the epoch, counted over all processes."""
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one optimizer step brings to tell."""
+
+    progress: Progress
+    loss: float
+    accuracy: list[float]
+    """Of each simulated step."""
+    tokens_per_s: float
+    done: float
+    """Share of the run that is over."""
+
+
+class Trainer:
+    """Trains `drafter` on `documents`."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        frozen: Frozen,
+        documents: Sequence[Document],
+        lengths: Sequence[int],
+        settings: Settings,
+        device: torch.device,
+    ) -> None:
+        self.drafter, self.frozen, self.settings, self.device = drafter, frozen, settings, device
+        self.documents, self.lengths = documents, lengths
+        self.progress = Progress()
+        self.rank, self.world = (
+            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        )
+        self.optimizer = torch.optim.AdamW(
+            drafter.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Trainable weights, optimizer state and data cursor; for torch.distributed.checkpoint."""
+        model, optimizer = get_state_dict(self.drafter, self.optimizer)
+        return {"drafter": model, "optimizer": optimizer, "progress": vars(self.progress).copy()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state, as `checkpoints.load` fills it in."""
+        set_state_dict(
+            self.drafter,
+            self.optimizer,
+            model_state_dict=state["drafter"],
+            optim_state_dict=state["optimizer"],
+        )
+        self.progress = Progress(**state["progress"])
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Report]:
+        """Train to the end, an optimizer step at a time; may be left and entered again."""
+        while not self._over():
+            started = time.monotonic()
+            before = self.progress.tokens
+            loss, accuracy = self._step()
+            seconds = time.monotonic() - started
+            self.progress.seconds += seconds
+            speed = (self.progress.tokens - before) / seconds
+            yield Report(self.progress, loss, accuracy, speed, self.done)
+
+    @property
+    def done(self) -> float:
+        """Share of the run that is over, 0 to 1: what the learning rate goes by."""
+        settings, progress = self.settings, self.progress
+        if settings.minutes is not None:
+            return min(1.0, self._agreed(progress.seconds) / (60 * settings.minutes))
+        batches = len(self._batches(progress.epoch))
+        return min(1.0, (progress.epoch + progress.batch / max(1, batches)) / settings.epochs)
+
+    def learning_rate(self) -> float:
+        """Of the step that comes next."""
+        settings, done = self.settings, self.done
+        if done < settings.warmup:
+            # From above zero on, so that the first step is one.
+            return settings.learning_rate * max(done / settings.warmup, 0.02)
+        turned = (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup))) / 2
+        return settings.learning_rate * (settings.floor + (1 - settings.floor) * turned)
+
+    def _over(self) -> bool:
+        if self.settings.minutes is not None:
+            return self.done >= 1.0
+        return self.progress.epoch >= self.settings.epochs
+
+    def _step(self) -> tuple[float, list[float]]:
+        """One optimizer step; (mean loss, accuracy of each simulated step)."""
+        settings = self.settings
+        self.drafter.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        losses, hits, counted = 0.0, [0.0] * settings.steps, 0
+        for _ in range(settings.accumulate):
+            batch = self._next()
+            with settings.autocast(self.device):
+                loss = loss_of(self.drafter, self.frozen, batch, settings.steps)
+            torch.autograd.backward(loss.total / settings.accumulate)
+            losses += float(loss.total.detach()) / settings.accumulate
+            hits = [total + float(hit) for total, hit in zip(hits, loss.hits, strict=True)]
+            counted += loss.tokens
+        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        return losses, [hit / max(1, counted) for hit in hits]
+
+    def _next(self) -> Batch:
+        """This process's next batch; every process moves on by as many as there are processes."""
+        progress = self.progress
+        batches = self._batches(progress.epoch)
+        picked = batches[(progress.batch + self.rank) % len(batches)]
+        progress.batch += self.world
+        progress.tokens += sum(self.lengths[i] for i in picked) * self.world
+        if progress.batch >= len(batches):
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+        return Batch.of([self.documents[i] for i in picked]).to(self.device)
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        if getattr(self, "_packed_epoch", None) != epoch:
+            seed, budget = self.settings.seed, self.settings.batch_tokens
+            self._packed, self._packed_epoch = pack(self.lengths, budget, seed, epoch), epoch
+        return self._packed
+
+    def _agreed(self, seconds: float) -> float:
+        """The longest time that any process has counted."""
+        if self.world == 1:
+            return seconds
+        longest = torch.tensor(seconds, device=self.device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        return float(longest)
