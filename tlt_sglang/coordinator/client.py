@@ -99,7 +99,7 @@ class Client:
         signal = say.Signal(what, device)
         if say.said(say.encode(signal)) is None:
             raise ConfigError(
-                f"{what!r} of {device!r} is nothing to tell; see docs/coordinator.md."
+                f"{what!r} of {device!r} is nothing to tell; see docs/internals/coordinator.md."
             )
         kind = what.partition("_")[0]
         if device is None:

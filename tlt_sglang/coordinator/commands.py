@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
 def _coordinator(argv: Sequence[str]) -> None:
     rules = Rules()
     parser = Parser(
-        "tlt coordinator", "Tells trainers when a device is theirs; see docs/coordinator.md."
+        "tlt coordinator",
+        "Tells trainers when a device is theirs; see docs/internals/coordinator.md.",
     )
     add = parser.add_argument
     add(

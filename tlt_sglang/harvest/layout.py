@@ -1,4 +1,4 @@
-"""The binary layout of a harvest log, format version 1; docs/harvest.md shows it.
+"""The binary layout of a harvest log, format version 1; docs/internals/harvest.md shows it.
 
 A file of a header, an index and a ring, little-endian. Offsets count bytes ever given out in the
 ring, so they only grow; a record at `offset` lies at `offset % ring`, in one piece. Three things

@@ -19,7 +19,7 @@ ends the test the other way (Wald 1945). The uncertainty of the baseline is met 
 
 The chances are those of the model. In simulated worlds that are not of it (chains, ease that drifts
 within a request) 0 to 3 % of equally good drafters are rolled back, mostly none; one that gets
-nothing right goes after 15 to 30 rounds. docs/hot-swap.md has the figures.
+nothing right goes after 15 to 30 rounds. docs/internals/hot-swap.md has the figures.
 """
 
 from __future__ import annotations
