@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from tlt_sglang.sidecar.buffer import Buffer, Recorded
 from tlt_sglang.training.batches import Batch, Document
 from tlt_sglang.training.evaluate import AcceptLength, accept_length
 from tlt_sglang.training.models import Drafter
-from tlt_sglang.training.simulate import Frozen, loss_of
+from tlt_sglang.training.simulate import Frozen
+from tlt_sglang.training.step import StepSettings, TrainingStep
 
 LEAST_CUT = 32
 """Tokens of a cut document, at least."""
@@ -65,6 +65,17 @@ class Settings:
     """A candidate is published if its accept length is better by this share."""
     seed: int = 0
 
+    def step_settings(self) -> StepSettings:
+        """Return what the training step needs of these."""
+        return StepSettings(
+            accumulate=self.accumulate,
+            learning_rate=self.learning_rate,
+            betas=self.betas,
+            weight_decay=0.0,
+            clip=self.clip,
+            bfloat16=self.bfloat16,
+        )
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -101,16 +112,9 @@ class Learner:
         self.right = 0.0
         """Share of first drafts that are right in training, of late."""
         self._running = _copied(drafter)
-        self._micro = 0
         self._gated = 0
         self._chance = random.Random(settings.seed)
-        self.optimizer = torch.optim.AdamW(
-            drafter.parameters(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=0.0,
-            fused=True,
-        )
+        self.training = TrainingStep(drafter, settings.step_settings(), device)
 
     @property
     def depth(self) -> int:
@@ -123,23 +127,18 @@ class Learner:
 
     def micro_step(self) -> bool:
         """One micro-batch, and an optimizer step with every `accumulate`-th; False: no data."""
-        settings = self.settings
         documents = self.draw()
         if not documents:
             return False
         started = self._clock()
-        self.drafter.train()
-        batch = Batch.of(documents).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
-            loss = loss_of(self.drafter, self.frozen, batch, self.depth)
-        torch.autograd.backward(loss.total / settings.accumulate)
+        batch = Batch.of(documents)
+        loss = self.training.add(self.frozen, batch, self.depth)
         value = float(loss.total.detach())
         self.loss = value if not self.loss else 0.98 * self.loss + 0.02 * value
         right = float(loss.hits[0]) / max(1, loss.tokens)
         self.right = right if not self.right else 0.9 * self.right + 0.1 * right
         self.tokens += len(batch.ids)
-        self._micro += 1
-        if self._micro % settings.accumulate == 0:
+        if self.training.is_complete:
             self._update()
         self._fit_in(self._clock() - started)
         return True
@@ -155,11 +154,7 @@ class Learner:
     def _update(self) -> None:
         settings = self.settings
         rate = settings.learning_rate * min(1.0, (self.step + 1) / settings.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), settings.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.training.update(rate)
         self.step += 1
 
     def draw(self) -> list[Document]:
@@ -206,7 +201,7 @@ class Learner:
     def begin_again(self, weights: dict[str, Tensor]) -> None:
         """Go back to `weights`, which are the version in use: the optimizer starts anew, too."""
         self.drafter.take(weights)
-        self.optimizer.state.clear()
+        self.training.reset_optimizer()
         self._running = _copied(self.drafter)
         self._gated = self.step
 
@@ -229,25 +224,17 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """For torch.distributed.checkpoint: trainable weights, optimizer, counters."""
-        model, optimizer = get_state_dict(self.drafter, self.optimizer)
-        progress = {"step": self.step, "tokens": self.tokens}
-        return {"drafter": model, "optimizer": optimizer, "progress": progress}
+        return self.training.state() | {"progress": {"step": self.step, "tokens": self.tokens}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state; the version in use stays what it is."""
-        set_state_dict(
-            self.drafter,
-            self.optimizer,
-            model_state_dict=state["drafter"],
-            optim_state_dict=state["optimizer"],
-        )
+        self.training.restore(state)
         self.step, self.tokens = state["progress"]["step"], state["progress"]["tokens"]
         self._gated = self.step
 
     def leave(self) -> None:
         """Give the device's memory back: gradients, and on CUDA what the allocator holds."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self._micro = 0
+        self.training.drop_gradients()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

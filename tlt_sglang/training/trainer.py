@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from tlt_sglang.training.batches import Batch, Document, pack
 from tlt_sglang.training.models import Drafter
-from tlt_sglang.training.simulate import Frozen, loss_of
+from tlt_sglang.training.simulate import Frozen
+from tlt_sglang.training.step import StepSettings, TrainingStep
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -54,10 +54,17 @@ class Settings:
     """Of the matrix products: auto is bfloat16 on CUDA and float32 elsewhere. CPUs with AVX512-BF16
     or AMX are twice as fast with bfloat16."""
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """The context of a forward pass; weights, optimizer and losses stay in float32."""
-        half = self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
-        return torch.autocast(device.type, torch.bfloat16, enabled=half)
+    def step_settings(self, device: torch.device) -> StepSettings:
+        """Return what the training step needs of these on `device`."""
+        automatic = self.precision == "auto" and device.type == "cuda"
+        return StepSettings(
+            accumulate=self.accumulate,
+            learning_rate=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            bfloat16=automatic or self.precision == "bfloat16",
+        )
 
 
 @dataclass
@@ -103,29 +110,17 @@ class Trainer:
         self.rank, self.world = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
-        self.optimizer = torch.optim.AdamW(
-            drafter.parameters(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._step = TrainingStep(drafter, settings.step_settings(device), device)
 
     # -- state -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Trainable weights, optimizer state and data cursor; for torch.distributed.checkpoint."""
-        model, optimizer = get_state_dict(self.drafter, self.optimizer)
-        return {"drafter": model, "optimizer": optimizer, "progress": vars(self.progress).copy()}
+        return self._step.state() | {"progress": vars(self.progress).copy()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state, as `checkpoints.load` fills it in."""
-        set_state_dict(
-            self.drafter,
-            self.optimizer,
-            model_state_dict=state["drafter"],
-            optim_state_dict=state["optimizer"],
-        )
+        self._step.restore(state)
         self.progress = Progress(**state["progress"])
 
     # -- the loop --------------------------------------------------------------------------------
@@ -135,7 +130,7 @@ class Trainer:
         while not self._over():
             started = time.monotonic()
             before = self.progress.tokens
-            loss, accuracy = self._step()
+            loss, accuracy = self._take_step()
             seconds = time.monotonic() - started
             self.progress.seconds += seconds
             speed = (self.progress.tokens - before) / seconds
@@ -164,26 +159,18 @@ class Trainer:
             return self.done >= 1.0
         return self.progress.epoch >= self.settings.epochs
 
-    def _step(self) -> tuple[float, list[float]]:
-        """One optimizer step; (mean loss, accuracy of each simulated step)."""
-        settings = self.settings
-        self.drafter.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        losses, hits, counted = 0.0, [0.0] * settings.steps, 0
+    def _take_step(self) -> tuple[float, list[float]]:
+        """Take one optimizer step; return mean loss and accuracy of each simulated step."""
+        settings, rate = self.settings, self.learning_rate()
+        losses, hits, predictions = 0.0, [0.0] * settings.steps, 0
         for _ in range(settings.accumulate):
-            batch = self._next()
-            with settings.autocast(self.device):
-                loss = loss_of(self.drafter, self.frozen, batch, settings.steps)
-            torch.autograd.backward(loss.total / settings.accumulate)
+            loss = self._step.add(self.frozen, self._next(), settings.steps)
             losses += float(loss.total.detach()) / settings.accumulate
             hits = [total + float(hit) for total, hit in zip(hits, loss.hits, strict=True)]
-            counted += loss.tokens
-        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), settings.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            predictions += loss.tokens
+        self._step.update(rate)
         self.progress.step += 1
-        return losses, [hit / max(1, counted) for hit in hits]
+        return losses, [hit / max(1, predictions) for hit in hits]
 
     def _next(self) -> Batch:
         """This process's next batch; every process moves on by as many as there are processes."""
@@ -194,7 +181,7 @@ class Trainer:
         progress.tokens += sum(self.lengths[i] for i in picked) * self.world
         if progress.batch >= len(batches):
             progress.epoch, progress.batch = progress.epoch + 1, 0
-        return Batch.of([self.documents[i] for i in picked]).to(self.device)
+        return Batch.of([self.documents[i] for i in picked])
 
     def _batches(self, epoch: int) -> list[list[int]]:
         if getattr(self, "_packed_epoch", None) != epoch:

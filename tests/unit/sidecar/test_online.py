@@ -228,7 +228,7 @@ def test_it_goes_on_where_it_was_and_begins_again_from_other_weights() -> None:
     other.begin_again(start)
     for name, weight in start.items():
         assert torch.equal(weight, other.weights()[name])
-    assert not other.optimizer.state
+    assert not other.training.optimizer.state
 
 
 def test_micro_batches_get_as_small_as_they_have_to() -> None:

@@ -1,0 +1,97 @@
+"""The training step: forward, loss, backward, and an optimizer step for every few micro-batches.
+
+`tlt train` and the sidecar take the same step; what differs is where batches come from, which
+learning rate applies, and how many draft steps are simulated. Those are arguments here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from tlt_sglang.training.simulate import Frozen, Loss, loss_of
+
+if TYPE_CHECKING:
+    from tlt_sglang.training.batches import Batch
+    from tlt_sglang.training.models import Drafter
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The part of the settings that `tlt train` and the sidecar have in common."""
+
+    accumulate: int
+    """Micro-batches of one optimizer step."""
+    learning_rate: float
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float
+    """Norm that gradients are clipped to."""
+    bfloat16: bool
+    """Compute matrix products in bfloat16; weights, optimizer and losses stay in float32."""
+
+
+class TrainingStep:
+    """Updates `drafter` by AdamW, from the summed gradients of `accumulate` micro-batches."""
+
+    def __init__(self, drafter: Drafter, settings: StepSettings, device: torch.device) -> None:
+        self.drafter, self.settings, self.device = drafter, settings, device
+        self.optimizer = torch.optim.AdamW(
+            drafter.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self._accumulated = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether enough micro-batches have been added for an optimizer step."""
+        return self._accumulated >= self.settings.accumulate
+
+    def add(self, frozen: Frozen, batch: Batch, depth: int) -> Loss:
+        """Add the gradients of one micro-batch, with `depth` simulated draft steps."""
+        self.drafter.train()
+        batch = batch.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
+            loss = loss_of(self.drafter, frozen, batch, depth)
+        torch.autograd.backward(loss.total / self.settings.accumulate)
+        self._accumulated += 1
+        return loss
+
+    def update(self, learning_rate: float) -> None:
+        """Clip the gradients, take the optimizer step and start over with no gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Free the gradients of the micro-batches added since the last optimizer step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._accumulated = 0
+
+    def reset_optimizer(self) -> None:
+        """Forget the optimizer's moments; for weights that come from elsewhere."""
+        self.optimizer.state.clear()
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return trainable weights and optimizer state, for torch.distributed.checkpoint."""
+        model, optimizer = get_state_dict(self.drafter, self.optimizer)
+        return {"drafter": model, "optimizer": optimizer}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state, as `checkpoints.load` fills it in."""
+        set_state_dict(
+            self.drafter,
+            self.optimizer,
+            model_state_dict=state["drafter"],
+            optim_state_dict=state["optimizer"],
+        )
