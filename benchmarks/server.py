@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.common import BenchmarkError, say
 from benchmarks.processes import Process
-from tlt_sglang.training.generate import free_port
+from tlt_sglang.launcher.server_process import free_port
 
 HOST = "127.0.0.1"
 Prompt = str | list[int]

@@ -11,7 +11,8 @@ import pytest
 from tests.support.fitting import Tiny, fit_drafters, make_tiny
 from tests.support.identity import PINNED, POOL, Reference
 from tests.support.prompts import prompts
-from tests.support.servers import MODEL, Server, Servers, can_bind, model_folder
+from tests.support.servers import MODEL, Server, Servers, model_folder
+from tlt_sglang.launcher.server_process import can_bind
 
 HERE = Path(__file__).parent
 

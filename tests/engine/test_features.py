@@ -17,7 +17,8 @@ import pytest
 
 from tests.support.identity import LENGTH, Reference, difference, each
 from tests.support.prompts import instruction
-from tests.support.servers import Server, Servers, wait_for
+from tests.support.servers import Server, Servers
+from tlt_sglang.launcher.child_process import wait_for
 
 STRATEGIES = ("eagle:3x4x8", "ngram:8")
 LONG, MIDDLING, SHORT, CODE, ENDING = 18, 19, 0, 6, 4  # places among the prompts

@@ -28,11 +28,12 @@ from tests.engine.test_weights import checksums
 from tests.support.fitting import Tiny
 from tests.support.identity import LENGTH, Reference
 from tests.support.jumping import Clock
-from tests.support.servers import Server, ServerFailed, Servers, model_folder, wait_for
+from tests.support.servers import Server, ServerFailed, Servers, model_folder
 from tests.support.tiny import greedily
 from tlt_sglang.harvest.assemble import Assembler, Span
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import request_key
+from tlt_sglang.launcher.child_process import wait_for
 from tlt_sglang.training.corpus import Prompt, Response
 from tlt_sglang.training.models import DraftConfig
 from tlt_sglang.training.target import Target
@@ -418,13 +419,13 @@ def test_killed_engines_leave_nothing_that_the_next_one_keeps(
         load.start()
         time.sleep(0.5 * chance.random())
         own = _sglangs_memory(server)
-        for pid in server.processes():
+        for pid in server.pids():
             os.kill(pid, signal.SIGKILL)
         load.join()
         for segment in own:
             segment.unlink(missing_ok=True)
         servers.running.pop(server.spec)
-        server._kill()
+        server.kill()
         assert log.exists()
         server = servers.get("off,eagle3:3x1x4", *flags, model=tiny.path)
         assert not log.exists()
@@ -439,7 +440,7 @@ def test_killed_engines_leave_nothing_that_the_next_one_keeps(
 def _sglangs_memory(server: Server) -> set[Path]:
     """Segments of SGLang's own, which nobody removes after a kill."""
     found: set[Path] = set()
-    for pid in server.processes():
+    for pid in server.pids():
         with contextlib.suppress(OSError):
             maps = Path(f"/proc/{pid}/maps").read_text()
             found |= {Path(path) for path in re.findall(r"/dev/shm/sglang_loads_\S+", maps)}

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.support.servers import Server, Servers, wait_for
+from tests.support.servers import Server, Servers
 from tests.support.tiny import greedily, make_target
 from tlt_sglang.harvest import announce
+from tlt_sglang.launcher.child_process import wait_for
 
 FLAGS = ("--skip-tokenizer-init", "--tp-size", "2")
 LENGTH = 40

@@ -17,8 +17,8 @@ from tests.support.servers import Servers
 from tests.support.tiny import greedily, make_drafter, make_target
 from tlt_sglang import __version__
 from tlt_sglang.launcher.environment import SGLANG
+from tlt_sglang.launcher.server_process import free_port
 from tlt_sglang.patches import all_patches
-from tlt_sglang.training.generate import free_port
 
 VOCAB = 64
 PROMPT = [5, 9, 14, 3] * 4
@@ -369,7 +369,7 @@ def test_status(servers: Servers) -> None:
     assert status["accept_length"] > 1
     assert {row["state"] for row in status["patches"]} <= {"in force", "waiting for import"}
     (scheduler,) = status["schedulers"]
-    assert scheduler["pid"] in server.processes()
+    assert scheduler["pid"] in server.pids()
     assert scheduler["rounds"] > 0
     assert scheduler["accept_length"] == status["accept_length"]
     assert_in_force(scheduler, *NGRAM_LEAVES)

@@ -7,20 +7,13 @@ Skipped where there is no GPU; not yet run on one (docs/gpu.md). `TLT_GPU_MODEL`
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from tlt_sglang.launch_server import has_accelerator
+from tlt_sglang.launcher.server_process import ServerProcess
 
 pytestmark = pytest.mark.skipif(not has_accelerator(), reason="this machine has no GPU")
 
@@ -32,57 +25,32 @@ PROMPTS = [
 ]
 
 
-@contextmanager
-def server(strategy: str, log: Path) -> Iterator[str]:
-    """A server that runs `strategy` on the GPU: its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "tlt_sglang.launch_server",
-        "--device",
-        "cuda",
-        "--model",
-        os.environ.get("TLT_GPU_MODEL", "smollm2-135m"),
-        "--port",
-        str(port),
-        "--adaptive-spec",
-        "--tlt-strategies",
-        strategy,
-        "--enable-deterministic-inference",
-    ]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 600
-            while True:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-                try:
-                    if requests.get(f"{address}/health", timeout=5).status_code == 200:
-                        break
-                except requests.ConnectionError:
-                    time.sleep(1)
-            yield address
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def serve(strategy: str, log: Path) -> ServerProcess:
+    """Start a server that runs `strategy` on the GPU, and return it once it is ready."""
+    model = os.environ.get("TLT_GPU_MODEL", "smollm2-135m")
+    arguments = ["--device", "cuda", "--model", model, "--enable-deterministic-inference"]
+    arguments += ["--adaptive-spec", "--tlt-strategies", strategy]
+    server = ServerProcess(arguments, log)
+    try:
+        server.wait_ready(600)
+    except BaseException:
+        server.kill()
+        raise
+    return server
 
 
-def generate(address: str, prompt: str) -> Any:
+def generate(server: ServerProcess, prompt: str) -> Any:
+    """Return the text that greedily continues `prompt`."""
     parameters = {"temperature": 0, "max_new_tokens": 128, "ignore_eos": True}
-    body = {"text": prompt, "sampling_params": parameters}
-    return requests.post(f"{address}/generate", json=body, timeout=300).json()["text"]
+    return server.post("/generate", {"text": prompt, "sampling_params": parameters})["text"]
 
 
 def test_greedy_identity_and_status(tmp_path: Path) -> None:
-    with server("off", tmp_path / "off.log") as address:
-        wanted = [generate(address, prompt) for prompt in PROMPTS]
-    with server("ngram:8", tmp_path / "ngram.log") as address:
-        assert [generate(address, prompt) for prompt in PROMPTS] == wanted
-        status = requests.get(f"{address}/tlt/status", timeout=30).json()
+    with serve("off", tmp_path / "off.log") as server:
+        expected = [generate(server, prompt) for prompt in PROMPTS]
+    with serve("ngram:8", tmp_path / "ngram.log") as server:
+        assert [generate(server, prompt) for prompt in PROMPTS] == expected
+        status = server.get("/tlt/status", timeout=30)
     assert status["device"] == "cuda" and status["strategy"] == "ngram:8"
     states = {row["state"] for row in status["schedulers"][0]["patches"]}
     assert "lost" not in states and "in force" in states

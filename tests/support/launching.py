@@ -1,4 +1,4 @@
-"""Programs that the tests start and wait for: the launcher where it must refuse, and others."""
+"""Run programs until they end: the launcher where it must refuse to start, and others."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from tests.support.servers import wait_for
+from tlt_sglang.launcher.child_process import session, wait_for
 
 LAUNCHER = (sys.executable, "-m", "tlt_sglang.launch_server")
 SETTINGS = ("TLT_CONFIG", "TLT_DEBUG", "SGLANG_PLUGINS")
-"""Of the environment, not handed on."""
+"""Variables that are taken out of the environment of the program."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A program that has ended."""
+    """The status, output and run time of a program that has ended."""
 
     status: int
     out: str
@@ -32,7 +30,7 @@ class Done:
 def run(
     command: Sequence[str], environment: dict[str, str] | None = None, seconds: float = 240
 ) -> Done:
-    """Run `command` in a session of its own, of which nothing may be left."""
+    """Run `command` in a session of its own; assert that no process of it is left at the end."""
     started = time.monotonic()
     inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     with subprocess.Popen(
@@ -47,19 +45,19 @@ def run(
         try:
             out, err = process.communicate(timeout=seconds)
         finally:
-            taken = time.monotonic() - started
+            elapsed = time.monotonic() - started
             wait_for(lambda: not session(process.pid), 10)
             left = session(process.pid)
-            for one in left:
-                one.kill()
+            for member in left:
+                member.kill()
     assert left == [], err[-4000:]
-    return Done(process.returncode, out, err, taken)
+    return Done(process.returncode, out, err, elapsed)
 
 
 def run_file(
     program: str, folder: Path, *arguments: str, environment: dict[str, str] | None = None
 ) -> Done:
-    """Run a Python program as a file in `folder`, so that processes it spawns can read it."""
+    """Write a Python program to a file, which processes that it spawns can import, and run it."""
     file = folder / "program.py"
     file.write_text(program)
     return run([sys.executable, str(file), *arguments], environment)
@@ -72,9 +70,10 @@ def refused(
     status: int = 1,
     traceback: bool = False,
 ) -> float:
-    """Assert that the launcher refuses `flags` with one sentence that holds `says`; the seconds.
+    """Assert that the launcher refuses `flags` with one sentence that contains `says`.
 
-    `traceback`: whether SGLang shows one, because the error is none that we know.
+    `traceback` states that SGLang prints one, because we do not recognise the error. Returns the
+    seconds until the launcher ended.
     """
     done = run([*LAUNCHER, *flags], environment)
     lines = done.err.splitlines()
@@ -85,15 +84,3 @@ def refused(
     assert sentences[0].endswith((".", ").")), sentences[0]
     assert ("Traceback" in done.out + done.err) == traceback, done.err
     return done.seconds
-
-
-def session(leader: int) -> list[psutil.Process]:
-    """Processes that still run in the session of `leader`; zombies do not count."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found

@@ -19,12 +19,11 @@ from typing import IO, Self
 
 import psutil
 
-from tlt_sglang.config.config import VARIABLE
+from tlt_sglang.config.settings import VARIABLE
 from tlt_sglang.errors import EnvironmentProblem
 
 STOP_SECONDS = 60.0
 KILL_SECONDS = 10.0
-TAIL_LINES = 40
 LINE_CHARACTERS = 500
 
 
@@ -38,6 +37,8 @@ class ChildProcess:
 
     failure: type[Exception] = EnvironmentProblem
     """The class of the errors that are raised; a subclass may name another one."""
+    error_lines = 40
+    """Lines of the log that an error carries."""
 
     def __init__(
         self,
@@ -84,10 +85,16 @@ class ChildProcess:
         """Return everything it has printed."""
         return self.log_path.read_text(errors="replace")
 
-    def tail(self, lines: int = TAIL_LINES) -> str:
+    def tail(self) -> str:
         """Return the last lines of its log, very long ones cut off."""
-        ends = self.log().strip().splitlines()[-lines:]
+        ends = self.log().strip().splitlines()[-self.error_lines :]
         return "\n".join(line[:LINE_CHARACTERS] for line in ends) or "(the log is empty)"
+
+    def error(self, problem: str) -> Exception:
+        """Return a `failure` that names it and carries the end of its log."""
+        tail = self.tail()
+        separator = "\n" if "\n" in tail else " "
+        return self.failure(f"{self.name} {problem}:{separator}{tail}")
 
     # -- its life --------------------------------------------------------------------------------
 
@@ -100,29 +107,31 @@ class ChildProcess:
         """Raise `failure` with the end of the log if it has ended."""
         status = self.process.poll()
         if status is not None:
-            raise self.failure(f"{self.name} ended with status {status}:\n{self.tail()}")
+            raise self.error(f"ended with status {status}")
 
     def wait_done(self, seconds: float) -> None:
         """Return when it has ended with status 0; raise `failure` if it does not in time."""
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired as error:
-            raise self.failure(
-                f"{self.name} did not end within {seconds:.0f} s:\n{self.tail()}"
-            ) from error
+            raise self.error(f"did not end within {seconds:.0f} s") from error
         if status != 0:
             self.check_alive()
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes of its session and its descendants that exist, without zombies."""
-        members: set[psutil.Process] = set()
+        descendants: list[psutil.Process] = []
         if self.root.is_running():
             with contextlib.suppress(psutil.NoSuchProcess):
-                members |= {self.root, *self.root.children(recursive=True)}
+                descendants = self.root.children(recursive=True)
         elif psutil.pid_exists(self.root.pid):
             return []  # The kernel reuses the id only once nothing of the session is left.
-        members.update(_session(self.root.pid))
-        return [process for process in members if _exists(process)]
+        others = [process for process in descendants if _exists(process)]
+        return list({*session(self.root.pid), *others})
+
+    def pids(self) -> list[int]:
+        """Return the ids of `processes`."""
+        return [process.pid for process in self.processes()]
 
     def pause(self) -> None:
         """Stop it and its descendants from computing until `resume`."""
@@ -180,17 +189,19 @@ def wait_for(condition: Callable[[], bool], seconds: float, pause: float = 0.1) 
     return True
 
 
-def _session(leader: int) -> Iterable[psutil.Process]:
-    """Yield the processes of the session that `leader` leads or led."""
+def session(leader: int) -> list[psutil.Process]:
+    """Return the processes, without zombies, of the session that `leader` leads or led."""
+    members = []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError):
-            if os.getsid(process.pid) == leader:
-                yield process
+            if os.getsid(process.pid) == leader and _exists(process):
+                members.append(process)
+    return members
 
 
 def _exists(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

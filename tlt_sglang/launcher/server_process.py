@@ -73,9 +73,7 @@ class ServerProcess(ChildProcess):
             self.check_alive()
             waited = time.perf_counter() - self.started
             if waited > seconds:
-                raise self.failure(
-                    f"{self.name} was not ready within {seconds:.0f} s:\n{self.tail()}"
-                )
+                raise self.error(f"was not ready within {seconds:.0f} s")
             if report is not None and waited - reported >= PROGRESS_SECONDS:
                 reported = waited
                 report(waited)
@@ -97,9 +95,7 @@ class ServerProcess(ChildProcess):
         try:
             return requests.request(method, self.url + path, timeout=timeout, **options)
         except requests.ConnectionError as error:
-            raise self.failure(
-                f"{self.name} did not answer {method} {path} ({error}):\n{self.tail()}"
-            ) from error
+            raise self.error(f"did not answer {method} {path} ({error})") from error
 
     def get(self, path: str, **options: Any) -> Any:
         """Return the answer to a GET, decoded if it is JSON, else as text.
