@@ -10,7 +10,7 @@ Captured naively, every strategy has its own for every batch size. Shared, a gra
 And a batch size is captured only for strategies that can be chosen there: many tokens for few
 requests, few for many (the paper's buckets: TLT, arXiv 2511.16665).
 
-Pure. Memory is told by the caller, see `memory`.
+Pure: the caller passes the memory that a graph takes, see `graphs.sizes`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
-from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.strategies import Strategy
 
 Kind = Literal["verify", "draft", "extend"]
 

@@ -2,7 +2,7 @@
 
 Features are what SGLang hands to its drafters (`hidden_states` of a prefill or a verify step): for
 EAGLE the hidden state after the last norm, for EAGLE-3 the inputs of three layers side by side.
-`tests/engine/test_features_align.py` holds the two against each other.
+`tests/engine/test_drafter_parity.py` holds the two against each other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.training.batches import Document
+from tlt_sglang.training.batches import TokenSequence
 from tlt_sglang.training.corpus import Response
 from tlt_sglang.training.models import DraftConfig, Drafter, captured_layers
 from tlt_sglang.training.simulate import Frozen
@@ -91,10 +91,10 @@ class Target:
         head = model.get_output_embeddings().weight.detach()
         return Frozen.of(embedding, head, draft_ids.to(self.device))
 
-    def documents(
+    def sequences(
         self, responses: Sequence[Response], config: DraftConfig, budget: int = 1024
-    ) -> Iterator[list[Document]]:
-        """Documents with features in the order of `responses`, some at a time.
+    ) -> Iterator[list[TokenSequence]]:
+        """Sequences with features in the order of `responses`, some at a time.
 
         Padded to the longest of a few: padding comes after what matters and changes nothing.
         """
@@ -103,14 +103,14 @@ class Target:
         for response in responses:
             longest = max(longest, len(response.ids))
             if group and longest * (len(group) + 1) > budget:
-                yield self._documents(group, config)
+                yield self._sequences(group, config)
                 group, longest = [], len(response.ids)
             group.append(response)
         if group:
-            yield self._documents(group, config)
+            yield self._sequences(group, config)
 
     @torch.inference_mode()
-    def _documents(self, group: list[Response], config: DraftConfig) -> list[Document]:
+    def _sequences(self, group: list[Response], config: DraftConfig) -> list[TokenSequence]:
         lengths = [len(response.ids) for response in group]
         ids = torch.zeros(len(group), max(lengths), dtype=torch.int64)
         for row, response in zip(ids, group, strict=True):
@@ -125,7 +125,7 @@ class Target:
             layers = captured_layers(len(states) - 1)
             features = torch.cat([states[layer] for layer in layers], dim=-1)
         return [
-            Document(
+            TokenSequence(
                 ids[i, :length].clone(),
                 features[i, :length].bfloat16().cpu(),
                 last[i, :length].bfloat16().cpu(),
