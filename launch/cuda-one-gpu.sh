@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One CUDA GPU: an EAGLE-3 drafter, a chain of three, CUDA graphs, overlap scheduling.
 #
-# NOT YET RUN ON A GPU: the flags were read in SGLang 0.5.23's source (see docs/gpu.md).
+# This script has not run on a GPU yet; the flags were read in the source of SGLang 0.5.23 (docs/gpu.md).
 #
 #   pip install tlt-sglang        # brings stock SGLang 0.5.23 with its CUDA stack
 #   MODEL=meta-llama/Llama-3.1-8B-Instruct DRAFTER=/path/to/eagle3 launch/cuda-one-gpu.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several CUDA GPUs of one machine by tensor parallelism.
 #
-# NOT YET RUN ON A GPU: the flags were read in SGLang 0.5.23's source (see docs/gpu.md).
+# This script has not run on a GPU yet; the flags were read in the source of SGLang 0.5.23 (docs/gpu.md).
 #
 #   MODEL=Qwen/Qwen2.5-32B-Instruct DRAFTER=/path/to/eagle3 GPUS=4 launch/cuda-tensor-parallel.sh
 set -euo pipefail
