@@ -1,93 +1,124 @@
-"""`tlt`: the command line beside the server.
+"""`tlt`: the command line beside the server. `COMMANDS` lists its commands; `tlt --help` prints it.
 
-tlt check                  is this environment sound? what is missing, in words
-tlt prepare smollm2-135m   make the default model ready and print its folder
-tlt data ...               make prompts to train a drafter on
-tlt plan ...               which graphs a pool of strategies needs, and their memory
-tlt train ...              train a drafter on the target's own answers
-tlt top, tlt status        what a server does, live or once
-tlt report EVENTS          a page of what an engine did, from its event log
-tlt seed ...               begin a drafter of a target's last layer (a store does it by itself)
-tlt sidecar ...            trains the drafter of a store while engines run
-tlt coordinator ...        tells trainers when a device is theirs
-tlt serve ...              the same as python -m tlt_sglang.launch_server ...
+Imports a command's module only to run it, so that `tlt check` works where SGLang is missing.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 
 from tlt_sglang import __version__
-from tlt_sglang.config.config import Device
-from tlt_sglang.errors import TltError
+from tlt_sglang.config import command_line
+from tlt_sglang.config.settings import Device
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `tlt`."""
+
+    name: str
+    help: str
+    target: str
+    """The function that runs it, as MODULE:NAME: arguments to exit status."""
+
+    def load(self) -> Callable[[Sequence[str]], int]:
+        """Import the function."""
+        module, _, name = self.target.partition(":")
+        function: Callable[[Sequence[str]], int] = getattr(import_module(module), name)
+        return function
+
+
+COMMANDS = (
+    Command("serve", "Serve a model", "tlt_sglang.launch_server:main"),
+    Command("check", "Check that an engine can start in this environment", "tlt_sglang.cli:check"),
+    Command("prepare", "Prepare a model and print its folder", "tlt_sglang.cli:prepare"),
+    Command("top", "Show what a server does, live", "tlt_sglang.observe.top:top"),
+    Command("status", "Show what a server does, once", "tlt_sglang.observe.top:status"),
+    Command(
+        "report", "Write a page about a run, from its event log", "tlt_sglang.observe.report:main"
+    ),
+    Command(
+        "plan",
+        "Plan the CUDA graphs of several strategies, and their memory",
+        "tlt_sglang.graphs.commands:main",
+    ),
+    Command("data", "Generate prompts for training", "tlt_sglang.training.commands:data"),
+    Command(
+        "train", "Train a drafter on the target's own answers", "tlt_sglang.training.commands:train"
+    ),
+    Command(
+        "seed", "Create a drafter from the target's last layer", "tlt_sglang.training.seed:main"
+    ),
+    Command(
+        "sidecar",
+        "Train the drafter of a weight store while engines run",
+        "tlt_sglang.sidecar.service:main",
+    ),
+    Command(
+        "coordinator",
+        "Share devices between inference and training",
+        "tlt_sglang.coordinator.commands:main",
+    ),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
+    """Run one command and return its exit status: 0 done, 1 a problem, 2 bad usage."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["serve"]:
-        from tlt_sglang.launch_server import main as serve
-
-        return serve(argv[1:])
-    if argv[:1] in (["train"], ["data"]):
-        from tlt_sglang.training.commands import main as learn
-
-        return learn(argv)
-    if argv[:1] == ["plan"]:
-        from tlt_sglang.graphs.commands import main as plan
-
-        return plan(argv[1:])
-    if argv[:1] in (["top"], ["status"]):
-        from tlt_sglang.observe.top import main as watch
-
-        return watch(argv)
-    if argv[:1] == ["report"]:
-        from tlt_sglang.observe.report import main as report
-
-        return report(argv[1:])
-    if argv[:1] == ["seed"]:
-        from tlt_sglang.training.seed import main as begin
-
-        return begin(argv[1:])
-    if argv[:1] == ["sidecar"]:
-        from tlt_sglang.sidecar.service import main as train_online
-
-        return train_online(argv[1:])
-    if argv[:1] == ["coordinator"]:
-        from tlt_sglang.coordinator.commands import main as coordinate
-
-        return coordinate(argv[1:])
-    parser = argparse.ArgumentParser(prog="tlt", description="TLT-SGLang.")
-    parser.add_argument("--version", action="version", version=f"tlt-sglang {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="start the server (see tlt serve --help)")
-    commands.add_parser("plan", help="graphs and their memory (see tlt plan --help)")
-    commands.add_parser("data", help="make prompts to train on (see tlt data --help)")
-    commands.add_parser("train", help="train a drafter (see tlt train --help)")
-    commands.add_parser("top", help="what a server does, live (see tlt top --help)")
-    commands.add_parser("status", help="the same, once")
-    commands.add_parser("report", help="a page of an event log (see tlt report --help)")
-    commands.add_parser("seed", help="begin a drafter (see tlt seed --help)")
-    commands.add_parser("sidecar", help="train while engines run (see tlt sidecar --help)")
-    commands.add_parser("coordinator", help="who may train, when (see tlt coordinator --help)")
-    check = commands.add_parser("check", help="is this environment sound? what is missing?")
-    check.add_argument("--device", choices=["cpu", "cuda"], help="default: what this machine has")
-    prepare = commands.add_parser("prepare", help="make a model ready and print its folder")
-    prepare.add_argument("model", help="smollm2-135m")
-    args = parser.parse_args(argv)
-    try:
-        return _check(args.device) if args.command == "check" else _prepare(args.model)
-    except TltError as error:
-        print(f"tlt: {error}", file=sys.stderr)
-        return 1
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"tlt-sglang {__version__}")
+        return 0
+    for command in COMMANDS:
+        if command.name == name:
+            return command.load()(argv[1:])
+    problem = f"unknown command {name!r}" if name else "a command is missing"
+    print(f"tlt: {problem}; choose from {', '.join(c.name for c in COMMANDS)}.", file=sys.stderr)
+    return 2
 
 
-def _check(device: Device | None) -> int:
-    from tlt_sglang.launch_server import has_accelerator
-    from tlt_sglang.launcher.environment import check
+def usage() -> str:
+    """Return the text of `tlt --help`."""
+    width = max(len(command.name) for command in COMMANDS)
+    lines = [f"  {command.name:{width}}  {command.help}" for command in COMMANDS]
+    return "\n".join(
+        (
+            "usage: tlt [--version] COMMAND ...",
+            "",
+            "TLT-SGLang: adaptive speculative decoding on SGLang.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "tlt COMMAND --help explains a command.",
+        )
+    )
 
+
+def check(argv: Sequence[str]) -> int:
+    """Run `tlt check`; its exit status is 1 where a check fails."""
+    failed: list[str] = []
+    status = command_line.run("check", lambda words: failed.extend(_check(words)), argv)
+    return status or (1 if failed else 0)
+
+
+def _check(argv: Sequence[str]) -> list[str]:
+    """Print what was checked and return the failed checks."""
+    parser = command_line.Parser("tlt check", "Check that an engine can start in this environment.")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="Device to check for (default: the machine's)"
+    )
+    if command_line.print_help(parser, argv):
+        return []
+    from tlt_sglang.launcher.environment import check, has_accelerator
+
+    device: Device | None = parser.parse_args(argv).device
     if device is None:
         device = "cuda" if has_accelerator() else "cpu"
     findings = check(device)
@@ -95,22 +126,31 @@ def _check(device: Device | None) -> int:
     for finding in findings:
         mark = "ok     " if finding.sound else "MISSING" if finding.needed else "note   "
         print(f"  {mark}  {finding.text}")
-    missing = [finding for finding in findings if finding.needed and not finding.sound]
-    if missing:
-        print(f"Not sound: {len(missing)} of {len(findings)} checks failed.")
-        return 1
-    print("Sound: an engine can start here.")
-    return 0
+    failed = [finding.text for finding in findings if finding.needed and not finding.sound]
+    if failed:
+        print(f"Not sound: {len(failed)} of {len(findings)} checks failed.")
+    else:
+        print("Sound: an engine can start here.")
+    return failed
 
 
-def _prepare(name: str) -> int:
+def prepare(argv: Sequence[str]) -> int:
+    """Run `tlt prepare`."""
+    return command_line.run("prepare", _prepare, argv)
+
+
+def _prepare(argv: Sequence[str]) -> None:
+    parser = command_line.Parser("tlt prepare", "Prepare a model and print its folder.")
+    parser.add_argument("model", metavar="MODEL", help="Model to prepare: smollm2-135m")
+    if command_line.print_help(parser, argv):
+        return
     from tlt_sglang.models.named import prepare
     from tlt_sglang.models.shipped import default_drafter
 
-    folder = prepare(name)
-    default_drafter(name)
+    model = parser.parse_args(argv).model
+    folder = prepare(model)
+    default_drafter(model)
     print(folder)
-    return 0
 
 
 if __name__ == "__main__":

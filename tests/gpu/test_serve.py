@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tlt_sglang.launch_server import has_accelerator
+from tlt_sglang.launcher.environment import has_accelerator
 from tlt_sglang.launcher.server_process import ServerProcess
 
 pytestmark = pytest.mark.skipif(not has_accelerator(), reason="this machine has no GPU")

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
-import psutil
-
-from tlt_sglang.config.config import Device
+from tlt_sglang.config.settings import Device
 from tlt_sglang.errors import EnvironmentProblem, PatchError
 
 SGLANG = "0.5.23"
@@ -56,6 +55,12 @@ def require_patchable(device: Device) -> None:
     for finding in _patches(device):
         if not finding.sound:
             raise PatchError(finding.text)
+
+
+def has_accelerator() -> bool:
+    """Return True if this machine has a GPU driver; torch is not imported."""
+    nodes = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+    return any(Path(node).exists() for node in nodes)
 
 
 def _version(name: str) -> str | None:
@@ -180,6 +185,11 @@ def _model(device: Device) -> Iterator[Finding]:
 
 
 def _memory(device: Device) -> Iterator[Finding]:
+    if find_spec("psutil") is None:
+        yield Finding(False, True, "psutil is missing; run pip install tlt-sglang.")
+        return
+    import psutil
+
     free = psutil.virtual_memory().available / 2**30
     sound = free >= 4
     advice = "." if sound else "; the default model wants 4 GiB, stop other programs."

@@ -1,0 +1,130 @@
+"""The wheel holds every package and data file, and works in an environment without SGLang."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tlt_sglang import __version__
+
+ROOT = Path(__file__).resolve().parents[3]
+UV = Path(sys.executable).with_name("uv")
+STAND_IN = Path("tlt_sglang/cpu/stand_in")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An empty environment into which only our wheel is installed."""
+
+    files: frozenset[str]
+    """Files of the wheel."""
+    bin: Path
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of this environment outside the repository."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("TLT_", "PYTHON"))}
+        program = str(self.bin / command[0])
+        return subprocess.run(
+            [program, *command[1:]],
+            cwd=self.bin,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Build the wheel from a copy of the tree that has no link, and install it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "TABLE.md")
+    for name in ("tlt_sglang", "patches"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=skip)
+    (source / "tlt_sglang/patches").unlink()
+    uv("build", "--wheel", "--no-build-isolation", "--python", sys.executable, str(source))
+    (wheel,) = (source / "dist").glob("*.whl")
+    assert wheel.name == f"tlt_sglang-{__version__}-py3-none-any.whl"
+
+    environment = folder / "environment"
+    uv("venv", "--python", sys.executable, str(environment))
+    python = str(environment / "bin/python")
+    uv("pip", "install", "--no-deps", "--python", python, str(wheel))
+    with zipfile.ZipFile(wheel) as archive:
+        return Installed(frozenset(archive.namelist()), environment / "bin")
+
+
+def uv(*arguments: str) -> None:
+    """Run uv without a network."""
+    environment = os.environ | {"PYTHONPATH": ""}
+    command = [str(UV), "--offline", "--no-config", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_package_is_listed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = [
+        *(ROOT / "tlt_sglang").rglob("__init__.py"),
+        *(ROOT / "patches").rglob("__init__.py"),
+    ]
+    packages = set()
+    for file in folders:
+        parts = file.parent.relative_to(ROOT).parts
+        if STAND_IN.parts != parts[: len(STAND_IN.parts)]:
+            packages.add(".".join(("tlt_sglang", *parts) if parts[0] == "patches" else parts))
+    listed = settings["tool"]["setuptools"]["packages"]
+    assert sorted(packages) == listed
+
+
+def test_every_module_and_data_file_is_in_the_wheel(installed: Installed) -> None:
+    expected = set()
+    for folder in ("tlt_sglang", "patches"):
+        files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()]
+        expected |= {
+            re.sub("^patches/", "tlt_sglang/patches/", str(path))
+            for path in files
+            if not {"__pycache__", "build"} & set(path.parts)
+            and ".egg-info" not in str(path)
+            and path.suffix != ".md"
+        }
+    assert len(expected) > 100
+    assert {"tlt_sglang/py.typed", "tlt_sglang/models/smollm2-135m/weights.safetensors"} < expected
+    assert f"{STAND_IN}/sgl_kernel/__init__.py" in expected
+    assert expected - installed.files == set()
+    strangers = {name for name in installed.files - expected if ".dist-info/" not in name}
+    assert strangers == set()
+
+
+def test_entry_points(installed: Installed) -> None:
+    program = (
+        "from importlib.metadata import entry_points, version; "
+        "(point,) = entry_points(group='sglang.srt.plugins'); "
+        "print(point.name, point.value, version('tlt-sglang'))"
+    )
+    done = installed.run("python", "-c", program)
+    assert done.stdout.split() == ["tlt", "tlt_sglang.plugin:load", __version__], done.stderr
+    done = installed.run("python", "-c", "import tlt_sglang.patches as p; print(p.__file__)")
+    assert done.stdout.strip().endswith("site-packages/tlt_sglang/patches/__init__.py"), done.stderr
+    assert installed.run("tlt", "--version").stdout == f"tlt-sglang {__version__}\n"
+
+
+def test_check_says_what_is_missing(installed: Installed) -> None:
+    done = installed.run("tlt", "check", "--device", "cpu")
+    assert done.returncode == 1 and done.stderr == ""
+    assert "SGLang is not installed; install sglang==0.5.23." in done.stdout
+    assert "torch is not installed" in done.stdout
+    assert "Not sound: " in done.stdout
