@@ -1,9 +1,9 @@
-"""A member's side, in an engine, a trainer or an RL stack. It never blocks who calls it.
+"""The client of a member: an engine, a trainer or an RL stack. It never blocks its caller.
 
-No call waits, and none raises because the coordinator is dead, not yet there, or came back: what
-cannot be sent is dropped, and the client says hello again when somebody answers. It has no thread
-and is not for several: its owner calls `report` or `poll` often, at least each second. A trainer
-that hears nothing for the coordinator's timeout is told to stop by its own client.
+No call waits, and none raises because the coordinator is dead, not yet up, or restarted: what
+cannot be sent is dropped, and the client joins again when a coordinator answers. It has no thread
+and is not thread-safe: its owner calls `report` or `poll` often, at least each second. A trainer
+that hears nothing for the coordinator's timeout is stopped by its own client.
 """
 
 from __future__ import annotations
@@ -16,207 +16,218 @@ from pathlib import Path
 
 import zmq
 
-from tlt_sglang.coordinator import endpoints
-from tlt_sglang.coordinator import messages as say
+from tlt_sglang.coordinator import endpoints, messages
 from tlt_sglang.errors import ConfigError
 
-RETRY = 0.5
-"""Seconds between two hellos that nobody answers."""
-WAITING = 64
-"""Messages under way, and instructions that nobody fetches."""
+RETRY_SECONDS = 0.5
+"""The time between two attempts to join."""
+MAX_PENDING = 64
+"""The number of messages in flight, and of instructions that `poll` has not returned yet."""
 
 _Context = zmq.Context[zmq.Socket[bytes]]
 
 
 class Client:
-    """Raises ConfigError for an address, a key or a name that cannot be right."""
+    """A member of a coordinator.
+
+    Raises ConfigError for an address, a key, a name or a role that is not valid.
+    """
 
     def __init__(
         self,
         endpoint: str,
         name: str,
-        role: say.Role,
+        role: messages.Role,
         device: str | None = None,
         *,
         key: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.role, self.device = name, role, device
-        if say.said(say.encode(say.Hello(name, role, device))) is None:
+        hello = messages.encode(messages.Hello(name, role, device))
+        if messages.decode_member_message(hello) is None:
             raise ConfigError(
-                f"{name!r}, {role!r} on {device!r} is no member; write names without blanks."
+                f"The member {name!r} with the role {role!r} on the device {device!r} is not "
+                "valid; write names in ASCII without blanks."
             )
-        self.refused: str | None = None
-        """Why the coordinator does not take this member; it is asked again."""
+        self.refusal: str | None = None
+        """Why the coordinator does not take this member; the client keeps trying."""
         self.dropped = 0
-        """Messages that could not be sent, or not be read."""
-        self._clock, self._welcome, self._session = clock, False, ""
-        self._timeout, self._heard, self._spoke = 5.0, clock(), float("-inf")
-        self._order, self._active, self._alone = 0, False, False
-        self._load: say.Load | None = None
-        self._told: dict[tuple[str, str | None], say.Signal] = {}
-        self._inbox: deque[say.Instruction] = deque(maxlen=WAITING)
-        self._context, self._socket = _connected(endpoint, key)
+        """The number of messages that could not be sent, or not be read."""
+        self._clock, self._joined, self._session = clock, False, ""
+        self._timeout, self._last_received, self._last_sent = 5.0, clock(), float("-inf")
+        self._seq, self._active, self._stopped_alone = 0, False, False
+        self._load: messages.Load | None = None
+        self._signals: dict[tuple[bool, str | None], messages.Signal] = {}
+        self._inbox: deque[messages.Instruction] = deque(maxlen=MAX_PENDING)
+        self._context, self._socket = _connect(endpoint, key)
 
     @property
     def connected(self) -> bool:
-        """The coordinator knows this member, and was heard of late."""
-        return self._welcome and not self._silent()
+        """Whether the coordinator has accepted this member and answered within its timeout."""
+        return self._joined and not self._silent()
 
     def report(self, running: int, queued: int, tokens_per_s: float) -> None:
-        """An engine's load. Call it as often as you like: only what changes is sent at once."""
+        """Report an engine's load. May be called at any rate: only a change is sent at once."""
         rate = float(tokens_per_s) if 0 <= tokens_per_s < 1e15 else 0.0
-        load = say.Load(int(running), int(queued), rate)
+        load = messages.Load(int(running), int(queued), rate)
         old, self._load = self._load, load
         self._receive()
         if old is None or (old.running, old.queued) != (running, queued):
-            self._speak()
-        self._remind()
+            self._send_state()
+        self._keep_alive()
 
-    def poll(self) -> list[say.Instruction]:
-        """What this member has to act upon, each once."""
+    def poll(self) -> list[messages.Instruction]:
+        """Return what this member has to act upon, each instruction once."""
         self._receive()
-        self._remind()
-        if self._active and not self._alone and (self.refused or self._silent()):
-            # Nobody could tell it that its engine has work.
-            self._alone = True
-            self._inbox.append(say.Stop(0, 0, True))
-        told = list(self._inbox)
+        self._keep_alive()
+        if self._active and not self._stopped_alone and (self.refusal or self._silent()):
+            # Without a coordinator nobody would stop the trainer when its engine gets work.
+            self._stopped_alone = True
+            self._inbox.append(messages.Stop(0, 0, True))
+        instructions = list(self._inbox)
         self._inbox.clear()
-        return told
+        return instructions
 
-    def stopped(self) -> None:
-        """A trainer has left its device, and given back what it was told to."""
-        self._active = self._alone = False
-        self._speak()
+    def confirm_stop(self) -> None:
+        """Confirm that a trainer has left its device and freed what it was asked to free."""
+        self._active = self._stopped_alone = False
+        self._send_state()
 
-    def tell(self, what: say.What, device: str | None = None) -> None:
-        """What an RL stack knows of a device, or of all; an engine speaks of its own.
+    def tell(self, kind: messages.SignalKind, device: str | None = None) -> None:
+        """Send a signal for one device, or for all; an engine sends it for its own device.
 
-        A coordinator that was started anew is told again. A stack that was silent joins again with
-        this, so it need not show signs of life while it waits for a rollout.
+        The client repeats its signals to a coordinator that was restarted. A stack that was silent
+        joins again with this call, so it need not poll while it waits for a rollout.
         """
-        signal = say.Signal(what, device)
-        if say.said(say.encode(signal)) is None:
+        signal = messages.Signal(kind, device)
+        if messages.decode_member_message(messages.encode(signal)) is None:
             raise ConfigError(
-                f"{what!r} of {device!r} is nothing to tell; see docs/internals/coordinator.md."
+                f"The signal {kind!r} for the device {device!r} is not valid; see "
+                "docs/internals/coordinator.md."
             )
-        kind = what.partition("_")[0]
+        # A signal for all devices supersedes those of its kind for single devices.
+        about_claims = kind in ("claim_device", "release_device")
         if device is None:
-            self._told = {at: old for at, old in self._told.items() if at[0] != kind}
-        self._told[kind, device] = signal
+            self._signals = {
+                at: old for at, old in self._signals.items() if at[0] is not about_claims
+            }
+        self._signals[about_claims, device] = signal
         self._receive()
-        if self._welcome and not (self._send(self._hello()) and self._send(signal)):
-            self._welcome, self._session = False, ""
+        if self._joined and not (self._send(self._hello()) and self._send(signal)):
+            self._joined, self._session = False, ""
 
     def close(self) -> None:
-        """Leave; the coordinator, if there is one, is told."""
+        """Leave the coordinator, if there is one, and close the socket."""
         if not self._socket.closed:
-            self._send(say.Bye())
+            self._send(messages.Bye())
             self._socket.close()
             self._context.term()
 
     def _silent(self) -> bool:
-        return self._clock() - self._heard > self._timeout
+        return self._clock() - self._last_received > self._timeout
 
     def _receive(self) -> None:
-        for _ in range(WAITING):
+        for _ in range(MAX_PENDING):
             try:
-                told = say.told(self._socket.recv(zmq.NOBLOCK))
+                message = messages.decode_coordinator_message(self._socket.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            if told is None:
+            if message is None:
                 self.dropped += 1
                 continue
-            self._heard = self._clock()
-            self._take(told)
+            self._last_received = self._clock()
+            self._handle(message)
 
-    def _take(self, told: say.Told) -> None:
-        if isinstance(told, say.Welcome):
-            self._welcome, self.refused, self._timeout = True, None, told.timeout_s
-            if told.session != self._session:
-                self._session = told.session
-                for signal in self._told.values():
+    def _handle(self, message: messages.CoordinatorMessage) -> None:
+        if isinstance(message, messages.Welcome):
+            self._joined, self.refusal, self._timeout = True, None, message.timeout_s
+            if message.session != self._session:
+                self._session = message.session
+                for signal in self._signals.values():
                     self._send(signal)
-            self._speak()
-        elif isinstance(told, say.Refused):
-            self._welcome, self.refused = False, told.reason
-        elif isinstance(told, say.Unknown) and self._welcome:
-            self._welcome, self._order, self._spoke = False, 0, float("-inf")
-        elif isinstance(told, (say.Start, say.Stop)):
-            # A repetition of what is known says nothing new.
-            if told.order != self._order:
-                self._order, self._active, self._alone = told.order, True, False
-                self._inbox.append(told)
-        elif isinstance(told, (say.Kill, say.Freed)):
-            self._inbox.append(told)
+            self._send_state()
+        elif isinstance(message, messages.Refused):
+            self._joined, self.refusal = False, message.reason
+        elif isinstance(message, messages.Unknown) and self._joined:
+            self._joined, self._seq, self._last_sent = False, 0, float("-inf")
+        elif isinstance(message, (messages.Start, messages.Stop)):
+            # The coordinator repeats a command until it is confirmed.
+            if message.seq != self._seq:
+                self._seq, self._active, self._stopped_alone = message.seq, True, False
+                self._inbox.append(message)
+        elif isinstance(message, (messages.Kill, messages.Freed)):
+            self._inbox.append(message)
 
-    def _remind(self) -> None:
-        """A sign of life, where one is due."""
-        since = self._clock() - self._spoke
-        if since >= (min(RETRY, self._timeout / 5) if self._welcome else RETRY) or since < 0:
-            self._speak()
+    def _keep_alive(self) -> None:
+        """Send a sign of life, or try to join, where one is due."""
+        elapsed = self._clock() - self._last_sent
+        interval = min(RETRY_SECONDS, self._timeout / 5) if self._joined else RETRY_SECONDS
+        if elapsed >= interval or elapsed < 0:
+            self._send_state()
 
-    def _speak(self) -> None:
-        message: say.Said
-        if not self._welcome:
-            if 0 <= self._clock() - self._spoke < RETRY:
+    def _send_state(self) -> None:
+        message: messages.MemberMessage
+        if not self._joined:
+            if 0 <= self._clock() - self._last_sent < RETRY_SECONDS:
                 return
             message = self._hello()
         elif self.role == "trainer":
-            message = say.Training(self._order, self._active)
+            message = messages.Training(self._seq, self._active)
         else:
-            message = self._load or say.Ping()
+            message = self._load or messages.Ping()
         if self._send(message):
-            self._spoke = self._clock()
+            self._last_sent = self._clock()
 
-    def _hello(self) -> say.Hello:
-        return say.Hello(self.name, self.role, self.device, self._active)
+    def _hello(self) -> messages.Hello:
+        return messages.Hello(self.name, self.role, self.device, self._active)
 
-    def _send(self, message: say.Said) -> bool:
+    def _send(self, message: messages.MemberMessage) -> bool:
         try:
-            self._socket.send(say.encode(message), zmq.NOBLOCK)
+            self._socket.send(messages.encode(message), zmq.NOBLOCK)
         except zmq.Again:
-            self.dropped += self._welcome
+            self.dropped += self._joined
             return False
         return True
 
 
-def ask(endpoint: str, key: Path | None = None, wait: float = 2.0) -> say.Status | None:
-    """What the coordinator at `endpoint` knows; None if it does not answer within `wait` seconds.
+def query_status(
+    endpoint: str, key: Path | None = None, wait: float = 2.0
+) -> messages.Status | None:
+    """Return the status of the coordinator at `endpoint`, or None without an answer in time.
 
-    Blocks; for people.
+    Blocks for at most `wait` seconds each way; meant for command lines, not for members.
     """
-    context, socket = _connected(endpoint, key)
+    context, socket = _connect(endpoint, key)
     try:
         socket.set(zmq.SNDTIMEO, int(1000 * wait))
         socket.set(zmq.RCVTIMEO, int(1000 * wait))
-        socket.send(say.encode(say.Ask()))
-        told = say.told(socket.recv())
+        socket.send(messages.encode(messages.StatusRequest()))
+        message = messages.decode_coordinator_message(socket.recv())
     except zmq.Again:
         return None
     finally:
         socket.close()
         context.term()
-    return told if isinstance(told, say.Status) else None
+    return message if isinstance(message, messages.Status) else None
 
 
-def _connected(endpoint: str, key: Path | None) -> tuple[_Context, zmq.Socket[bytes]]:
-    endpoints.checked(endpoint)
+def _connect(endpoint: str, key: Path | None) -> tuple[_Context, zmq.Socket[bytes]]:
+    endpoints.check_endpoint(endpoint)
     context = zmq.Context()
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     for option, value in (
         (zmq.LINGER, 100),
-        (zmq.SNDHWM, WAITING),
-        (zmq.RCVHWM, WAITING),
-        (zmq.MAXMSGSIZE, say.MOST_BYTES),
-        # Nothing waits for a coordinator that is not there.
+        (zmq.SNDHWM, MAX_PENDING),
+        (zmq.RCVHWM, MAX_PENDING),
+        (zmq.MAXMSGSIZE, messages.MAX_BYTES),
+        # Nothing is queued for a coordinator that is not up.
         (zmq.IMMEDIATE, 1),
         (zmq.RECONNECT_IVL, 50),
         (zmq.RECONNECT_IVL_MAX, 500),
     ):
         socket.set(option, value)
-    # Kept over reconnections; one that began with a zero byte would be ZMQ's own.
+    # The identity survives reconnections. ZMQ reserves those that begin with a zero byte.
     socket.set(zmq.ROUTING_ID, b"m" + uuid.uuid4().bytes)
     try:
         endpoints.secure(socket, key, server=False)
@@ -227,7 +238,7 @@ def _connected(endpoint: str, key: Path | None) -> tuple[_Context, zmq.Socket[by
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"The coordinator's address {endpoint!r} is not possible ({error.strerror}); write "
+            f"The coordinator's address {endpoint!r} is not valid ({error.strerror}); write "
             "ipc:///FOLDER/NAME or tcp://HOST:PORT."
         ) from error
     return context, socket

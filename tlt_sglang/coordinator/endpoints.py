@@ -1,7 +1,8 @@
-"""Where a coordinator is found, and who may reach it.
+"""Addresses of a coordinator, and who may reach it.
 
-An `ipc://` socket lies in a folder that only its owner may enter. On `tcp://` a CURVE key encrypts:
-whoever holds its public half may join (it is never sent in the clear), so both files are private.
+Used by the coordinator and by every member; sends nothing. An `ipc://` socket lies in a folder
+that only its owner may enter. `tcp://` is encrypted with a CURVE key: whoever holds its public half
+may join (it is never sent in the clear), so both files are private.
 """
 
 from __future__ import annotations
@@ -18,36 +19,37 @@ import zmq.auth
 
 from tlt_sglang.errors import ConfigError
 
-MOST_PATH = 107
-"""Bytes of a Unix socket's path."""
+MAX_PATH_BYTES = 107
+"""The longest path of a Unix socket."""
 
 
 def default_endpoint() -> str:
-    """Of this user, on this machine."""
+    """Return the address of this user's coordinator on this machine."""
     return f"ipc:///tmp/tlt-{os.getuid()}/coordinator"
 
 
-def checked(endpoint: str) -> str:
-    """`endpoint`, whose socket's folder is there and private. Raises ConfigError."""
+def check_endpoint(endpoint: str) -> None:
+    """Check an address and make the private folder of its socket. Raises ConfigError."""
     if endpoint.startswith("tcp://"):
-        return endpoint
+        return
     path = Path(endpoint.removeprefix("ipc://"))
     if not endpoint.startswith("ipc://") or not path.is_absolute():
         raise ConfigError(
-            f"The coordinator's address {endpoint!r} is not possible; write "
+            f"The coordinator's address {endpoint!r} is not valid; write "
             "ipc:///FOLDER/NAME or tcp://HOST:PORT."
         )
-    if len(os.fsencode(path)) > MOST_PATH:
-        raise ConfigError(f"The socket's path {path} is too long; use {MOST_PATH} bytes at most.")
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise ConfigError(
+            f"The socket's path {path} is too long; use at most {MAX_PATH_BYTES} bytes."
+        )
     _make_private(path.parent)
-    return endpoint
 
 
 @contextmanager
-def vacant(endpoint: str) -> Iterator[None]:
-    """Bind `endpoint` within: what a killed coordinator left is gone, and no live one is robbed.
+def exclusive(endpoint: str) -> Iterator[None]:
+    """Keep `endpoint` free to be bound inside the `with` block.
 
-    Raises ConfigError where one answers.
+    Removes the socket of a killed coordinator. Raises ConfigError if a coordinator answers there.
     """
     if not endpoint.startswith("ipc://"):
         yield
@@ -55,10 +57,12 @@ def vacant(endpoint: str) -> Iterator[None]:
     path = Path(endpoint.removeprefix("ipc://"))
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # Two that start at once would each find the other's socket dead.
+        # Two that start at once would each take the other's socket for a dead one.
         fcntl.flock(folder, fcntl.LOCK_EX)
         if path.exists() and not path.is_socket():
-            raise ConfigError(f"{path} is no socket; give the coordinator another address.")
+            raise ConfigError(
+                f"{path} is not a socket; choose another address for the coordinator."
+            )
         if _answers(path):
             raise ConfigError(f"A coordinator runs at {endpoint} already; stop it, or use it.")
         path.unlink(missing_ok=True)
@@ -67,36 +71,41 @@ def vacant(endpoint: str) -> Iterator[None]:
         os.close(folder)
 
 
-def removed(endpoint: str) -> None:
-    """Unlink the socket, which is still bound: nobody else can have taken its place."""
+def remove_socket(endpoint: str) -> None:
+    """Unlink the socket; call this while it is bound, so that it cannot be another's."""
     if endpoint.startswith("ipc://"):
         Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def make_keys(folder: Path) -> tuple[Path, Path]:
-    """New CURVE keys in `folder`, owner-only: (public, secret). Raises ConfigError."""
+    """Write new CURVE keys into `folder`, readable by the owner only.
+
+    Returns the paths of the public and of the secret key. Raises ConfigError.
+    """
     _make_private(folder)
     if (folder / "coordinator.key_secret").exists():
-        raise ConfigError(f"{folder} holds keys already; name another folder.")
+        raise ConfigError(f"{folder} holds keys already; choose another folder.")
     mask = os.umask(0o077)
     try:
         public, secret = zmq.auth.create_certificates(folder, "coordinator")
     except OSError as error:
-        raise ConfigError(f"No keys can be written to {folder} ({error.strerror}).") from error
+        raise ConfigError(
+            f"The keys cannot be written to {folder} ({error.strerror}); choose another folder."
+        ) from error
     finally:
         os.umask(mask)
     return Path(public), Path(secret)
 
 
 def secure(socket: zmq.Socket[bytes], key: Path | None, *, server: bool) -> None:
-    """Encrypt what goes over `socket` with the key file: the secret one at the server."""
+    """Encrypt `socket` with a key file; the server needs the secret one. Raises ConfigError."""
     if key is None:
         return
     try:
         public, secret = zmq.auth.load_certificate(key)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{key} is no key; make some with tlt coordinator --make-keys DIR."
+            f"{key} is not a key file; make keys with tlt coordinator --make-keys DIR."
         ) from error
     if server:
         if secret is None:
@@ -110,14 +119,14 @@ def secure(socket: zmq.Socket[bytes], key: Path | None, *, server: bool) -> None
 def _make_private(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.stat()
+        stat = folder.stat()
     except OSError as error:
         raise ConfigError(
-            f"The folder {folder} cannot be used ({error.strerror}); name another."
+            f"The folder {folder} cannot be used ({error.strerror}); choose another."
         ) from error
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+    if stat.st_uid != os.getuid() or stat.st_mode & 0o077:
         raise ConfigError(
-            f"The folder {folder} is open to others; chmod 700 it, or name one that is yours alone."
+            f"The folder {folder} is open to others; chmod 700 it, or choose a private one."
         )
 
 

@@ -1,6 +1,7 @@
-"""What members and the coordinator say to each other: typed, JSON, strictly validated.
+"""The messages between members and the coordinator: typed, JSON, strictly validated.
 
-No message carries a time: members' clocks are not trusted. Used in every process that takes part.
+Used in every process that takes part. No message carries a time, because the clocks of members
+are not trusted, and nothing here sends or receives.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-MOST_BYTES = 1 << 20
-"""Of a message; ZMQ hangs up on a peer that sends more. The status of very many devices fits."""
+MAX_BYTES = 1 << 20
+"""The largest message; ZMQ hangs up on a peer that sends more. A status of 4096 devices fits."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[!-~]+\Z")]
-"""Of a member or a device: printable ASCII without blanks."""
+"""The name of a member or a device: printable ASCII without blanks."""
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Rate = Annotated[float, Meta(ge=0, le=1e15)]
 Role = Literal["engine", "trainer", "stack"]
 """`stack`: an RL framework or a launcher, which belongs to no device."""
-What = Literal["rollout_begins", "rollout_ends", "device_wanted", "device_free"]
+SignalKind = Literal["rollout_begins", "rollout_ends", "claim_device", "release_device"]
 
 
 class Message(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
-    """The base of all of them; the type's name travels as `type`."""
+    """The base of all messages; the name of the type travels as `type`."""
 
 
 class Hello(Message, frozen=True, tag="hello"):
@@ -33,11 +34,11 @@ class Hello(Message, frozen=True, tag="hello"):
     role: Role
     device: Name | None = None
     active: bool = False
-    """Of a trainer: it may be on its device, from when the coordinator was another one."""
+    """Whether a trainer may be on its device already, on command of an earlier coordinator."""
 
 
 class Load(Message, frozen=True, tag="load"):
-    """An engine's, also as its sign of life."""
+    """An engine reports its load; this is its sign of life as well."""
 
     running: Count
     queued: Count
@@ -45,44 +46,45 @@ class Load(Message, frozen=True, tag="load"):
 
 
 class Training(Message, frozen=True, tag="training"):
-    """A trainer's report and sign of life: the order it got last, and whether it is yet to stop."""
+    """A trainer confirms its last command; this is its sign of life as well."""
 
-    order: Count
+    seq: Count
+    """The number of the last command that it received."""
     active: bool
-    """From the moment that it gets an order until it says that it has stopped."""
+    """True from the moment that it receives a command until it confirms that it has stopped."""
 
 
 class Signal(Message, frozen=True, tag="signal"):
-    """What an RL stack, or an engine of its own device, says explicitly."""
+    """An RL stack announces a rollout or claims a device; an engine does so for its own device."""
 
-    what: What
+    kind: SignalKind
     device: Name | None = None
-    """None: an engine's own device, or all that there are and will be."""
+    """None means an engine's own device, or all present and future devices."""
 
 
 class Ping(Message, frozen=True, tag="ping"):
-    """A sign of life."""
+    """A member shows that it is alive."""
 
 
 class Bye(Message, frozen=True, tag="bye"):
     """A member leaves."""
 
 
-class Ask(Message, frozen=True, tag="ask"):
-    """Anybody may ask for a Status."""
+class StatusRequest(Message, frozen=True, tag="status_request"):
+    """Anybody may request a Status without joining."""
 
 
-Said = Hello | Load | Training | Signal | Ping | Bye | Ask
-"""What the coordinator hears."""
+MemberMessage = Hello | Load | Training | Signal | Ping | Bye | StatusRequest
+"""The messages that the coordinator receives."""
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
     """The member has joined."""
 
     session: str
-    """Of this coordinator: another one is to be told again what stacks have said."""
+    """The identity of this coordinator; a new one needs the signals of the stacks again."""
     timeout_s: Rate
-    """A member that is silent for so long is forgotten, and a trainer that hears nothing stops."""
+    """A member that is silent for so long is removed; a trainer that hears nothing stops."""
 
 
 class Refused(Message, frozen=True, tag="refused"):
@@ -92,87 +94,89 @@ class Refused(Message, frozen=True, tag="refused"):
 
 
 class Unknown(Message, frozen=True, tag="unknown"):
-    """Say hello first: the coordinator was started anew, or has forgotten this member."""
+    """The sender is not a member: the coordinator restarted, or has removed it."""
 
 
 class Pong(Message, frozen=True, tag="pong"):
-    """Heard."""
+    """The coordinator has received the member's message."""
 
 
 class Start(Message, frozen=True, tag="start"):
-    """The trainer may use its device until it is told to stop."""
+    """The trainer may use its device until it receives a Stop."""
 
-    order: Count
+    seq: Count
 
 
 class Stop(Message, frozen=True, tag="stop"):
-    """The trainer must leave its device, and say so, within a time that begins with receiving this.
+    """The trainer must leave its device and confirm it in time, counted from receiving this.
 
-    Order 0 is the client's own: the coordinator is silent.
+    A `seq` of 0 means that the client itself stops the trainer, as the coordinator is silent.
     """
 
-    order: Count
+    seq: Count
     within_ms: Count
     release: bool
-    """The memory on the device is wanted, too."""
+    """Whether the memory on the device has to be freed, too."""
 
 
 class Kill(Message, frozen=True, tag="kill"):
-    """A trainer did not stop in time. Told to itself, and to each stack, which can end it."""
+    """A trainer did not stop in time; sent to the trainer and to each stack, which can end it."""
 
-    order: Count
+    seq: Count
     name: Name
     device: Name
 
 
 class Freed(Message, frozen=True, tag="freed"):
-    """To who wanted a device: nobody trains there and the memory was given back."""
+    """A claimed device is free: nobody trains there and its memory is free."""
 
     device: Name
 
 
 class Status(Message, frozen=True, tag="status"):
-    """What the coordinator knows; for people and dashboards."""
+    """A summary of the coordinator's knowledge, for people and dashboards."""
 
     states: dict[str, str]
-    """By device."""
+    """The state of each device, by its name."""
     members: dict[str, str]
-    """Role by name."""
+    """The role of each member, by its name."""
     tokens_per_s: float
     late: int
-    """Stops that were not confirmed in time."""
+    """The number of stops that were not confirmed in time."""
     dropped: int
-    """Malformed messages."""
+    """The number of malformed messages."""
     stop_ms: list[float]
-    """The last stops: from the order to its confirmation."""
+    """The durations of the most recent stops, from the command to its confirmation."""
 
 
-Told = Welcome | Refused | Unknown | Pong | Start | Stop | Kill | Freed | Status
-"""What the coordinator says."""
+CoordinatorMessage = Welcome | Refused | Unknown | Pong | Start | Stop | Kill | Freed | Status
+"""The messages that the coordinator sends."""
 Instruction = Start | Stop | Kill | Freed
-"""What a member has to act upon."""
+"""The messages that a member has to act upon."""
 
 T = TypeVar("T")
-_said: msgspec.json.Decoder[Said] = msgspec.json.Decoder(Said)
-_told: msgspec.json.Decoder[Told] = msgspec.json.Decoder(Told)
+_member_decoder: msgspec.json.Decoder[MemberMessage] = msgspec.json.Decoder(MemberMessage)
+_coordinator_decoder: msgspec.json.Decoder[CoordinatorMessage] = msgspec.json.Decoder(
+    CoordinatorMessage
+)
 
 
-def encode(message: Said | Told) -> bytes:
-    """Its JSON."""
+def encode(message: MemberMessage | CoordinatorMessage) -> bytes:
+    """Return the JSON of a message."""
     return msgspec.json.encode(message)
 
 
-def said(data: bytes) -> Said | None:
-    """What a member says in `data`; None where it is malformed."""
-    return _decoded(_said, data)
+def decode_member_message(data: bytes) -> MemberMessage | None:
+    """Return the message of a member, or None if `data` is malformed."""
+    return _decode(_member_decoder, data)
 
 
-def told(data: bytes) -> Told | None:
-    """What the coordinator says in `data`; None where it is malformed."""
-    return _decoded(_told, data)
+def decode_coordinator_message(data: bytes) -> CoordinatorMessage | None:
+    """Return the message of a coordinator, or None if `data` is malformed."""
+    return _decode(_coordinator_decoder, data)
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T | None:
+def _decode(decoder: msgspec.json.Decoder[T], data: bytes) -> T | None:
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -1,6 +1,6 @@
-"""The coordinator's process: a ZMQ ROUTER around the pure decisions. Theirs is the only clock.
+"""The coordinator's server: a ZMQ ROUTER and a clock around the pure decisions of `states`.
 
-Runs in `tlt coordinator`, or on a thread of the launcher.
+Runs in `tlt coordinator`, or on a thread of the launcher. It decides nothing itself.
 """
 
 from __future__ import annotations
@@ -13,42 +13,44 @@ from pathlib import Path
 
 import zmq
 
-from tlt_sglang.coordinator import endpoints
-from tlt_sglang.coordinator.messages import MOST_BYTES, Ask, Told, encode, said
+from tlt_sglang.coordinator import endpoints, messages
 from tlt_sglang.coordinator.states import Event, due, step
 from tlt_sglang.coordinator.world import Rules, World
 from tlt_sglang.errors import ConfigError
 
-AT_ONCE = 256
-"""Messages that are heard before time is looked at."""
-LONGEST = 0.25
-"""Seconds of a wait, after which a wish to stop is seen."""
+MAX_BATCH = 256
+"""How many messages are handled before timeouts are evaluated."""
+MAX_WAIT_SECONDS = 0.25
+"""The longest wait for a message, and so the delay with which `run` ends."""
 
 
 class Server:
-    """Bound when it is made. Raises ConfigError for an address or a key that cannot be used."""
+    """A coordinator, whose socket is bound at construction.
+
+    Raises ConfigError for an address or a key that cannot be used.
+    """
 
     def __init__(self, endpoint: str, rules: Rules, key: Path | None = None) -> None:
         self.rules, self.world = rules, World(uuid.uuid4().hex)
         self.endpoint = ""
-        """As bound: with the port, where the caller left it open."""
+        """The address as bound, with the port that a wildcard stood for."""
         self.dropped = 0
-        """Malformed messages."""
-        endpoints.checked(endpoint)
+        """The number of malformed messages."""
+        endpoints.check_endpoint(endpoint)
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.MAXMSGSIZE, MOST_BYTES)
-        # A member that connects again before its old connection is found dead keeps its address.
+        self._socket.set(zmq.MAXMSGSIZE, messages.MAX_BYTES)
+        # A member that reconnects before its old connection has timed out keeps its address.
         self._socket.set(zmq.ROUTER_HANDOVER, 1)
         try:
             endpoints.secure(self._socket, key, server=True)
-            with endpoints.vacant(endpoint):
+            with endpoints.exclusive(endpoint):
                 self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(
-                f"The coordinator cannot listen at {endpoint} ({error.strerror}); name another."
+                f"The coordinator cannot listen at {endpoint} ({error.strerror}); choose another."
             ) from error
         except ConfigError:
             self.close()
@@ -60,46 +62,51 @@ class Server:
         try:
             while not stop.is_set():
                 self._socket.poll(self._wait())
-                for _ in range(AT_ONCE):
-                    if not self._hear():
+                for _ in range(MAX_BATCH):
+                    if not self._receive():
                         break
                 self._decide(Event(time.monotonic()))
         finally:
             self.close()
 
     def close(self) -> None:
-        """No socket is left; one that this server has not bound stays."""
+        """Close and unlink the socket; one that another coordinator has bound stays."""
         if not self._socket.closed:
-            endpoints.removed(self.endpoint)
+            endpoints.remove_socket(self.endpoint)
             self._socket.close()
         self._context.term()
 
     def _wait(self) -> int:
-        """Milliseconds to the next thing that time brings."""
+        """Return the milliseconds until the next timeout, or until the longest wait has passed."""
         at = due(self.world, self.rules)
-        left = LONGEST if at is None else min(LONGEST, at - time.monotonic())
-        return max(0, int(1000 * left) + 1)
+        seconds = MAX_WAIT_SECONDS
+        if at is not None:
+            seconds = min(seconds, at - time.monotonic())
+        return max(0, int(1000 * seconds) + 1)
 
-    def _hear(self) -> bool:
+    def _receive(self) -> bool:
+        """Handle one message; return whether there was one."""
         try:
             peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return False
-        heard = said(frames[0]) if len(frames) == 1 else None
-        if heard is None:
+        message = messages.decode_member_message(frames[0]) if len(frames) == 1 else None
+        if message is None:
             self.dropped += 1
-        elif isinstance(heard, Ask):
-            self._tell(peer.hex(), self.world.status(self.rules, self.dropped))
+        elif isinstance(message, messages.StatusRequest):
+            self._send(peer.hex(), self.world.status(self.rules, self.dropped))
         else:
-            self._decide(Event(time.monotonic(), peer.hex(), heard))
+            self._decide(Event(time.monotonic(), peer.hex(), message))
         return True
 
     def _decide(self, event: Event) -> None:
-        self.world, sent = step(self.world, event, self.rules)
-        for one in sent:
-            self._tell(one.peer, one.told)
+        self.world, outgoing = step(self.world, event, self.rules)
+        for one in outgoing:
+            self._send(one.peer, one.message)
 
-    def _tell(self, peer: str, told: Told) -> None:
-        # A ROUTER drops what a peer does not take, and what is for nobody.
+    def _send(self, peer: str, message: messages.CoordinatorMessage) -> None:
+        # A ROUTER drops messages for peers that have left or do not read.
         with contextlib.suppress(zmq.Again):
-            self._socket.send_multipart([bytes.fromhex(peer), encode(told)], zmq.NOBLOCK)
+            self._socket.send_multipart(
+                [bytes.fromhex(peer), messages.encode(message)], zmq.NOBLOCK
+            )

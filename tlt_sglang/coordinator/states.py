@@ -1,126 +1,138 @@
-"""The coordinator's decisions, as a pure function: an event in, instructions out.
+"""The coordinator's decisions as a pure function: an event in, messages out.
 
-No clock and no I/O: time comes with the event, from the server's monotonic clock. What takes time
-(silence, dwell, deadlines) is looked at only when time alone passes, after everything that was
-heard, so that a server which was held up blames nobody for it.
+Used in the coordinator's process. No clock and no I/O: time comes with the event, from the
+server's monotonic clock. Timeouts (silence, dwell, deadlines) are only evaluated by events without
+a message, which the server sends after everything that has arrived, so that a server which was
+held up does not blame its members.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tlt_sglang.coordinator import messages as say
+from tlt_sglang.coordinator import messages
 from tlt_sglang.coordinator.world import Device, Marks, Member, Phase, Rules, World
 
-MOST = 4096
-"""Members, and devices: no more are taken in."""
-KEPT = 256
-"""Stops of which the time is kept."""
-LEAVING = (Phase.STOPPING, Phase.RELEASING, Phase.KILLED)
-"""A deadline is set."""
+MAX_MEMBERS = 4096
+"""The largest number of members, and of devices."""
+STOP_TIMES = 256
+"""How many of the most recent stop durations are kept."""
+WITH_DEADLINE = (Phase.STOPPING, Phase.RELEASING, Phase.KILLED)
+"""The phases in which a deadline is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A peer says something; or, without words, time passes."""
+    """A message of a peer arrives; or, without a message, time passes."""
 
     at: float
     peer: str = ""
-    said: say.Said | None = None
+    message: messages.MemberMessage | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """What is told to a peer."""
+class Outgoing:
+    """A message to be sent to a peer."""
 
     peer: str
-    told: say.Told
+    message: messages.CoordinatorMessage
 
 
-def step(world: World, event: Event, rules: Rules) -> tuple[World, list[Sent]]:
-    """The world after `event`, and what to tell whom."""
-    draft = _Draft(world, max(event.at, world.at), rules)
-    if event.said is None:
-        draft.pass_time()
+def step(world: World, event: Event, rules: Rules) -> tuple[World, list[Outgoing]]:
+    """Return the world after `event` and the messages to send."""
+    transition = _Transition(world, max(event.at, world.at), rules)
+    if event.message is None:
+        transition.pass_time()
     else:
-        draft.hear(event.peer, event.said)
-    return draft.settled(), draft.sent
+        transition.receive(event.peer, event.message)
+    return transition.finish(), transition.outgoing
 
 
 def due(world: World, rules: Rules) -> float | None:
-    """When time alone changes something; None: it does not."""
-    times = [member.seen + rules.timeout for member in world.members.values()]
+    """Return when the passing of time alone changes something, or None if it never does."""
+    times = [member.last_contact + rules.timeout for member in world.members.values()]
     for device in world.devices.values():
-        if device.phase in LEAVING:
+        if device.phase in WITH_DEADLINE:
             times.append(device.deadline)
         elif device.phase is Phase.OFF and device.trainer and device.calm_since is not None:
             times.append(device.calm_since + rules.dwell)
     return min(times, default=None)
 
 
-class _Draft:
-    """A copy of a world that one event changes."""
+class _Transition:
+    """A mutable copy of a world that one event changes."""
 
     def __init__(self, world: World, at: float, rules: Rules) -> None:
         self.world, self.at, self.rules = world, at, rules
         self.members, self.devices = dict(world.members), dict(world.devices)
-        self.everywhere, self.orders = world.everywhere, world.orders
-        self.late, self.stops = world.late, world.stops
+        self.default_marks, self.last_seq = world.default_marks, world.last_seq
+        self.late, self.stop_times = world.late, world.stop_times
         self.touched: dict[str, None] = {}
-        self.sent: list[Sent] = []
+        self.outgoing: list[Outgoing] = []
 
-    def tell(self, peer: str, told: say.Told) -> None:
-        self.sent.append(Sent(peer, told))
+    def send(self, peer: str, message: messages.CoordinatorMessage) -> None:
+        self.outgoing.append(Outgoing(peer, message))
 
     def change(self, name: str, **changes: object) -> None:
-        """Of a device, which comes into being when it is first spoken of."""
+        """Change a device, which is created when it is first mentioned."""
         self.devices[name] = replace(
-            self.devices.get(name, Device(self.everywhere)),
+            self.devices.get(name, Device(self.default_marks)),
             **changes,  # type: ignore[arg-type]
         )
         self.touched[name] = None
 
-    def hear(self, peer: str, said: say.Said) -> None:
-        if isinstance(said, say.Hello):
-            return self.join(peer, said)
+    def receive(self, peer: str, message: messages.MemberMessage) -> None:
+        """Apply the message of a peer."""
+        # Joining and leaving need no membership.
+        if isinstance(message, messages.Hello):
+            return self.join(peer, message)
         member = self.members.get(peer)
-        if isinstance(said, say.Bye):
-            return self.forget(peer)
+        if isinstance(message, messages.Bye):
+            return self.remove(peer)
         if member is None:
-            return self.tell(peer, say.Unknown())
-        self.members[peer] = replace(member, seen=self.at)
-        self.tell(peer, say.Pong())
-        if isinstance(said, say.Signal) and member.role != "trainer":
-            self.mark(peer, member, said)
-        elif isinstance(said, say.Load) and member.role == "engine" and member.device:
-            self.load(member.device, said)
-        elif isinstance(said, say.Training) and member.role == "trainer" and member.device:
-            self.training(member.device, said)
+            return self.send(peer, messages.Unknown())
 
-    def join(self, peer: str, hello: say.Hello) -> None:
-        known = self.members.get(peer)
-        if known and (known.name, known.role, known.device) != _who(hello):
-            self.forget(peer)
-            known = None
-        reason = None if known else self.refusal(hello)
+        # Every other message of a member is a sign of life.
+        self.members[peer] = replace(member, last_contact=self.at)
+        self.send(peer, messages.Pong())
+
+        # A message that does not belong to the member's role has no effect.
+        if isinstance(message, messages.Signal) and member.role != "trainer":
+            self.mark(peer, member, message)
+        elif isinstance(message, messages.Load) and member.role == "engine" and member.device:
+            self.load(member.device, message)
+        elif isinstance(message, messages.Training) and member.role == "trainer" and member.device:
+            self.training(member.device, message)
+
+    def join(self, peer: str, hello: messages.Hello) -> None:
+        """Add or renew a member, or refuse it with a reason."""
+        # A peer that changes its identity leaves first.
+        old = self.members.get(peer)
+        if old and (old.name, old.role, old.device) != _identity(hello):
+            self.remove(peer)
+            old = None
+        reason = None if old else self.refusal(hello)
         if reason:
-            return self.tell(peer, say.Refused(reason))
-        self.members[peer] = Member(*_who(hello), self.at)
-        self.tell(peer, say.Welcome(self.world.session, self.rules.timeout))
+            return self.send(peer, messages.Refused(reason))
+        self.members[peer] = Member(*_identity(hello), self.at)
+        self.send(peer, messages.Welcome(self.world.session, self.rules.timeout))
+
+        # A new engine or trainer takes its place on the device.
         if hello.device is None:
             return
-        if not known and hello.role == "engine":
+        if not old and hello.role == "engine":
             self.change(hello.device, engine=peer)
-        elif not known:
-            self.change(hello.device, trainer=peer, holds=True)
+        elif not old:
+            self.change(hello.device, trainer=peer, holds_memory=True)
         if hello.role == "trainer" and hello.active:
-            self.training(hello.device, say.Training(0, True))
+            self.training(hello.device, messages.Training(0, True))
 
-    def refusal(self, hello: say.Hello) -> str | None:
+    def refusal(self, hello: messages.Hello) -> str | None:
+        """Return why a new member cannot join, or None if it can."""
         if (hello.role == "stack") != (hello.device is None):
-            return "An engine and a trainer name their device, and a stack none."
+            return "An engine and a trainer must name their device, and a stack must not."
         if any(member.name == hello.name for member in self.members.values()):
-            wait = f"or wait {self.rules.timeout:g} s if who bore it has ended"
+            wait = f"or wait {self.rules.timeout:g} s if its owner has ended"
             return f"The name {hello.name} is taken: choose another, {wait}."
         if any(
             (one.role, one.device) == (hello.role, hello.device)
@@ -128,90 +140,99 @@ class _Draft:
             if one.device
         ):
             return f"The device {hello.device} has one {hello.role} already: name another device."
-        if len(self.members) >= MOST or (hello.device and not self.room(hello.device)):
-            return f"There are {MOST} members or devices already: start another coordinator."
+        if len(self.members) >= MAX_MEMBERS or (hello.device and not self.room(hello.device)):
+            return f"There are {MAX_MEMBERS} members or devices already: start another coordinator."
         return None
 
     def room(self, device: str) -> bool:
-        return device in self.devices or len(self.devices) < MOST
+        """Return whether `device` exists or may be added."""
+        return device in self.devices or len(self.devices) < MAX_MEMBERS
 
-    def forget(self, peer: str) -> None:
+    def remove(self, peer: str) -> None:
+        """Remove a member and take it off its device."""
         member = self.members.pop(peer, None)
         for name, device in list(self.devices.items()):
-            if device.asker == peer:
-                self.change(name, asker=None)
+            if device.claimant == peer:
+                self.change(name, claimant=None)
         if member is None or member.device is None:
             return
         old = self.devices[member.device]
         if member.role == "engine":
-            # What was said of the device, and its trainer, stay.
+            # The signals for the device and its trainer stay; everything of the engine goes.
             self.devices[member.device] = Device(
                 old.marks,
-                old.asker,
+                old.claimant,
                 trainer=old.trainer,
                 phase=old.phase,
-                order=old.order,
+                seq=old.seq,
                 release=old.release,
-                holds=old.holds,
-                ordered=old.ordered,
+                holds_memory=old.holds_memory,
+                stop_sent_at=old.stop_sent_at,
                 deadline=old.deadline,
             )
             self.touched[member.device] = None
         else:
-            self.change(member.device, trainer=None, phase=Phase.OFF, order=0, holds=False)
+            self.change(member.device, trainer=None, phase=Phase.OFF, seq=0, holds_memory=False)
 
-    def mark(self, peer: str, member: Member, said: say.Signal) -> None:
-        name = member.device or said.device
-        device = said.what.startswith("device")
-        yes = said.what in ("rollout_begins", "device_wanted")
+    def mark(self, peer: str, member: Member, signal: messages.Signal) -> None:
+        """Apply a signal to one device, or to all present and future ones."""
+        name = member.device or signal.device
+        is_claim = signal.kind in ("claim_device", "release_device")
+        begins = signal.kind in ("rollout_begins", "claim_device")
 
-        def marked(marks: Marks) -> Marks:
-            return replace(marks, away=yes) if device else replace(marks, expected=yes)
+        def updated(marks: Marks) -> Marks:
+            if is_claim:
+                return replace(marks, claimed=begins)
+            return replace(marks, rollout_pending=begins)
 
         if name is None:
-            self.everywhere = marked(self.everywhere)
+            self.default_marks = updated(self.default_marks)
         elif not self.room(name):
             return
         for one in list(self.devices) if name is None else [name]:
             self.change(one)
-            marks = marked(self.devices[one].marks)
-            asker = (peer if yes else None) if device else self.devices[one].asker
-            self.change(one, marks=marks, asker=asker)
+            marks = updated(self.devices[one].marks)
+            claimant = (peer if begins else None) if is_claim else self.devices[one].claimant
+            self.change(one, marks=marks, claimant=claimant)
 
-    def load(self, name: str, said: say.Load) -> None:
+    def load(self, name: str, load: messages.Load) -> None:
+        """Take in an engine's load."""
         self.change(
             name,
             reported=True,
-            running=said.running,
-            queued=said.queued,
-            tokens_per_s=said.tokens_per_s,
+            running=load.running,
+            queued=load.queued,
+            tokens_per_s=load.tokens_per_s,
         )
         marks = self.devices[name].marks
-        if marks.expected and (said.running or said.queued):
-            self.change(name, marks=replace(marks, expected=False))
+        if marks.rollout_pending and (load.running or load.queued):
+            self.change(name, marks=replace(marks, rollout_pending=False))
 
-    def training(self, name: str, said: say.Training) -> None:
+    def training(self, name: str, report: messages.Training) -> None:
+        """Take in a trainer's report; repeat its command if the report refers to an older one."""
         device = self.devices[name]
-        if said.active and device.phase is Phase.OFF:
-            # By leave of a coordinator that is no more.
-            self.change(name, phase=Phase.ON, holds=True, calm_since=None)
+        if report.active and device.phase is Phase.OFF:
+            # An earlier coordinator started it.
+            self.change(name, phase=Phase.ON, holds_memory=True, calm_since=None)
         elif device.phase is Phase.OFF:
             return
-        elif said.order != device.order:
+        elif report.seq != device.seq:
             self.repeat(name)
-        elif not said.active:
+        elif not report.active:
             if device.phase in (Phase.STOPPING, Phase.KILLED):
-                self.stops = (*self.stops, self.at - device.ordered)[-KEPT:]
+                times = (*self.stop_times, self.at - device.stop_sent_at)
+                self.stop_times = times[-STOP_TIMES:]
             holds = device.phase is Phase.ON or not device.release
-            self.change(name, phase=Phase.OFF, holds=holds, calm_since=None)
+            self.change(name, phase=Phase.OFF, holds_memory=holds, calm_since=None)
 
     def pass_time(self) -> None:
+        """Remove silent members, kill late trainers, and start trainers on quiet devices."""
         for peer, member in list(self.members.items()):
-            if self.at >= member.seen + self.rules.timeout:
-                self.forget(peer)
+            if self.at >= member.last_contact + self.rules.timeout:
+                self.remove(peer)
         for name in list(self.devices):
-            device = self.quieted(name)
-            if device.phase in LEAVING:
+            device = self.update_calm(name)
+            if device.phase in WITH_DEADLINE:
                 if self.at >= device.deadline:
                     self.kill(name)
             elif (
@@ -220,36 +241,38 @@ class _Draft:
                 and device.calm_since is not None
                 and self.at >= device.calm_since + self.rules.dwell
             ):
-                self.order(name, phase=Phase.ON, holds=True, release=False)
+                self.command(name, phase=Phase.ON, holds_memory=True, release=False)
 
-    def settled(self) -> World:
+    def finish(self) -> World:
+        """Send the commands that follow from the changes and return the new world."""
         for name in list(self.touched):
-            device = self.quieted(name)
-            away = device.marks.away
+            device = self.update_calm(name)
+            claimed = device.marks.claimed
             if device.phase is Phase.ON and device.calm_since is None:
                 self.stop(name, Phase.STOPPING)
-            elif away and device.holds and device.phase is Phase.OFF:
+            elif claimed and device.holds_memory and device.phase is Phase.OFF:
                 self.stop(name, Phase.RELEASING)
-            elif away and device.phase is Phase.STOPPING and not device.release:
-                # A second order in the place of the first, whose deadline stays.
-                self.order(name, release=True)
-            elif away and device.asker and not device.holds:
-                self.tell(device.asker, say.Freed(name))
-                self.change(name, asker=None)
-            if not device.engine and not device.trainer and device.marks == self.everywhere:
+            elif claimed and device.phase is Phase.STOPPING and not device.release:
+                # A second command replaces the first, whose deadline stays.
+                self.command(name, release=True)
+            elif claimed and device.claimant and not device.holds_memory:
+                self.send(device.claimant, messages.Freed(name))
+                self.change(name, claimant=None)
+            if not device.engine and not device.trainer and device.marks == self.default_marks:
                 del self.devices[name]
         return World(
             self.world.session,
             self.at,
             self.members,
             self.devices,
-            self.everywhere,
-            self.orders,
+            self.default_marks,
+            self.last_seq,
             self.late,
-            self.stops,
+            self.stop_times,
         )
 
-    def quieted(self, name: str) -> Device:
+    def update_calm(self, name: str) -> Device:
+        """Set since when a device is quiet, and return the device."""
         device = self.devices[name]
         quiet = device.quiet(self.rules)
         if quiet != (device.calm_since is not None):
@@ -257,39 +280,42 @@ class _Draft:
         return self.devices[name]
 
     def stop(self, name: str, phase: Phase) -> None:
-        self.order(
+        """Command the trainer to stop, or to free its memory, before a deadline."""
+        self.command(
             name,
             phase=phase,
-            release=self.devices[name].marks.away,
-            ordered=self.at,
+            release=self.devices[name].marks.claimed,
+            stop_sent_at=self.at,
             deadline=self.at + self.rules.preempt,
         )
 
     def kill(self, name: str) -> None:
+        """Report a trainer that exceeded its deadline, and do so again after another one."""
         self.late += self.devices[name].phase is not Phase.KILLED
         self.change(name, phase=Phase.KILLED, deadline=self.at + self.rules.preempt)
         self.repeat(name)
 
-    def order(self, name: str, **changes: object) -> None:
-        self.orders += 1
-        self.change(name, order=self.orders, **changes)
+    def command(self, name: str, **changes: object) -> None:
+        """Change a device and send its trainer the command that follows, with a new number."""
+        self.last_seq += 1
+        self.change(name, seq=self.last_seq, **changes)
         self.repeat(name)
 
     def repeat(self, name: str) -> None:
-        """Tell the order that is in force."""
+        """Send the command that is in force."""
         device = self.devices[name]
         if device.trainer is None:
             return
         if device.phase is Phase.ON:
-            return self.tell(device.trainer, say.Start(device.order))
+            return self.send(device.trainer, messages.Start(device.seq))
         if device.phase in (Phase.STOPPING, Phase.RELEASING):
-            left = max(0, round(1000 * (device.deadline - self.at)))
-            return self.tell(device.trainer, say.Stop(device.order, left, device.release))
-        killed = say.Kill(device.order, self.members[device.trainer].name, name)
+            within_ms = max(0, round(1000 * (device.deadline - self.at)))
+            return self.send(device.trainer, messages.Stop(device.seq, within_ms, device.release))
+        kill = messages.Kill(device.seq, self.members[device.trainer].name, name)
         stacks = [peer for peer, one in self.members.items() if one.role == "stack"]
         for peer in (device.trainer, *stacks):
-            self.tell(peer, killed)
+            self.send(peer, kill)
 
 
-def _who(hello: say.Hello) -> tuple[str, say.Role, str | None]:
+def _identity(hello: messages.Hello) -> tuple[str, messages.Role, str | None]:
     return hello.name, hello.role, hello.device

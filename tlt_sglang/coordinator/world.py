@@ -1,6 +1,7 @@
-"""What the coordinator knows, as values: members, devices, and the state that follows from them.
+"""The coordinator's knowledge as values: members, devices, and the states that follow from them.
 
-Pure. Times are seconds of the server's monotonic clock, peers the transport's addresses.
+Used in the coordinator's process. Pure: no clock and no I/O. Times are seconds of the server's
+monotonic clock, peers are addresses of the transport.
 """
 
 from __future__ import annotations
@@ -13,108 +14,111 @@ from tlt_sglang.coordinator.messages import Role, Status
 
 
 class State(StrEnum):
-    """Of a device, as it is shown."""
+    """The state of a device as users see it."""
 
     BUSY = "BUSY"
-    """Its engine has work, is about to get it, or is not known."""
+    """Its engine has work, is about to get some, or has not reported."""
     DRAINING = "DRAINING"
-    """A few requests are left, no more than the threshold, and none waits."""
+    """Some requests still run, no more than the threshold, and none is queued."""
     IDLE = "IDLE"
     TRAINING = "TRAINING"
-    """From the start until the trainer confirms its stop, or is late to."""
+    """A trainer has started and has neither confirmed a stop nor exceeded its deadline."""
     AWAY = "AWAY"
-    """Somebody wants the device for something else: no training until it is free."""
+    """An RL stack claims the device: no training until it releases it."""
 
 
 class Phase(Enum):
-    """Of the trainer on a device."""
+    """The phase of the trainer on a device."""
 
     OFF = "off"
     ON = "on"
     STOPPING = "stopping"
     RELEASING = "releasing"
-    """It was off, but its memory is wanted."""
+    """The trainer was off and has to free its memory on the device."""
     KILLED = "killed"
-    """It was late to stop. It gets no other order until it confirms, or is forgotten."""
+    """The trainer exceeded its deadline; it gets no new command until it confirms or leaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """When to train; times in seconds."""
+    """The rules by which training starts and stops; times in seconds."""
 
     threshold: int = 0
-    """Requests that may still run while their device is trained on; 0: only idle ones."""
+    """Requests that may still run on a device while it trains; 0 trains on idle devices only."""
     dwell: float = 0.5
-    """Calm before training starts, so that a gap between two requests is no idle time."""
+    """How long a device has to be quiet before training starts, to ignore short gaps."""
     preempt: float = 0.5
-    """Within which a trainer has to stop."""
+    """How long a trainer may take to stop."""
     timeout: float = 5.0
-    """Silence after which a member is forgotten."""
+    """How long a member may be silent before it is removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Somebody who takes part."""
+    """A process that takes part."""
 
     name: str
     role: Role
     device: str | None
-    seen: float
-    """When it was last heard."""
+    last_contact: float
+    """When its last message arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What RL stacks have said of a device. They last until the opposite is said."""
+    """The signals in force for a device. They last until the opposite signal arrives."""
 
-    away: bool = False
-    expected: bool = False
+    claimed: bool = False
+    """An RL stack claims the device."""
+    rollout_pending: bool = False
     """A rollout has begun, and the engine has had no request of it yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device, its engine and its trainer."""
+    """A device with its engine and its trainer."""
 
     marks: Marks
-    asker: str | None = None
-    """The peer that waits for the device."""
+    claimant: str | None = None
+    """The peer that waits for the device to be free."""
     engine: str | None = None
     running: int = 0
     queued: int = 0
     tokens_per_s: float = 0.0
     reported: bool = False
+    """Whether the engine has reported a load."""
     calm_since: float | None = None
     """When the engine became quiet; None while it is not."""
     trainer: str | None = None
     phase: Phase = Phase.OFF
-    order: int = 0
-    """The trainer's last; 0: none since it joined."""
+    seq: int = 0
+    """The number of the trainer's last command; 0 if it has had none since it joined."""
     release: bool = False
-    """The last order asks for the memory."""
-    holds: bool = False
-    """The trainer may have memory on the device."""
-    ordered: float = 0.0
-    """When the stop was ordered."""
+    """Whether the last command asks to free the memory."""
+    holds_memory: bool = False
+    """Whether the trainer may have memory on the device."""
+    stop_sent_at: float = 0.0
     deadline: float = 0.0
-    """Of the stop, or when the kill is repeated."""
+    """When a stop has to be confirmed, or a kill is repeated."""
 
     @property
     def on_device(self) -> bool:
-        """The trainer may be computing there, by the coordinator's leave."""
+        """Whether the trainer may be computing there, with the coordinator's permission."""
         return self.phase in (Phase.ON, Phase.STOPPING)
 
     def quiet(self, rules: Rules) -> bool:
-        """The engine leaves room to train."""
-        if self.engine is None or not self.reported or self.marks.away or self.marks.expected:
+        """Return whether the engine leaves room to train."""
+        if self.engine is None or not self.reported:
+            return False
+        if self.marks.claimed or self.marks.rollout_pending:
             return False
         return not self.queued and self.running <= rules.threshold
 
     def state(self, rules: Rules) -> State:
-        """As it is shown."""
+        """Return the state that users see."""
         if self.on_device:
             return State.TRAINING
-        if self.marks.away:
+        if self.marks.claimed:
             return State.AWAY
         if not self.quiet(rules):
             return State.BUSY
@@ -123,29 +127,31 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything; the same events lead to the same one."""
+    """The whole state of a coordinator; the same events lead to the same world."""
 
     session: str = ""
-    """Tells one coordinator from the next: a new one has to be told everything."""
+    """The identity of this coordinator; members repeat their signals to a new one."""
     at: float = float("-inf")
     members: Mapping[str, Member] = field(default_factory=dict)
-    """By peer."""
+    """All members, by peer."""
     devices: Mapping[str, Device] = field(default_factory=dict)
-    """By name."""
-    everywhere: Marks = Marks()
-    """What was said of all devices: new ones begin with it."""
-    orders: int = 0
+    """All devices, by name."""
+    default_marks: Marks = Marks()
+    """The signals for all devices, with which a new device begins."""
+    last_seq: int = 0
+    """The number of the most recent command."""
     late: int = 0
-    stops: tuple[float, ...] = ()
-    """Seconds from the order to its confirmation, of the last ones."""
+    """The number of stops that were not confirmed in time."""
+    stop_times: tuple[float, ...] = ()
+    """Seconds from the command to its confirmation, of the most recent stops."""
 
     def status(self, rules: Rules, dropped: int) -> Status:
-        """For people."""
+        """Return the summary for users; `dropped` counts malformed messages."""
         return Status(
             {name: device.state(rules).value for name, device in self.devices.items()},
             {member.name: member.role for member in self.members.values()},
             sum(device.tokens_per_s for device in self.devices.values()),
             self.late,
             dropped,
-            [round(1000 * seconds, 3) for seconds in self.stops],
+            [round(1000 * seconds, 3) for seconds in self.stop_times],
         )
