@@ -15,7 +15,7 @@ from typing import Any
 
 from tlt_sglang.engine import engine
 from tlt_sglang.errors import ConfigError, TltError
-from tlt_sglang.strategy.arms import parse
+from tlt_sglang.strategy.strategies import parse
 from tlt_sglang.weights.store import Store
 
 PATH = "/tlt/status"

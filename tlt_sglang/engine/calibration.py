@@ -16,7 +16,7 @@ import logging
 import time
 from typing import Any
 
-from tlt_sglang.config.arguments import CALIBRATION
+from tlt_sglang.config.sglang_arguments import CALIBRATION
 from tlt_sglang.engine import engine
 
 STEPS = 3

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlt_sglang.engine.clocks import Clock, Wall
-from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.policy import Observation, Policy, bucket
+from tlt_sglang.strategy.strategies import Strategy
 
 MOST_BETWEEN = 0.5
 """Time between two steps that is taken for the scheduler's, as a share of the step."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tlt_sglang.config.config import Config, Device
+from tlt_sglang.config.settings import Config, Device
 from tlt_sglang.coordinator.client import Client
 from tlt_sglang.engine import first_rank
 from tlt_sglang.errors import TltError

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from tlt_sglang.errors import EnvironmentProblem
-from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.strategies import Strategy
 
 SECONDS = 1.0
 """Between two summaries."""

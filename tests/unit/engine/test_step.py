@@ -1,0 +1,183 @@
+"""N-gram matches in every step: what the policy sees of them, and the requests they draft for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tlt_sglang.engine.driver import Driver
+from tlt_sglang.engine.ngram_drafting import MAX_LOOKUP_BATCH
+from tlt_sglang.engine.pool import Pool
+from tlt_sglang.engine.telemetry import Telemetry
+from tlt_sglang.strategy.policy import Observation
+from tlt_sglang.strategy.strategies import Strategy, parse
+
+OFF, CHAIN, TREE, NGRAM = map(parse, ("off", "eagle3:3x1x4", "eagle3:3x4x7", "ngram:8"))
+POOL = (OFF, CHAIN, TREE, NGRAM)
+VOCAB = 40
+OLD = list(range(1, 21))
+NEW = [30, 31, 32, 33]
+
+
+class RecordingPolicy:
+    """A policy that always chooses one strategy, and keeps what it is asked and observes."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.match_lengths: list[list[int]] = []
+        self.observed: list[Observation] = []
+
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        self.match_lengths.append(list(match_lengths))
+        return self.strategy
+
+    def observe(self, step: Observation) -> None:
+        self.observed.append(step)
+
+
+class States:
+    """As far as drafting needs them."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategies, self.current, self.topk = POOL, strategy, 4
+        self.worker = SimpleNamespace(topk=strategy.topk, _draft_worker=SimpleNamespace(topk=4))
+
+    def switch(self, strategy: Strategy) -> None:
+        self.current = strategy
+
+
+def pool(policy: RecordingPolicy, tokens_current: bool = True) -> Pool:
+    states: Any = States(policy.strategy)
+    return Pool(
+        states,
+        Driver(policy),
+        Telemetry(POOL),
+        ngram_memory_mb=1,
+        pending_mb=1,
+        tokens_current=tokens_current,
+    )
+
+
+def batch(*outputs: list[int]) -> Any:
+    """One request that said OLD before, and others."""
+    requests = [
+        SimpleNamespace(rid=str(number), origin_input_ids=OLD, output_ids=output)
+        for number, output in enumerate(outputs)
+    ]
+    draft_input = SimpleNamespace(
+        topk_p=torch.ones(len(outputs), 4), topk_index=torch.ones(len(outputs), 4)
+    )
+    return SimpleNamespace(reqs=requests, spec_info=draft_input)
+
+
+def step(
+    engine: Pool, requests: Any, tokens: list[list[int]], accepted: list[int], probs: Any = None
+) -> Any:
+    """One decode step in which the drafter proposes 9, and these tokens are committed."""
+    size, width = len(requests.reqs), engine.driver._policy.strategy.num_draft_tokens  # type: ignore[attr-defined]
+    engine.choose(requests)
+    proposed = torch.full((size, width), 9)
+    verify = SimpleNamespace(draft_token=proposed.flatten(), draft_probs=probs)
+    verify_input = engine.draft(lambda _: verify, requests) if width > 1 else verify
+    result = SimpleNamespace(
+        next_token_ids=torch.tensor([row + [0] * (width - len(row)) for row in tokens]).flatten(),
+        accept_lens=torch.tensor([count + 1 for count in accepted]),
+    )
+    if width > 1:
+        engine.draft_extend(lambda: None, requests, result)
+    engine.verified(accepted)
+    return verify_input
+
+
+def test_a_chain_drafts_the_continuation_of_a_long_match() -> None:
+    policy = RecordingPolicy(CHAIN)
+    engine = pool(policy)
+    requests = batch(OLD[2:8], NEW)  # the first repeats its prompt
+    verify = step(engine, requests, [[9, 10, 11], [35]], [2, 0])
+    assert policy.match_lengths == [[6, 0]]
+    assert verify.draft_token.view(2, 4).tolist() == [[9, 9, 10, 11], [9, 9, 9, 9]]
+    step(engine, requests, [[9], [35]], [0, 0])
+    (observation,) = policy.observed
+    assert (observation.strategy, observation.match_lengths) == (CHAIN, [6, 0])
+    assert observation.match_outcomes == [(3, False), (0, True)]
+
+
+def test_nothing_is_looked_up_while_the_driver_rests() -> None:
+    policy = RecordingPolicy(OFF)
+    engine = pool(policy)
+    engine.driver = Driver(policy, rests=True)
+    requests = batch(*[OLD[2:8]] * 12)
+    looked_up = []
+    for _ in range(5):
+        step(engine, requests, [[9]] * 12, [0] * 12)
+        assert engine.ngrams is not None
+        looked_up.append(engine.ngrams.matches is not None)
+    assert looked_up == [True, False, False, False, True]
+    assert policy.match_lengths == [[6] * 12] * 2
+
+
+def test_a_short_match_is_left_to_the_drafter() -> None:
+    policy = RecordingPolicy(CHAIN)
+    verify = step(pool(policy), batch([39, 4, 5]), [[6, 7, 36]], [2])
+    assert policy.match_lengths == [[2]]
+    assert verify.draft_token.tolist() == [9] * 4
+
+
+def test_a_tree_is_drafted_by_the_drafter_alone() -> None:
+    policy = RecordingPolicy(TREE)
+    verify = step(pool(policy), batch(OLD[2:8]), [[9]], [0])
+    assert policy.match_lengths == [[6]]
+    assert verify.draft_token.tolist() == [9] * 7
+
+
+def test_a_continuation_is_verified_against_a_distribution_of_one_token() -> None:
+    probs = torch.full((2, 3, VOCAB), 1 / VOCAB)
+    requests = batch(OLD[2:8], NEW)
+    step(pool(RecordingPolicy(CHAIN)), requests, [[9], [35]], [0, 0], probs)
+    assert probs[0].argmax(-1).tolist() == [9, 10, 11]
+    assert torch.equal(probs[0].sort(-1).values[:, :-1], torch.zeros(3, VOCAB - 1))
+    assert torch.equal(probs[0].amax(-1), torch.ones(3))
+    assert torch.equal(probs[1], torch.full((3, VOCAB), 1 / VOCAB))
+
+
+def test_the_drafter_continues_after_a_short_continuation() -> None:
+    """A sibling that is one token draft_input."""
+    requests = batch([*NEW, 34], NEW)
+    verify = step(pool(RecordingPolicy(CHAIN)), requests, [[35], [34]], [0, 0])
+    assert verify.draft_token.view(2, 4).tolist() == [[9, 9, 9, 9], [9, 34, 9, 9]]
+
+
+def test_a_pinned_strategy_drafts_without_matches() -> None:
+    engine = pool(RecordingPolicy(CHAIN))
+    engine.pin(POOL.index(CHAIN))
+    verify = step(engine, batch(OLD[2:8]), [[9]], [0])
+    assert verify.draft_token.tolist() == [9] * 4
+
+
+def test_requests_with_a_match_are_returned_with_the_strategy() -> None:
+    policy = RecordingPolicy(CHAIN)
+    engine = pool(policy)
+    requests = batch(OLD[2:8], NEW)
+    engine.choose(requests)
+    verify = SimpleNamespace(draft_token=torch.full((8,), 9), draft_probs=None)
+    engine.draft(lambda _: verify, requests)
+    result = SimpleNamespace(
+        next_token_ids=torch.zeros(8), accept_lens=torch.ones(2, dtype=torch.int64)
+    )
+    engine.draft_extend(lambda: None, requests, result)
+    assert engine.verified([3, 0]) == (CHAIN, [0])
+
+
+@pytest.mark.parametrize(("tokens_current", "size"), [(False, 1), (True, MAX_LOOKUP_BATCH + 1)])
+def test_matches_are_not_looked_up_with_overlap_or_in_large_batches(
+    tokens_current: bool, size: int
+) -> None:
+    policy = RecordingPolicy(CHAIN)
+    requests = batch(*[OLD[2:8]] * size)
+    verify = step(pool(policy, tokens_current), requests, [[9]] * size, [0] * size)
+    assert policy.match_lengths == [[]]
+    assert set(verify.draft_token.tolist()) == {9}

@@ -1,0 +1,132 @@
+"""Sampled drafts between two steps: which columns a strategy gets, and of what they were drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tlt_sglang.sampling import rejection as sampled
+from tlt_sglang.sampling.rejection import RejectionSampling
+
+VOCAB, KNOWN = 10, torch.tensor([1, 3, 4, 8])
+
+
+@pytest.fixture
+def flags(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What SGLang's flag was set to."""
+    seen: list[bool] = []
+
+    @contextlib.contextmanager
+    def flag(on: bool) -> Iterator[None]:
+        seen.append(on)
+        yield
+
+    monkeypatch.setattr(sampled, "flag", flag)
+    return seen
+
+
+def worker(known: torch.Tensor | None = KNOWN) -> Any:
+    config = SimpleNamespace(vocab_size=VOCAB)
+    return SimpleNamespace(hot_token_id=known, target_worker=SimpleNamespace(model_config=config))
+
+
+def probs(rows: int, size: int = len(KNOWN)) -> torch.Tensor:
+    return torch.softmax(torch.randn(rows, size, generator=torch.Generator().manual_seed(0)), -1)
+
+
+def test_a_small_vocabulary_has_nothing_on_the_rest() -> None:
+    own = probs(3)
+    whole = RejectionSampling(worker(), 1).spread(own)
+    assert whole.shape == (3, VOCAB)
+    assert torch.equal(whole[:, KNOWN], own)
+    assert torch.allclose(whole.sum(-1), torch.ones(3))
+    same = probs(3, VOCAB)
+    assert RejectionSampling(worker(None), 1).spread(same) is same
+
+
+def sampling_batch(greedy: bool = False) -> Any:
+    info = SimpleNamespace(top_ks=torch.tensor([1, 1 << 30]), is_all_greedy=greedy)
+    return SimpleNamespace(sampling_info=info)
+
+
+def _give(ahead: Any) -> Any:
+    return ahead
+
+
+@pytest.mark.parametrize("topk", [1, 3])
+def test_greedy_requests_need_no_distribution(flags: list[bool], topk: int) -> None:
+    """What SGLang drafts for them, the most likely of it once more, and no memory."""
+    best = probs(2).topk(topk, dim=-1)
+    for call in ("prefill", "extend"):
+        ahead: Any = SimpleNamespace(topk_p=best.values, topk_index=best.indices)
+        sampling = RejectionSampling(worker(), topk)
+        if call == "prefill":
+            original = functools.partial(_give, ahead)
+            assert sampling.prefill(original, sampling_batch(True)) is ahead
+        else:
+            result = SimpleNamespace(next_draft_input=ahead)
+            sampling.draft_extend(lambda: None, sampling_batch(True), result)
+        assert ahead.topk_index.shape == (2, sampling.columns)
+        assert torch.equal(ahead.topk_index[:, -1], best.indices[:, 0])
+        assert ahead.draft_probs.shape == (2, VOCAB) and not ahead.draft_probs.any()
+        assert ahead.draft_probs.untyped_storage().nbytes() == 4 * VOCAB
+    assert flags == [False, False]
+
+
+@pytest.mark.parametrize("topk", [1, 3])
+def test_a_prefill_drafts_the_most_likely_for_greedy_requests(flags: list[bool], topk: int) -> None:
+    own = probs(2)
+    drawn = own.argmin(-1, keepdim=True)
+    ahead = SimpleNamespace(draft_probs=own, topk_p=None, topk_index=drawn)
+    batch = sampling_batch()
+    RejectionSampling(worker(), topk).prefill(lambda: ahead, batch)
+    assert flags == [True]
+    index: Any = ahead.topk_index
+    assert index.shape == (2, 1 if topk == 1 else topk + 1)
+    assert index[:, -1].tolist() == [int(own[0].argmax()), int(drawn[1])]
+    assert torch.equal(ahead.topk_p, own.gather(1, index))
+    assert torch.equal(ahead.draft_probs, RejectionSampling(worker(), topk).spread(own))
+
+
+def test_each_strategy_finds_its_columns(flags: list[bool]) -> None:
+    """After a draft-extend, which hands out the target's vocabulary."""
+    sampling = RejectionSampling(worker(), 3)
+    own = probs(2)
+    drawn = own.argmin(-1, keepdim=True)
+
+    def ahead() -> Any:
+        result = SimpleNamespace(
+            next_draft_input=SimpleNamespace(
+                draft_probs=sampling.spread(own), topk_p=own.gather(1, drawn), topk_index=drawn
+            )
+        )
+        sampling.draft_extend(lambda: None, sampling_batch(), result)
+        return result.next_draft_input
+
+    best = own.topk(3, dim=-1).indices
+    for topk, expected in ((1, drawn), (2, best[:, :2]), (3, best)):
+        batch: Any = SimpleNamespace(spec_info=ahead())
+        verify_input: Any = sampling.draft(unchanged, batch, topk)
+        assert verify_input is batch
+        assert torch.equal(batch.spec_info.topk_index, expected)
+        assert torch.equal(batch.spec_info.topk_p, own.gather(1, expected))
+    # SGLang samples in its draft-extends, and in drafts of chains.
+    assert flags == [True, True, True, False, True, False]
+
+
+def unchanged(batch: Any) -> Any:
+    """Draft nothing: stand in for SGLang's drafter."""
+    return batch
+
+
+def test_a_deferred_distribution_takes_no_memory() -> None:
+    ahead: Any = SimpleNamespace()
+    RejectionSampling(worker(), 1).defer(ahead, 1000, torch.device("cpu"))
+    assert ahead.draft_probs.shape == (1000, VOCAB)
+    assert ahead.draft_probs.untyped_storage().nbytes() == 4 * VOCAB

@@ -1,0 +1,127 @@
+"""N-gram drafting in a decode step: looking up matches, and verifying what followed them.
+
+Where every committed token is known when a step begins (without overlap scheduling), matches are
+looked up before the policy is asked, so that it knows how long they are. The strategy `ngram`
+drafts a chain from them; a chain of the drafter takes them over for the requests whose match is
+long enough.
+
+Runs in the scheduler process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from tlt_sglang.drafters.ngram import Found, NgramIndex
+from tlt_sglang.engine.deferred import request_ids
+from tlt_sglang.strategy.strategies import Strategy, depth_of, uses_match
+
+if TYPE_CHECKING:
+    from tlt_sglang.graphs.states import States
+    from tlt_sglang.upstream.protocols import Batch, StepResult, VerifyInput
+
+MAX_LOOKUP_BATCH = 16
+"""Requests up to which matches are looked up in every step; a larger batch has no time for it."""
+READ_EVERY = 8
+"""Steps after which new tokens go into the index; they always do before it drafts."""
+
+
+class NgramDrafting:
+    """The n-gram drafter of an engine with several strategies."""
+
+    def __init__(self, states: States, memory_mb: int, tokens_current: bool) -> None:
+        """`tokens_current`: requests hold every committed token when a step begins."""
+        self.index = NgramIndex(memory_mb)
+        self._states = states
+        self._tokens_current = tokens_current
+        chains = [depth_of(strategy) for strategy in states.strategies if strategy.topk == 1]
+        self._max_depth = max(chains, default=1)
+        self._steps = 0
+        self.matches: Found | None = None
+        """The matches of the present step; None where they were not looked up."""
+
+    def begin(self, batch: Batch | None) -> Sequence[int]:
+        """Look up the matches of a step that begins, None for a step without them; return their
+        lengths, () where there are none."""
+        usable = batch is not None and self._tokens_current and len(batch.reqs) <= MAX_LOOKUP_BATCH
+        self.matches = self._look_up(batch) if usable and batch is not None else None
+        return () if self.matches is None else self.matches.lengths
+
+    def end(self, batch: Batch) -> None:
+        """Take in new tokens now and then, so that a look-up has little to read."""
+        self._steps += 1
+        if self._steps % READ_EVERY == 0:
+            self._read(batch)
+
+    def verify_input(self, batch: Batch) -> VerifyInput:
+        """Return SGLang's verify input of a chain of what followed the matches."""
+        from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input
+
+        worker = self._states.worker._draft_worker
+        size, depth = len(batch.reqs), worker.speculative_num_steps
+        matches = self.matches or self._look_up(batch)
+        drafts = torch.from_numpy(matches.drafts[:, :depth].copy())
+        verify_input: VerifyInput = build_eagle_verify_input(
+            batch,
+            batch.spec_info,
+            worker._topk1_parents_prealloc[:size],
+            worker._topk1_score_indices_prealloc[:size],
+            drafts.to(batch.seq_lens.device),
+            None,
+            target_worker=worker.target_worker,
+            topk=1,
+            num_steps=depth,
+            num_draft_tokens=depth + 1,
+            tree_mask_mode=worker.tree_mask_mode,
+            device=worker.device,
+        )
+        return verify_input
+
+    def take_over(self, verify_input: VerifyInput, strategy: Strategy) -> None:
+        """Replace the drafter's chain by what followed, for requests with a long enough match."""
+        matches = self.matches
+        if matches is None or not (rows := matched_rows(strategy, matches.lengths)):
+            return
+        depth, probs = strategy.num_steps, verify_input.draft_probs
+        drafts = verify_input.draft_token.view(-1, depth + 1)
+        for row in rows:
+            count = min(depth, matches.counts[row])
+            tokens = torch.from_numpy(matches.drafts[row, :count]).to(drafts.device)
+            drafts[row, 1 : count + 1] = tokens
+            if probs is not None:  # the distribution it is verified against: one token, certain
+                probs[row, :count] = 0.0
+                probs[row, torch.arange(count, device=probs.device), tokens] = 1.0
+
+    def outcomes(self, result: StepResult) -> list[tuple[int, bool]]:
+        """Return, per request, the committed tokens that the match predicted, and whether it then
+        was wrong. Empty where that would wait for a device."""
+        matches, ids = self.matches, result.next_token_ids
+        if matches is None or ids.device.type != "cpu":
+            return []
+        committed = ids.view(len(matches.lengths), -1).numpy()
+        outcomes = []
+        for row, count in enumerate(result.accept_lens.tolist()):
+            limit, same = min(count, matches.counts[row]), 0
+            while same < limit and committed[row, same] == matches.drafts[row, same]:
+                same += 1
+            outcomes.append((same, same < min(count, self._max_depth)))
+        return outcomes
+
+    def _read(self, batch: Batch) -> None:
+        """Take in what the requests hold that is new."""
+        if len(self.index) > 2 * len(batch.reqs):
+            self.index.keep(request_ids(batch))
+        self.index.extend([(one.rid, one.origin_input_ids, one.output_ids) for one in batch.reqs])
+
+    def _look_up(self, batch: Batch) -> Found:
+        self._read(batch)
+        return self.index.look_up(request_ids(batch), self._max_depth)
+
+
+def matched_rows(strategy: Strategy, lengths: Sequence[int]) -> list[int]:
+    """Return the requests that n-grams draft for in a step of `strategy`, given the lengths of
+    their matches."""
+    return [row for row, length in enumerate(lengths) if uses_match(strategy, length)]

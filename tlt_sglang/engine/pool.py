@@ -1,0 +1,171 @@
+"""The pool: which strategy a decode step has, and the parts that only several strategies need.
+
+`topk` drafts come out of every draft-extend, as many as the widest strategy needs; a narrower one
+takes the first of them. So any strategy can follow any other, with requests in flight.
+
+Runs in the scheduler process; `engine.step` calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tlt_sglang.engine import first_rank
+from tlt_sglang.engine.deferred import DeferredDrafter, request_ids
+from tlt_sglang.engine.ngram_drafting import NgramDrafting, matched_rows
+from tlt_sglang.strategy.policy import Agreed, Policy
+from tlt_sglang.strategy.strategies import Strategy
+
+if TYPE_CHECKING:
+    from tlt_sglang.engine.driver import Driver
+    from tlt_sglang.engine.telemetry import Telemetry
+    from tlt_sglang.graphs.states import States
+    from tlt_sglang.sampling.rejection import RejectionSampling
+    from tlt_sglang.upstream.protocols import Batch, StepResult, VerifyInput
+
+
+class Pool:
+    """The strategies of an engine that has more than one."""
+
+    def __init__(
+        self,
+        states: States,
+        driver: Driver,
+        telemetry: Telemetry,
+        *,
+        ngram_memory_mb: int,
+        pending_mb: int,
+        rejection: RejectionSampling | None = None,
+        allowed: Callable[[int], Sequence[Strategy]] | None = None,
+        tokens_current: bool = False,
+    ) -> None:
+        """`allowed`: strategies by batch size, None for all of them; `tokens_current`: see
+        `NgramDrafting`."""
+        self.states, self.driver = states, driver
+        self._telemetry, self._rejection, self._allowed = telemetry, rejection, allowed
+        drafts_ngrams = any(strategy.drafter == "ngram" for strategy in states.strategies)
+        self.ngrams = (
+            NgramDrafting(states, ngram_memory_mb, tokens_current) if drafts_ngrams else None
+        )
+        self.deferred = DeferredDrafter(states, pending_mb * 2**20, rejection)
+        self.switch_seconds = 0.0
+        """Time of all switches together."""
+
+    # -- the parts of a step ---------------------------------------------------------------------
+
+    def choose(self, batch: Batch) -> None:
+        """Choose the strategy of the decode step of `batch` that begins, and switch to it."""
+        size = len(batch.reqs)
+
+        # A strategy that was pinned by hand drafts as its name says, and a resting driver does
+        # not ask: neither needs matches.
+        lengths: Sequence[int] = ()
+        if self.ngrams is not None:
+            skips = self.driver.rests(size) or self.driver.pinned is not None
+            lengths = self.ngrams.begin(None if skips else batch)
+
+        strategy = self.driver.begin(size, lengths)
+        if strategy != self.states.current:
+            started = time.perf_counter()
+            self.states.switch(strategy)
+            if not self.driver.calibrating:
+                self.switch_seconds += time.perf_counter() - started
+                self._telemetry.switched(strategy, size)
+
+    def draft(self, original: Callable[[Batch], VerifyInput], batch: Batch) -> VerifyInput:
+        """Return the verify input of the step's strategy; `original` runs SGLang's drafter."""
+        if self.states.current.drafter == "ngram":
+            assert self.ngrams is not None
+            return self.ngrams.verify_input(batch)
+        if self.deferred.catch_up(batch):
+            self.driver.begin_again()
+        verify_input = self._draft_learned(original, batch)
+        if self.ngrams is not None:
+            self.ngrams.take_over(verify_input, self.states.current)
+        return verify_input
+
+    def _draft_learned(self, original: Callable[[Batch], VerifyInput], batch: Batch) -> VerifyInput:
+        topk = self.states.worker.topk
+        if self._rejection is not None:
+            return self._rejection.draft(original, batch, topk)
+        draft_input = batch.spec_info
+        draft_input.topk_p = draft_input.topk_p[:, :topk].contiguous()
+        draft_input.topk_index = draft_input.topk_index[:, :topk].contiguous()
+        return original(batch)
+
+    def draft_extend(self, original: Callable[[], None], batch: Batch, result: StepResult) -> None:
+        """Let the drafter see a verified step, or defer that; fills `result.next_draft_input`."""
+        # From these SGLang counts what each request had verified, and so what was proposed.
+        result.cap_lens = torch.full_like(result.accept_lens, self.states.current.num_draft_tokens)
+        if self.states.current.drafter in ("off", "ngram"):
+            self.deferred.defer(batch, result)
+        else:
+            with self._widest():
+                original()
+        if self.ngrams is None:
+            self.driver.end([])
+            return
+        self.ngrams.end(batch)
+        self.driver.end(self.ngrams.outcomes(result))
+
+    def prefill(self, original: Callable[[], Any], batch: Batch) -> Any:
+        """Run the drafter's own prefill, after which nothing is pending for these requests."""
+        self.deferred.pending.drop(request_ids(batch))
+        with self._widest():
+            return original()
+
+    def verified(self, accepted: Sequence[int]) -> tuple[Strategy | None, Sequence[int]]:
+        """Note the drafts accepted per request in the oldest step that is still open; return its
+        strategy, and the requests that n-grams drafted for."""
+        outcome = self.driver.outcome(accepted)
+        if outcome is None:
+            return None, ()
+        strategy, lengths = outcome
+        self._telemetry.step(strategy, accepted)
+        return strategy, matched_rows(strategy, lengths)
+
+    # -- by command ------------------------------------------------------------------------------
+
+    def pin(self, index: int) -> None:
+        """Use the strategy at this index of the pool from now on; -1 lets the policy choose."""
+        self.driver.pinned = None if index < 0 else self.states.strategies[index]
+
+    def calibrate(self, on: bool) -> None:
+        """Let the strategies take turns to learn what they cost, until switched off again."""
+        everything = self.states.strategies
+        self.driver.calibrate((self._allowed or (lambda size: everything)) if on else None)
+
+    def flush(self) -> None:
+        """Forget the n-grams, as SGLang forgets prefixes."""
+        if self.ngrams is not None:
+            self.ngrams.index.clear()
+
+    def report(self) -> dict[str, Any]:
+        """Return the pool's part of `GET /tlt/status`."""
+        return {
+            "strategy": str(self.states.current),
+            "switches": self._telemetry.switches,
+            "switch_seconds": round(self.switch_seconds, 6),
+            "pinned": None if self.driver.pinned is None else str(self.driver.pinned),
+        }
+
+    @contextlib.contextmanager
+    def _widest(self) -> Iterator[None]:
+        """Let the drafter keep as many drafts as the widest strategy needs."""
+        worker = self.states.worker._draft_worker
+        topk, worker.topk = worker.topk, self.states.topk
+        try:
+            yield
+        finally:
+            worker.topk = topk
+
+
+def agreed(policy: Policy, strategies: Sequence[Strategy]) -> Policy:
+    """Return `policy`, or one by which every tensor-parallel rank follows the first rank's."""
+    exchange = first_rank.exchange()
+    return policy if exchange is None else Agreed(policy, strategies, exchange)

@@ -1,0 +1,172 @@
+"""SGLang's objects as far as the product relies on them, attribute by attribute.
+
+SGLang is untyped to us, so these Protocols are both: the types of the hot path, and the list of
+attributes, private ones among them, that an upgrade of SGLang has to check. They describe and do
+not enforce: nothing here is imported at run time by the engine.
+
+Shapes: B requests, W verified tokens per request, V vocabulary, N hidden size, F features a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+class Request(Protocol):
+    """`sglang.srt.managers.schedule_batch.Req`."""
+
+    rid: str
+    origin_input_ids: Sequence[int]
+    output_ids: Sequence[int]
+    customized_info: dict[str, list[int]] | None
+    """Merged into the request's `meta_info`."""
+
+    def finished(self) -> bool:
+        """Return whether the request has its last token."""
+
+
+class ForwardMode(Protocol):
+    """`sglang.srt.model_executor.forward_batch_info.ForwardMode`."""
+
+    def is_idle(self) -> bool:
+        """Return whether this rank only takes part in collectives."""
+
+    def is_extend(self) -> bool:
+        """Return whether prompts are prefilled."""
+
+
+class SamplingInfo(Protocol):
+    """`sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo`."""
+
+    is_all_greedy: bool
+    temperatures: torch.Tensor  # [B, 1]
+    top_ks: torch.Tensor  # [B]
+    sampling_seed: torch.Tensor | None  # [B]
+
+
+class DraftInput(Protocol):
+    """`sglang.srt.speculative.eagle_info.EagleDraftInput`: what the next draft starts from."""
+
+    topk_p: torch.Tensor  # [B, topk]
+    topk_index: torch.Tensor  # [B, topk]
+    hidden_states: torch.Tensor  # [B, N]
+    draft_probs: torch.Tensor  # [B, V], under rejection sampling
+    bonus_tokens: torch.Tensor  # [B]
+
+
+class VerifyInput(Protocol):
+    """`sglang.srt.speculative.eagle_info.EagleVerifyInput`."""
+
+    draft_token: torch.Tensor  # [B * W]
+    draft_probs: torch.Tensor | None  # [B, W - 1, V]
+    topk: int
+
+
+class LogitsOutput(Protocol):
+    """`sglang.srt.layers.logits_processor.LogitsProcessorOutput`."""
+
+    next_token_logits: torch.Tensor  # [B * W, V]
+    hidden_states: torch.Tensor  # [B * W, F]
+    last_hidden_states: torch.Tensor | None  # [B * W, N]
+
+
+class StepResult(Protocol):
+    """`sglang.srt.managers.utils.GenerationBatchResult` of a verify step."""
+
+    accept_lens: torch.Tensor  # [B], the bonus token counted
+    cap_lens: torch.Tensor  # [B], from which SGLang counts what was proposed
+    accept_index: torch.Tensor  # [B, W]
+    next_token_ids: torch.Tensor  # [B * W]
+    new_seq_lens: torch.Tensor  # [B]
+    logits_output: LogitsOutput
+    next_draft_input: DraftInput
+    speculative_num_draft_tokens: int
+
+
+class Batch(Protocol):
+    """`sglang.srt.managers.schedule_batch.ScheduleBatch`."""
+
+    reqs: list[Any]  # of Request
+    forward_mode: ForwardMode
+    is_extend_in_batch: bool
+    sampling_info: SamplingInfo
+    spec_info: Any  # DraftInput before a draft, VerifyInput after it
+    seq_lens: torch.Tensor  # [B], committed tokens
+    req_pool_indices: torch.Tensor  # [B]
+    input_ids: torch.Tensor
+    prefix_lens: Sequence[int]
+    extend_lens: Sequence[int]
+
+
+class ModelRunner(Protocol):
+    """`sglang.srt.model_executor.model_runner.ModelRunner`."""
+
+    model: Any
+    model_config: Any
+    server_args: Any
+    device: str
+    dtype: torch.dtype
+    attn_backend: Any
+    draft_attn_backend: Any
+    decode_cuda_graph_runner: Any
+    max_running_requests: int
+    shared_read_done_event: Any
+    """An event that tells the scheduler that a step has read its shared inputs; None if none."""
+    forward: Callable[..., Any]
+
+
+class DraftWorker(Protocol):
+    """`sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker`."""
+
+    topk: int
+    speculative_num_steps: int
+    speculative_num_draft_tokens: int
+    device: str
+    parallel_layout: Any
+    tree_mask_mode: Any
+    hot_token_id: torch.Tensor | None  # [D], the drafter's vocabulary in the target's
+    target_worker: Any
+    draft_runner: ModelRunner
+    req_to_token_pool: Any
+    draft_attn_backend: Any
+    draft_extend_attn_backend: Any
+    cuda_graph_runner: Any
+    cuda_graph_runner_for_draft_extend: Any
+    _topk1_parents_prealloc: torch.Tensor
+    _topk1_score_indices_prealloc: torch.Tensor
+
+    def _rebuild_topk1_chain_buffers(self) -> None:
+        """Fill the constant tables of a chain for the current number of steps."""
+
+
+class EagleWorker(Protocol):
+    """`sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2`."""
+
+    topk: int
+    speculative_num_steps: int
+    speculative_num_draft_tokens: int
+    target_worker: Any
+    _target_worker: Any
+    _draft_worker: DraftWorker
+
+    def build_adaptive_runtime_state(
+        self,
+        speculative_num_steps: int,
+        speculative_num_draft_tokens: int,
+        cuda_graph_bs: list[int] | None = None,
+    ) -> Any:
+        """Return a `SpecRuntimeState` with backends and graph runners of its own."""
+
+
+class Scheduler(Protocol):
+    """`sglang.srt.managers.scheduler.Scheduler`."""
+
+    server_args: Any
+    draft_worker: Any
+    running_batch: Batch | None
+    waiting_queue: Sequence[Request]
+    weight_updater: Any
+    """Its `_session` is not None between begin_weight_update and end_weight_update."""
