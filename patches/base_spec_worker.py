@@ -19,8 +19,8 @@ def clear_cache_pool(original: Any, worker: Any) -> None:
 
     assert engine.current is not None
     original(worker)
-    if engine.current.rollout is not None:
-        engine.current.rollout.flush()
+    if engine.current.step.pool is not None:
+        engine.current.step.pool.flush()
 
 
 PATCHES = (clear_cache_pool,)

@@ -64,7 +64,7 @@ def eagle_sample(
             from tlt_sglang.cpu import sampling
 
             return sampling.verify_greedy(verify_input, logits_output.next_token_logits)
-    if engine.current.sampled is None:
+    if engine.current.step.rejection is None:
         return original(verify_input, batch, logits_output, *args, **kwargs)
     from tlt_sglang.sampling.rejection import flag
 

@@ -33,7 +33,7 @@ def compute_lm_head(
         linear.repack(weight)
     assert engine.current is not None
     as_they_are = processor.logit_scale is None and not processor.final_logit_softcapping
-    greedy = as_they_are and engine.current.telemetry is not None
+    greedy = as_they_are and engine.current.step.telemetry is not None
     return head.logits(hidden_states, weight, greedy=greedy)
 
 

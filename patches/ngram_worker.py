@@ -20,7 +20,7 @@ def on_verify_complete_cpu(
     from tlt_sglang.engine import engine
 
     assert engine.current is not None
-    engine.current.observe(num_correct_drafts_per_req)
+    engine.current.step.verified(num_correct_drafts_per_req)
     original(worker, num_correct_drafts_per_req, batch_size)
 
 

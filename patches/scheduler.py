@@ -78,8 +78,8 @@ def on_idle(original: Any, scheduler: Any) -> None:
     from tlt_sglang.engine import engine
 
     assert engine.current is not None
-    if engine.current.live is not None and scheduler.weight_updater._session is None:
-        engine.current.live.idle()
+    if engine.current.step.online_drafter is not None and scheduler.weight_updater._session is None:
+        engine.current.step.online_drafter.idle()
     original(scheduler)
 
 

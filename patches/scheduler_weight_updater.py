@@ -24,8 +24,8 @@ def _told(name: str, digest: str) -> Any:
         from tlt_sglang.engine import engine
 
         assert engine.current is not None
-        if engine.current.live is not None:
-            engine.current.live.target_updated()
+        if engine.current.step.online_drafter is not None:
+            engine.current.step.online_drafter.target_updated()
         return original(manager, *args, **kwargs)
 
     return update

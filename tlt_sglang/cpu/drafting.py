@@ -23,7 +23,7 @@ from tlt_sglang.cpu import decoder, linear
 from tlt_sglang.cpu.attention import LONG_EXTEND, CpuAttnBackend
 from tlt_sglang.cpu.kernels.argmax import argmax
 from tlt_sglang.cpu.kernels.committed import Committed, committed
-from tlt_sglang.engine.backlog import Missed
+from tlt_sglang.engine.pending import PendingBatch
 
 
 def draft(original: Callable[..., Any], worker: Any, forward_batch: Any) -> Any:
@@ -115,19 +115,19 @@ def extend(
 
 
 def catch_up(
-    worker: Any, rows: Tensor, missed: Missed, lengths: Tensor, counts: Tensor
+    worker: Any, rows: Tensor, pending: PendingBatch, lengths: Tensor, counts: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """The drafter's logits [R, D] and hidden states [R, N] after the last token that was missed.
 
     Of R requests; rows: of the request table; lengths: tokens with what was missed; counts: tokens
     missed, all [R]. None where SGLang's own code has to do it.
     """
-    drafter, longest = _drafter(worker), max(missed.counts)
+    drafter, longest = _drafter(worker), max(pending.counts)
     if drafter is None or longest > LONG_EXTEND:
         return None
     seen = committed(counts, lengths - counts, rows, longest)
     slots = worker.req_to_token_pool.req_to_token[seen.rows, seen.positions].to(torch.int64)
-    return drafter.see(seen, missed.tokens, missed.features, slots)
+    return drafter.see(seen, pending.tokens, pending.features, slots)
 
 
 class _Drafter:
