@@ -3,15 +3,15 @@
     python benchmarks/bench_trainer.py [--quick] [--prompts FILE] [--json PATH]
 
 packing_speedup         Training tokens per second (forward, backward, optimizer) of packed batches
-                        over those of padded ones, on the same documents: lengths from a seeded
-                        lognormal, as responses have them, and eight documents to a padded batch.
+                        over those of padded ones, on the same sequences: lengths from a seeded
+                        lognormal, as responses have them, and eight sequences to a padded batch.
                         The median over pairs of passes, A B A B; padding is not counted.
 checkpoint_stall_ratio  Time that training waits for one of our checkpoints (trainable weights,
                         optimizer state and cursor, written in the background) over that of a plain
                         save of everything (target, drafter and optimizer state, by torch.save),
                         each the median of several, with training steps in between.
 
-With `--prompts` the documents hold these, over and over, in the place of random tokens.
+With `--prompts` the sequences hold these, over and over, in the place of random tokens.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import Spread, say
+from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.models.named import resolve_model
-from tlt_sglang.training.batches import Document
 from tlt_sglang.training.checkpoints import Checkpoints
 from tlt_sglang.training.models import DraftConfig, Drafter
 from tlt_sglang.training.simulate import Frozen
@@ -41,7 +41,7 @@ from tlt_sglang.training.trainer import Settings, Trainer
 
 MODEL = "smollm2-135m"
 PADDED = 8
-"""Documents to a padded batch."""
+"""Sequences to a padded batch."""
 DRAFT_VOCAB = 8192
 SPREAD = 1.0
 """Sigma of the lognormal; responses of reasoning models have as much or more."""
@@ -56,7 +56,7 @@ class Options:
     prompts: list[str]
 
     @property
-    def documents(self) -> int:
+    def sequences(self) -> int:
         return 64 if self.quick else 160
 
     @property
@@ -76,39 +76,39 @@ def lengths_of(count: int) -> list[int]:
     return found
 
 
-def documents_of(
+def sequences_of(
     lengths: Sequence[int], config: DraftConfig, tokens: Sequence[int] = ()
-) -> list[Document]:
+) -> list[TokenSequence[torch.Tensor]]:
     """Of `tokens` one after another, or random ones: what they hold costs the same."""
     size = config.hidden_size
     ids = torch.randint(config.vocab_size, (sum(lengths),))
     if tokens:
         ids = torch.tensor(tokens).repeat(-(-len(ids) // len(tokens)))[: len(ids)]
     return [
-        Document(
+        TokenSequence(
             part,
             torch.randn(length, 3 * size).bfloat16(),
-            torch.randn(length, size).bfloat16(),
             4,
+            torch.randn(length, size).bfloat16(),
         )
         for length, part in zip(lengths, torch.split(ids, list(lengths)), strict=True)
     ]
 
 
-def padded(documents: Sequence[Document]) -> list[Document]:
+def padded(sequences: Sequence[TokenSequence[torch.Tensor]]) -> list[TokenSequence[torch.Tensor]]:
     """Every eight made as long as the longest of them, with tokens that count for nothing."""
     found = []
-    for first in range(0, len(documents), PADDED):
-        group = documents[first : first + PADDED]
+    for first in range(0, len(sequences), PADDED):
+        group = sequences[first : first + PADDED]
         longest = max(map(len, group))
-        for document in group:
-            more = longest - len(document)
+        for sequence in group:
+            more = longest - len(sequence)
             found.append(
-                Document(
-                    torch.cat([document.ids, document.ids.new_zeros(more)]),
-                    _longer(document.features, more),
-                    _longer(document.last, more),
-                    document.prompt_length,
+                TokenSequence(
+                    torch.cat([sequence.ids, sequence.ids.new_zeros(more)]),
+                    _longer(sequence.features, more),
+                    sequence.prompt_length,
+                    _longer(sequence.head_input, more),
                 )
             )
     return found
@@ -119,10 +119,10 @@ def _longer(rows: torch.Tensor, more: int) -> torch.Tensor:
 
 
 class _Padded(Trainer):
-    """A trainer whose batches are the documents in order, eight at a time."""
+    """A trainer whose batches are the sequences in order, eight at a time."""
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        count = len(self.documents)
+        count = len(self.sequences)
         return [list(range(at, min(count, at + PADDED))) for at in range(0, count, PADDED)]
 
 
@@ -130,13 +130,13 @@ def measure_packing(
     config: DraftConfig, frozen: Frozen, tokens: Sequence[int], options: Options
 ) -> list[float]:
     """Ratios of training tokens/s, a pair of passes each."""
-    lengths = lengths_of(options.documents)
-    documents = documents_of(lengths, config, tokens)
-    longer = padded(documents)
+    lengths = lengths_of(options.sequences)
+    sequences = sequences_of(lengths, config, tokens)
+    longer = padded(sequences)
     ratios = []
     for number in range(-1, options.passes):  # one to warm up
         seconds = []
-        for kind, texts in ((Trainer, documents), (_Padded, longer)):
+        for kind, texts in ((Trainer, sequences), (_Padded, longer)):
             trainer = kind(
                 Drafter(config),
                 frozen,
@@ -167,7 +167,7 @@ def measure_checkpoints(
     trainer = Trainer(
         Drafter(config),
         frozen,
-        documents_of(lengths, config),
+        sequences_of(lengths, config),
         lengths,
         Settings(epochs=10_000),
         frozen.head.device,
@@ -197,7 +197,7 @@ def measure_checkpoints(
 
 def parse(argv: Sequence[str]) -> Options:
     """The options; raises UsageError where results cannot be written."""
-    args = common.Parser("bench_trainer", __doc__, "fewer documents and saves").parse_args(argv)
+    args = common.Parser("bench_trainer", __doc__, "fewer sequences and saves").parse_args(argv)
     json = args.json or common.RESULTS / "bench_trainer.json"
     common.check_writable(json)
     prompts = common.load_prompts(args.prompts) if args.prompts else []

@@ -34,8 +34,8 @@ def predicted(texts: list[tuple[list[int], list[int]]], folder: Path) -> float:
     drafter = Drafter(config)
     offline.load_weights(drafter, folder)
     responses = [Response(Prompt(tuple(prompt)), tuple(output)) for prompt, output in texts]
-    documents = [document for group in target.documents(responses, config) for document in group]
-    return evaluate.accept_length(drafter, target.frozen(draft_ids), documents, steps=3).mean
+    sequences = [sequence for group in target.sequences(responses, config) for sequence in group]
+    return evaluate.accept_length(drafter, target.frozen(draft_ids), sequences, steps=3).mean
 
 
 def test_greedy_output_and_the_accept_length_that_is_predicted(

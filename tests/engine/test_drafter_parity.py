@@ -16,8 +16,9 @@ import torch
 
 from tests.support.servers import Servers
 from tests.support.tiny import greedily, make_target
+from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training import export
-from tlt_sglang.training.batches import Batch, Document
+from tlt_sglang.training.batches import Batch
 from tlt_sglang.training.corpus import Prompt, Response
 from tlt_sglang.training.models import Algorithm, DraftConfig, Drafter
 from tlt_sglang.training.simulate import Frozen, simulate
@@ -158,7 +159,7 @@ def test_the_engines_drafter_is_ours(
     # What the engine feeds: tokens shifted left by one, features where they are.
     assert prefill["ids"].tolist() == [*PROMPT[1:], output[0]]
     assert prefill["positions"].tolist() == list(range(len(PROMPT)))
-    ((computed,),) = target.documents(
+    ((computed,),) = target.sequences(
         [Response(Prompt(tuple(PROMPT)), tuple(output))], drafter.config
     )
     features = prefill["hidden"]
@@ -183,7 +184,8 @@ def test_the_engines_drafter_is_ours(
     ids = torch.tensor([*PROMPT, output[0], *drafted.tolist()])
     unknown = torch.zeros(len(ids) - len(PROMPT), features.shape[-1])
     inputs = torch.cat([features, unknown])
-    batch = Batch.of([Document(ids, inputs, inputs[:, : drafter.config.hidden_size], 1)])
+    last = inputs[:, : drafter.config.hidden_size]
+    batch = Batch.of([TokenSequence(ids, inputs, 1, last)])
     with torch.inference_mode():
         ours = [step.logits[len(PROMPT) - 1] for step in simulate(drafter, frozen, batch, STEPS)]
     for mine, theirs in zip(ours, [prefill, *steps], strict=True):

@@ -30,7 +30,7 @@ from tests.support.identity import LENGTH, Reference
 from tests.support.jumping import Clock
 from tests.support.servers import Server, ServerFailed, Servers, model_folder
 from tests.support.tiny import greedily
-from tlt_sglang.harvest.assemble import Assembler, Span
+from tlt_sglang.harvest.assemble import Assembler, LoggedSequence
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import request_key
 from tlt_sglang.launcher.child_process import wait_for
@@ -70,15 +70,15 @@ def uses(server: Server, version: int, seconds: float) -> bool:
     return wait_for(lambda: bool(server.scheduler()["drafter_version"] == version), seconds)
 
 
-def logged(server: Server) -> dict[bytes, Span]:
-    """The longest span of each request in the server's log."""
+def logged(server: Server) -> dict[str, LoggedSequence]:
+    """The longest sequence of each request in the server's log."""
     reader = Reader.open(Path(server.scheduler()["harvest"]["path"]))
     assembler = Assembler(1 << 30)
-    spans = [span for record in reader.read(1 << 20) for span in assembler.add(record)]
-    spans += assembler.flush()
+    sequences = [one for record in reader.read(1 << 20) for one in assembler.add(record)]
+    sequences += assembler.flush()
     assert (reader.missed, reader.torn) == (0, 0)
     reader.close()
-    return {span.request: span for span in sorted(spans, key=lambda span: len(span.tokens))}
+    return {sequence.request: sequence for sequence in sorted(sequences, key=len)}
 
 
 def test_the_log_is_what_the_target_computes(server: Server, reference: Reference) -> None:
@@ -90,27 +90,27 @@ def test_the_log_is_what_the_target_computes(server: Server, reference: Referenc
         server.generate(prompt, 40, options={"rid": name})
         for prompt, name in zip(prompts, names, strict=True)
     ]
-    assert wait_for(lambda: all(span.ended for span in logged(server).values()), 10)
+    assert wait_for(lambda: all(sequence.ended for sequence in logged(server).values()), 10)
     target = Target(str(model_folder("smollm2-135m")), torch.device("cpu"))
     config = DraftConfig.for_target(target.config, "eagle3", 1024)
-    spans = logged(server)
+    sequences = logged(server)
     for prompt, name, answer in zip(prompts, names, answers, strict=True):
-        span = spans[request_key(name)]
+        sequence = sequences[request_key(name).hex()]
         whole = [*prompt, *answer["output_ids"]]
         # What the radix cache had is left out; the last token was sampled and never read.
         cached = answer["meta_info"]["cached_tokens"]
-        assert span.start == cached
-        assert span.tokens.tolist() == whole[span.start : -1]
-        assert span.prompt == len(prompt) - cached
+        assert sequence.start == cached
+        assert sequence.ids.tolist() == whole[sequence.start : -1]
+        assert sequence.prompt_length == len(prompt) - cached
         response = Response(Prompt(tuple(prompt)), tuple(answer["output_ids"]))
-        ((document,),) = target.documents([response], config)
-        bits = torch.from_numpy(span.features.view(np.int16)).view(torch.bfloat16).float()
-        wanted = torch.cat([document.features, document.last], dim=-1).float()
-        rows = wanted[span.start : span.end]
+        ((computed,),) = target.sequences([response], config)
+        bits = torch.from_numpy(sequence.features.view(np.int16)).view(torch.bfloat16).float()
+        wanted = torch.cat([computed.features, computed.head_input], dim=-1).float()
+        rows = wanted[sequence.start : sequence.end]
         assert bits.shape == rows.shape
         error = (bits - rows).norm(dim=-1) / rows.norm(dim=-1)
         assert float(error.max()) < 0.02, name
-    assert spans[request_key(names[-1])].start > 0
+    assert sequences[request_key(names[-1]).hex()].start > 0
 
 
 def test_twenty_swaps_under_load(
@@ -329,9 +329,9 @@ def test_killed_sidecars_and_coordinators_change_nothing(
     """Twenty of each, killed at random moments: output stays, every version is whole, and the
     coordinator that comes next hears of the engine."""
     server, store = growing
-    words = ["--store", str(store.root), "--gate-steps", "1", "--threads", "1"]
+    words = ["--tlt-store", str(store.root), "--tlt-sidecar-gate-steps", "1"]
     sidecar = [sys.executable, "-m", "tlt_sglang.cli", "sidecar", *words]
-    coordinator = [sys.executable, "-m", "tlt_sglang.cli", "coordinator", "--endpoint", rendezvous]
+    coordinator = [sys.executable, "-m", "tlt_sglang.cli", "coordinator", "--tlt-coordinator", rendezvous]
     prompts = torch.randint(3, tiny.vocab, (16, 6), generator=torch.Generator().manual_seed(5))
     expected = greedily(tiny.model, prompts, 24)
     chance = random.Random(0)
@@ -375,7 +375,7 @@ def test_a_sidecar_whose_disk_is_full_says_so_and_disturbs_nobody(
 ) -> None:
     """No file of it can get as large as a drafter: neither a version nor a checkpoint."""
     server, store = growing
-    words = ["--store", str(store.root), "--gate-steps", "1", "--threads", "1"]
+    words = ["--tlt-store", str(store.root), "--tlt-sidecar-gate-steps", "1"]
     log = store.root.parent / "full.log"
     with log.open("wb") as output:
         sidecar = subprocess.Popen(

@@ -1,10 +1,10 @@
-"""A tiny drafter, its frozen parts and random documents, for the tests of what trains them."""
+"""A tiny drafter, its frozen parts and random sequences to train it on."""
 
 from __future__ import annotations
 
 import torch
 
-from tlt_sglang.training.batches import Document
+from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training.models import Algorithm, DraftConfig, Drafter
 from tlt_sglang.training.simulate import Frozen
 
@@ -40,8 +40,10 @@ def frozen(algorithm: Algorithm = "eagle3") -> Frozen:
     return Frozen.of(embedding, head, torch.randperm(VOCAB, generator=generator)[:size].sort()[0])
 
 
-def documents(lengths: list[int], algorithm: Algorithm = "eagle3", seed: int = 1) -> list[Document]:
-    """Of these lengths; a third of each is prompt."""
+def sequences(
+    lengths: list[int], algorithm: Algorithm = "eagle3", seed: int = 1
+) -> list[TokenSequence[torch.Tensor]]:
+    """Return random sequences of these lengths; the first third of each is the prompt."""
     generator = torch.Generator().manual_seed(seed)
     features = config(algorithm).features
     found = []
@@ -49,5 +51,7 @@ def documents(lengths: list[int], algorithm: Algorithm = "eagle3", seed: int = 1
         ids = torch.randint(0, VOCAB, (length,), generator=generator)
         inputs = torch.randn(length, features * SIZE, generator=generator)
         last = torch.randn(length, SIZE, generator=generator)
-        found.append(Document(ids, inputs, last if features > 1 else inputs, max(1, length // 3)))
+        found.append(
+            TokenSequence(ids, inputs, max(1, length // 3), last if features > 1 else None)
+        )
     return found

@@ -1,7 +1,8 @@
-"""Joins records to spans: tokens that follow each other, with features of one target. Pure.
+"""Join the records of a log into sequences. Pure.
 
-A span is of one request and one version of the target. A gap in the positions, another version, or
-positions that come again (a request that was retracted and prefilled anew) begin another span.
+A sequence holds consecutive tokens of one request under one version of the target. A gap in the
+positions, another version, or a step back (the request was retracted and prefilled again) starts
+another sequence.
 """
 
 from __future__ import annotations
@@ -13,29 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tlt_sglang.harvest.record import END, PROMPT, Record
+from tlt_sglang.harvest.sequence import TokenSequence
 
 OVERHEAD = 1024
-"""Bytes reckoned for a record besides its arrays."""
+"""Bytes counted for a record in addition to its arrays."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Span:
-    """L tokens at positions [start, end) of a request."""
-
-    request: bytes
-    start: int
-    tokens: npt.NDArray[np.int32]  # [L]
-    features: npt.NDArray[Any]  # [L, F]
-    version: int
-    prompt: int
-    """How many of its first tokens are of the prompt."""
-    ended: bool
-    """Whether the request ended with it."""
-
-    @property
-    def end(self) -> int:
-        """The position after the last token."""
-        return self.start + len(self.tokens)
+LoggedSequence = TokenSequence[npt.NDArray[Any]]
+"""A sequence as the log has it: int32 ids, and features [L, F] as float16 or bits of bfloat16."""
 
 
 @dataclass(slots=True)
@@ -54,25 +40,25 @@ class _Growing:
         last = self.records[-1]
         return not len(record) or (last.end == record.start and last.version == record.version)
 
-    def finish(self, ended: bool, end: int | None) -> Span:
+    def finish(self, ended: bool, end: int | None) -> LoggedSequence:
         first = self.records[0]
         count = None if end is None else max(0, end - first.start)
-        return Span(
-            first.request,
-            first.start,
+        return TokenSequence(
             np.concatenate([record.tokens for record in self.records])[:count],
             np.concatenate([record.features for record in self.records])[:count],
-            first.version,
             self.prompt,
-            ended,
+            request=first.request.hex(),
+            start=first.start,
+            target_version=first.version,
+            ended=ended,
         )
 
 
 class Assembler:
-    """Of the records of one log, in their order.
+    """Joins the records of one log, added in their order.
 
-    Holds at most `most_bytes` of records; beyond that the spans that have not grown for longest are
-    finished early. Nothing is lost then: the request goes on in another span.
+    It holds at most `most_bytes` of records. Beyond that, the sequences that have not grown for the
+    longest time are finished early; nothing is lost, as the request continues in another sequence.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -80,8 +66,8 @@ class Assembler:
         self._growing: dict[bytes, _Growing] = {}  # the one that grew last is last
         self._size = 0
 
-    def add(self, record: Record) -> list[Span]:
-        """Take a record; the spans that are finished by it."""
+    def add(self, record: Record) -> list[LoggedSequence]:
+        """Add a record; return the sequences that it finishes."""
         finished = []
         growing = self._growing.pop(record.request, None)
         if growing is not None and not growing.goes_on_with(record):
@@ -100,18 +86,18 @@ class Assembler:
             finished.append(self._finish(self._growing.pop(next(iter(self._growing))), False))
         return finished
 
-    def flush(self) -> list[Span]:
-        """All that is unfinished."""
+    def flush(self) -> list[LoggedSequence]:
+        """Finish and return every sequence."""
         finished = [self._finish(growing, False) for growing in self._growing.values()]
         self._growing.clear()
         return finished
 
     @property
     def size(self) -> int:
-        """Bytes held."""
+        """Return the bytes held."""
         return self._size
 
-    def _finish(self, growing: _Growing, ended: bool, end: int | None = None) -> Span:
+    def _finish(self, growing: _Growing, ended: bool, end: int | None = None) -> LoggedSequence:
         self._size -= growing.size
         return growing.finish(ended, end)
 

@@ -101,7 +101,7 @@ class Tap:
             self._end([name for name, request in self._running.items() if request.finished()])
 
     def forget(self) -> None:
-        """The target's weights have changed: requests go on in spans of their own."""
+        """The target's weights have changed: requests go on in sequences of their own."""
         self.version += 1
 
     def status(self) -> dict[str, Any]:

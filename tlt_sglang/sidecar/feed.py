@@ -18,9 +18,10 @@ import torch
 from tlt_sglang.errors import EnvironmentProblem
 from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.announce import Announcement
-from tlt_sglang.harvest.assemble import Assembler, Span
+from tlt_sglang.harvest.assemble import Assembler, LoggedSequence
 from tlt_sglang.harvest.reader import Reader
-from tlt_sglang.sidecar.buffer import Buffer, Recorded
+from tlt_sglang.harvest.sequence import TokenSequence
+from tlt_sglang.sidecar.buffer import Buffer
 
 QUIET_SECONDS = 2.0
 """Without new records for so long, unfinished requests are taken as they are."""
@@ -56,8 +57,8 @@ class Feed:
         """`assembled`: bytes of unfinished requests that are held for each engine."""
         self.buffer = buffer
         self.engines: list[Announcement] = []
-        self.step = 0
-        """Of RL, which documents belong to."""
+        self.rl_step = 0
+        """RL step that new sequences belong to."""
         self._store, self._assembled, self._clock = store, assembled, clock
         self._features = hidden_size * features
         self._width = self._features + (hidden_size if features > 1 else 0)
@@ -119,16 +120,22 @@ class Feed:
                 reader, Assembler(self._assembled), engine.target_version, now
             )
 
-    def _take(self, source: _Source, spans: list[Span]) -> None:
-        for span in spans:
-            if span.version != source.version:
+    def _take(self, source: _Source, sequences: list[LoggedSequence]) -> None:
+        for sequence in sequences:
+            if sequence.target_version != source.version:
                 continue
-            wide = torch.from_numpy(span.features.view(np.int16)).view(torch.bfloat16)
-            features = wide[:, : self._features]
-            last = wide[:, self._features :] if self._width > self._features else None
-            ids = torch.from_numpy(span.tokens.astype(np.int64))
+            # The log holds the bits of bfloat16, which numpy does not have: [features | last].
+            wide = torch.from_numpy(sequence.features.view(np.int16)).view(torch.bfloat16)
             self.buffer.add(
-                Recorded(
-                    span.request.hex(), span.version, self.step, ids, features, span.prompt, last
+                TokenSequence(
+                    torch.from_numpy(sequence.ids.astype(np.int64)),
+                    wide[:, : self._features],
+                    sequence.prompt_length,
+                    wide[:, self._features :] if self._width > self._features else None,
+                    sequence.request,
+                    sequence.start,
+                    sequence.target_version,
+                    self.rl_step,
+                    sequence.ended,
                 )
             )

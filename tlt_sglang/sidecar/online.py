@@ -1,8 +1,8 @@
 """Training while the engine runs: micro-batches from the buffer, and a gate before publishing.
 
-The learner goes on for ever. One micro-batch is the longest that it keeps a device, so documents
+The learner goes on for ever. One micro-batch is the longest that it keeps a device, so sequences
 longer than that are cut: another window of them at each draw. What is published is a candidate that
-beats the version in use on held-out documents of late, by MARGIN; the version in use is kept beside
+beats the version in use on held-out sequences of late, by MARGIN; the version in use is kept beside
 it to compare with. A rejected version (an engine saw it do worse) makes it begin again from the
 version before.
 """
@@ -19,18 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlt_sglang.sidecar.buffer import Buffer, Recorded
-from tlt_sglang.training.batches import Batch, Document
+from tlt_sglang.harvest.sequence import TokenSequence
+from tlt_sglang.sidecar.buffer import Buffer
+from tlt_sglang.training.batches import Batch
 from tlt_sglang.training.evaluate import AcceptLength, accept_length
 from tlt_sglang.training.models import Drafter
 from tlt_sglang.training.simulate import Frozen
 from tlt_sglang.training.step import StepSettings, TrainingStep
 
 LEAST_CUT = 32
-"""Tokens of a cut document, at least."""
+"""Tokens of a cut sequence, at least."""
 LEAST_BATCH = 64
 MOST_EVALUATED = 512
-"""Tokens of a held-out document that are looked at."""
+"""Tokens of a held-out sequence that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Settings:
     least_tokens: int = 512
     """Tokens in the buffer before training starts."""
     gate_steps: int = 40
-    """Optimizer steps between two looks at held-out documents."""
+    """Optimizer steps between two looks at held-out sequences."""
     gate_tokens: int = 3000
-    """Of held-out documents that are looked at, the latest ones."""
+    """Of held-out sequences that are looked at, the latest ones."""
     margin: float = 0.01
     """A candidate is published if its accept length is better by this share."""
     seed: int = 0
@@ -113,7 +114,7 @@ class Learner:
         """Share of first drafts that are right in training, of late."""
         self._running = _copied(drafter)
         self._gated = 0
-        self._chance = random.Random(settings.seed)
+        self._rng = random.Random(settings.seed)
         self.training = TrainingStep(drafter, settings.step_settings(), device)
 
     @property
@@ -127,11 +128,11 @@ class Learner:
 
     def micro_step(self) -> bool:
         """One micro-batch, and an optimizer step with every `accumulate`-th; False: no data."""
-        documents = self.draw()
-        if not documents:
+        sequences = self.draw()
+        if not sequences:
             return False
         started = self._clock()
-        batch = Batch.of(documents)
+        batch = Batch.of(sequences)
         loss = self.training.add(self.frozen, batch, self.depth)
         value = float(loss.total.detach())
         self.loss = value if not self.loss else 0.98 * self.loss + 0.02 * value
@@ -157,17 +158,17 @@ class Learner:
         self.training.update(rate)
         self.step += 1
 
-    def draw(self) -> list[Document]:
-        """Documents of at most `batch_tokens` together, cut where they are longer."""
+    def draw(self) -> list[TokenSequence[Tensor]]:
+        """Sequences of at most `batch_tokens` together, cut where they are longer."""
         left = self.batch_tokens
-        documents = []
+        sequences = []
         for recorded in self.buffer.sample(4 * left):
             if left < LEAST_CUT:
                 break
-            document = cut(recorded, left, self._chance)
-            documents.append(document)
-            left -= len(document)
-        return documents
+            sequence = cut(recorded, left, self._rng)
+            sequences.append(sequence)
+            left -= len(sequence)
+        return sequences
 
     # -- the gate --------------------------------------------------------------------------------
 
@@ -178,18 +179,18 @@ class Learner:
     def gate(self, may_go_on: Callable[[], bool] = lambda: True) -> Gate | None:
         """Candidate against the version in use; None where nothing is held out yet.
 
-        Between two documents it asks whether it `may_go_on`; None, too, if it may not.
+        Between two sequences it asks whether it `may_go_on`; None, too, if it may not.
         """
-        documents = self._held_out()
+        sequences = self._held_out()
         steps = max(3, self.settings.steps)
         running, candidate = AcceptLength(), AcceptLength()
-        for document in documents:
+        for sequence in sequences:
             for found, drafter in ((running, self._running), (candidate, self.drafter)):
                 if not may_go_on():
                     return None
-                found.join(accept_length(drafter, self.frozen, [document], steps=steps))
+                found.join(accept_length(drafter, self.frozen, [sequence], steps=steps))
         self._gated = self.step
-        if not documents:
+        if not sequences:
             return None
         passed = candidate.mean > running.mean * (1 + self.settings.margin)
         return Gate(running.mean, candidate.mean, passed and _enough(running), running.rounds)
@@ -205,15 +206,15 @@ class Learner:
         self._running = _copied(self.drafter)
         self._gated = self.step
 
-    def _held_out(self) -> list[Document]:
-        found: list[Document] = []
+    def _held_out(self) -> list[TokenSequence[Tensor]]:
+        found: list[TokenSequence[Tensor]] = []
         left = self.settings.gate_tokens
         for recorded in reversed(self.buffer.held_out()):
-            document = beginning(recorded)
-            if found and len(document) > left:
+            sequence = beginning(recorded)
+            if found and len(sequence) > left:
                 break
-            found.append(document)
-            left -= len(document)
+            found.append(sequence)
+            left -= len(sequence)
         return found
 
     # -- state -----------------------------------------------------------------------------------
@@ -239,37 +240,19 @@ class Learner:
             torch.cuda.empty_cache()
 
 
-def whole(recorded: Recorded) -> Document:
-    """A recorded request as a document; it begins with a prompt of one token at least."""
-    last = recorded.features if recorded.last is None else recorded.last
-    return Document(recorded.ids, recorded.features, last, max(1, recorded.prompt_length))
+def beginning(sequence: TokenSequence[Tensor]) -> TokenSequence[Tensor]:
+    """Return the window that is evaluated: the start of the response and the prompt before it."""
+    start = max(0, sequence.response_start - MOST_EVALUATED // 2)
+    return sequence.window(start, MOST_EVALUATED)
 
 
-def beginning(recorded: Recorded) -> Document:
-    """As much of a request as is looked at in evaluation: the response from where it begins."""
-    document = whole(recorded)
-    start = max(0, document.prompt_length - MOST_EVALUATED // 2)
-    return _window(document, start, MOST_EVALUATED)
-
-
-def cut(recorded: Recorded, most: int, chance: random.Random) -> Document:
-    """A window of at most `most` tokens, of which some are of the response."""
-    document = whole(recorded)
-    if len(document) <= most:
-        return document
-    latest = len(document) - most
-    start = chance.randint(min(latest, max(0, document.prompt_length - most // 2)), latest)
-    return _window(document, start, most)
-
-
-def _window(document: Document, start: int, most: int) -> Document:
-    rows = slice(start, start + most)
-    return Document(
-        document.ids[rows],
-        document.features[rows],
-        document.last[rows],
-        max(1, document.prompt_length - start),
-    )
+def cut(sequence: TokenSequence[Tensor], most: int, rng: random.Random) -> TokenSequence[Tensor]:
+    """Return a random window of at most `most` tokens, some of which belong to the response."""
+    if len(sequence) <= most:
+        return sequence
+    latest = len(sequence) - most
+    start = rng.randint(min(latest, max(0, sequence.response_start - most // 2)), latest)
+    return sequence.window(start, most)
 
 
 def _copied(drafter: Drafter) -> Drafter:

@@ -1,7 +1,7 @@
-"""Attention of a drafter over packed documents, with the extra keys of a simulated draft.
+"""Attention of a drafter over packed sequences, with the extra keys of a simulated draft.
 
-T packed tokens, H query heads, K key/value heads, D head size. Documents lie one after the other;
-no token sees another document. Training-time test (EAGLE-3, arXiv 2503.01840, section 3.2) runs the
+T packed tokens, H query heads, K key/value heads, D head size. Sequences lie one after the other;
+no token sees another sequence. Training-time test (EAGLE-3, arXiv 2503.01840, section 3.2) runs the
 drafter on its own output several times: in simulated step s a token at index i sees the keys of
 step 0 up to i, and those of steps 1 to s at i alone, which are its own draft.
 """
@@ -42,11 +42,11 @@ def _per_query_head(x: Tensor, groups: int) -> Tensor:
 def _causal(
     q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(output [T, H, D], log of the softmax denominator [T, H]), a document at a time."""
+    """(output [T, H, D], log of the softmax denominator [T, H]), a sequence at a time."""
     q, k, v = q.float(), k.float(), v.float()
     outs, totals = [], []
-    documents = zip(*(torch.split(x, lengths) for x in (q, k, v)), strict=True)
-    for one_q, one_k, one_v in documents:
+    sequences = zip(*(torch.split(x, lengths) for x in (q, k, v)), strict=True)
+    for one_q, one_k, one_v in sequences:
         length = len(one_q)
         scores = torch.matmul(one_q.transpose(0, 1), one_k.permute(1, 2, 0)) * scale
         hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
@@ -60,15 +60,15 @@ def _causal(
 def _causal_flex(
     q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The same by FlexAttention with a mask of documents, for CUDA. Not yet run on a GPU."""
+    """The same by FlexAttention with a mask of sequences, for CUDA. Not yet run on a GPU."""
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
     tokens = len(q)
     counts = torch.tensor(lengths, device=q.device)
-    document = torch.repeat_interleave(torch.arange(len(lengths), device=q.device), counts)
+    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=q.device), counts)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (document[query] == document[key]) & (query >= key)
+        return (sequence[query] == sequence[key]) & (query >= key)
 
     mask = create_block_mask(visible, None, None, tokens, tokens, device=q.device)
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))

@@ -1,7 +1,7 @@
-"""Packed batches: whole documents one after the other, up to a budget of tokens, no padding.
+"""Packed batches: whole sequences one after the other, up to a budget of tokens, no padding.
 
-A batch carries the lengths of its documents, and attention keeps to them (see `attention`), so a
-document's loss and gradient are the same packed or alone. Which documents share a batch depends on
+A batch carries the lengths of its sequences, and attention keeps to them (see `attention`), so a
+sequence's loss and gradient are the same packed or alone. Which sequences share a batch depends on
 the seed and the epoch only.
 """
 
@@ -14,49 +14,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tlt_sglang.harvest.sequence import TokenSequence
+
 WINDOW = 256
-"""Documents looked at together to fill batches well."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """A prompt and its response with the target's features; L tokens."""
-
-    ids: Tensor
-    """[L] int64."""
-    features: Tensor
-    """[L, A * N]: what the drafter reads of the target."""
-    last: Tensor
-    """[L, N]: what the target's head reads; the same tensor as `features` for EAGLE."""
-    prompt_length: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
+"""Sequences looked at together to fill batches well."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """T tokens of packed documents."""
+    """T tokens of packed sequences.
+
+    Not a `TokenSequence`: it is many of them end to end, with the position and the boundaries of
+    each token, in one floating dtype and on the training device.
+    """
 
     ids: Tensor  # [T] int64
     features: Tensor  # [T, A * N]
     last: Tensor  # [T, N]
-    positions: Tensor  # [T] int64, from 0 in each document
-    ends: Tensor  # [T] int64: where the token's document ends, exclusive
+    positions: Tensor  # [T] int64, from 0 in each sequence
+    ends: Tensor  # [T] int64: where the token's sequence ends, exclusive
     prompt_ends: Tensor  # [T] int64: where its response begins
     lengths: list[int]
 
     @staticmethod
-    def of(documents: Sequence[Document], dtype: torch.dtype = torch.float32) -> Batch:
-        """Pack `documents`; features become `dtype`."""
-        lengths = [len(document) for document in documents]
+    def of(sequences: Sequence[TokenSequence[Tensor]], dtype: torch.dtype = torch.float32) -> Batch:
+        """Pack `sequences`; features become `dtype`."""
+        lengths = [len(sequence) for sequence in sequences]
         counts = torch.tensor(lengths)
         starts = counts.cumsum(0) - counts
-        prompts = starts + torch.tensor([document.prompt_length for document in documents])
+        prompts = starts + torch.tensor([sequence.response_start for sequence in sequences])
         return Batch(
-            torch.cat([document.ids for document in documents]),
-            torch.cat([document.features for document in documents]).to(dtype),
-            torch.cat([document.last for document in documents]).to(dtype),
+            torch.cat([sequence.ids for sequence in sequences]),
+            torch.cat([sequence.features for sequence in sequences]).to(dtype),
+            torch.cat([sequence.head_input for sequence in sequences]).to(dtype),
             torch.arange(sum(lengths)) - starts.repeat_interleave(counts),
             (starts + counts).repeat_interleave(counts),
             prompts.repeat_interleave(counts),
@@ -76,7 +66,7 @@ class Batch:
         )
 
     def ahead(self, distance: int) -> tuple[Tensor, Tensor]:
-        """(index [T] of the token `distance` later, whether that is in the same document [T])."""
+        """(index [T] of the token `distance` later, whether that is in the same sequence [T])."""
         index = torch.arange(len(self.ids), device=self.ids.device) + distance
         return torch.minimum(index, self.ends - 1), index < self.ends
 
@@ -90,10 +80,10 @@ class Batch:
 
 
 def pack(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of documents for each batch of one epoch; each document once.
+    """Indices of sequences for each batch of one epoch; each sequence once.
 
-    First fit, longest first within a window of the shuffled documents; then the batches are
-    shuffled. A document longer than `budget` has a batch of its own.
+    First fit, longest first within a window of the shuffled sequences; then the batches are
+    shuffled. A sequence longer than `budget` has a batch of its own.
     """
     order = list(range(len(lengths)))
     chance = random.Random(f"{seed}/{epoch}")

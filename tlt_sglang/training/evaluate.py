@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tlt_sglang.training.batches import Batch, Document
+from tlt_sglang.harvest.sequence import TokenSequence
+from tlt_sglang.training.batches import Batch
 from tlt_sglang.training.models import Drafter
 from tlt_sglang.training.simulate import Frozen, Step, simulate
 
@@ -63,7 +64,7 @@ class AcceptLength:
 def accept_length(
     drafter: Drafter,
     frozen: Frozen,
-    documents: Iterable[Document],
+    sequences: Iterable[TokenSequence[Tensor]],
     steps: int,
     topk: int = 1,
     tokens: int | None = None,
@@ -76,15 +77,15 @@ def accept_length(
     drafter.eval()
     found = AcceptLength()
     chance = torch.Generator().manual_seed(0)
-    for document in documents:
-        batch = Batch.of([document]).to(frozen.head.device)
+    for sequence in sequences:
+        batch = Batch.of([sequence]).to(frozen.head.device)
         accepted: Callable[[Step], Tensor]
         if temperature > 0:
             accepted = _Drawn(frozen, batch, temperature, chance)
         else:
             accepted = _Likeliest(batch, topk, tokens or steps + 1)
         reached = _reached(drafter, frozen, batch, steps, accepted)
-        _walk(found, reached.tolist(), document.prompt_length, len(document), steps)
+        _walk(found, reached.tolist(), sequence.response_start, len(sequence), steps)
     return found
 
 
@@ -166,12 +167,12 @@ def _walk(
 
 
 def by_kind(
-    documents: Sequence[Document], kinds: Sequence[str], most: int
-) -> dict[str, list[Document]]:
-    """At most `most` documents of each kind."""
-    groups: dict[str, list[Document]] = {}
+    sequences: Sequence[TokenSequence[Tensor]], kinds: Sequence[str], most: int
+) -> dict[str, list[TokenSequence[Tensor]]]:
+    """At most `most` sequences of each kind."""
+    groups: dict[str, list[TokenSequence[Tensor]]] = {}
     for i, kind in enumerate(kinds):
         group = groups.setdefault(kind, [])
         if len(group) < most:
-            group.append(documents[i])
+            group.append(sequences[i])
     return groups

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tlt_sglang.errors import EnvironmentProblem
-from tlt_sglang.training.batches import Document
+from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training.corpus import Response
 from tlt_sglang.training.models import DraftConfig
 from tlt_sglang.training.target import Target
@@ -27,8 +27,8 @@ SHARD = 128
 """Responses in a shard."""
 
 
-class Features(Sequence[Document]):
-    """The documents of a folder of shards, read where they are needed."""
+class Features(Sequence[TokenSequence[Tensor]]):
+    """The sequences of a folder of shards, read where they are needed."""
 
     def __init__(self, folder: Path) -> None:
         """Open every shard. Raises EnvironmentProblem naming one that is damaged."""
@@ -62,9 +62,8 @@ class Features(Sequence[Document]):
             part: Tensor = shard.get_slice(name)[first : first + length]
             return part
 
-        features = rows("features")
-        last = rows("last") if "last" in shard.keys() else features  # noqa: SIM118
-        return Document(rows("ids").long(), features, last, prompt)
+        last = rows("last") if "last" in shard.keys() else None  # noqa: SIM118
+        return TokenSequence(rows("ids").long(), rows("features"), prompt, last)
 
 
 def compute(
@@ -98,20 +97,20 @@ def compute(
 def _write(path: Path, target: Target, responses: Sequence[Response], config: DraftConfig) -> None:
     # Sorted by length for the forward passes, stored in the order of the responses.
     order = sorted(range(len(responses)), key=lambda i: len(responses[i].ids))
-    found: dict[int, Document] = {}
+    found: dict[int, TokenSequence[Tensor]] = {}
     places = iter(order)
-    for group in target.documents([responses[i] for i in order], config):
-        for document in group:
-            found[next(places)] = document
-    documents = [found[i] for i in range(len(responses))]
+    for group in target.sequences([responses[i] for i in order], config):
+        for sequence in group:
+            found[next(places)] = sequence
+    sequences = [found[i] for i in range(len(responses))]
     tensors = {
-        "ids": torch.cat([d.ids for d in documents]).to(torch.int32),
-        "features": torch.cat([d.features for d in documents]),
-        "lengths": torch.tensor([len(d) for d in documents], dtype=torch.int32),
-        "prompt_lengths": torch.tensor([d.prompt_length for d in documents], dtype=torch.int32),
+        "ids": torch.cat([d.ids for d in sequences]).to(torch.int32),
+        "features": torch.cat([d.features for d in sequences]),
+        "lengths": torch.tensor([len(d) for d in sequences], dtype=torch.int32),
+        "prompt_lengths": torch.tensor([d.prompt_length for d in sequences], dtype=torch.int32),
     }
     if config.algorithm == "eagle3":
-        tensors["last"] = torch.cat([d.last for d in documents])
+        tensors["last"] = torch.cat([d.head_input for d in sequences])
     temporary = path.with_suffix(".tmp")
     try:
         save_file(tensors, temporary)

@@ -101,7 +101,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over packed documents; inputs of `width` features a token."""
+    """Self-attention over packed sequences; inputs of `width` features a token."""
 
     def __init__(self, config: DraftConfig, width: int) -> None:
         super().__init__()
@@ -115,14 +115,14 @@ class Attention(nn.Module):
         self.frequencies: Tensor
         self.register_buffer("frequencies", config.rope_theta**-exponents, persistent=False)
 
-    def forward(self, x: Tensor, sequence: Sequence) -> Tensor:
-        """x [T, width] -> [T, N]; adds this step's keys and values to `sequence`."""
+    def forward(self, x: Tensor, context: DraftContext) -> Tensor:
+        """x [T, width] -> [T, N]; adds this step's keys and values to `context`."""
         heads, kv_heads, dim = self.shape
-        q = self._rotate(self.q_proj(x).view(-1, heads, dim), sequence.step_positions)
-        k = self._rotate(self.k_proj(x).view(-1, kv_heads, dim), sequence.step_positions)
-        sequence.keys.append(k)
-        sequence.values.append(self.v_proj(x).view(-1, kv_heads, dim))
-        out = attend(q, sequence.keys, sequence.values, sequence.lengths)
+        q = self._rotate(self.q_proj(x).view(-1, heads, dim), context.step_positions)
+        k = self._rotate(self.k_proj(x).view(-1, kv_heads, dim), context.step_positions)
+        context.keys.append(k)
+        context.values.append(self.v_proj(x).view(-1, kv_heads, dim))
+        out = attend(q, context.keys, context.values, context.lengths)
         projected: Tensor = self.o_proj(out.flatten(1))
         return projected
 
@@ -163,19 +163,19 @@ class Layer(nn.Module):
             self.hidden_norm = RMSNorm(size, eps)
         self.three = three
 
-    def forward(self, embeds: Tensor, hidden: Tensor, sequence: Sequence) -> Tensor:
+    def forward(self, embeds: Tensor, hidden: Tensor, context: DraftContext) -> Tensor:
         """embeds and hidden [T, N] -> the residual stream after the layer [T, N]."""
         x = hidden
         if self.three:
             x = torch.cat([self.input_layernorm(embeds), self.hidden_norm(hidden)], dim=-1)
-        hidden = hidden + self.self_attn(x, sequence)
+        hidden = hidden + self.self_attn(x, context)
         added: Tensor = self.mlp(self.post_attention_layernorm(hidden))
         return hidden + added
 
 
 @dataclass
-class Sequence:
-    """Packed documents during one simulated draft, and what its steps have left behind."""
+class DraftContext:
+    """Packed sequences during one simulated draft, and what its steps have left behind."""
 
     lengths: list[int]
     positions: Tensor  # [T]
@@ -183,9 +183,9 @@ class Sequence:
     values: list[Tensor]
 
     @staticmethod
-    def of(lengths: list[int], positions: Tensor) -> Sequence:
+    def of(lengths: list[int], positions: Tensor) -> DraftContext:
         """Before the first step."""
-        return Sequence(lengths, positions, [], [])
+        return DraftContext(lengths, positions, [], [])
 
     @property
     def step_positions(self) -> Tensor:
@@ -216,16 +216,18 @@ class Drafter(nn.Module):
         own = self.state_dict()
         self.load_state_dict({name: weights[name].to(own[name]) for name in own})
 
-    def forward(self, embeds: Tensor, hidden: Tensor, sequence: Sequence) -> tuple[Tensor, Tensor]:
-        """One step: (what the head takes, what the next step takes), each [T, N].
+    def forward(
+        self, embeds: Tensor, hidden: Tensor, context: DraftContext
+    ) -> tuple[Tensor, Tensor]:
+        """Run one step; return (input of the head, input of the next step), each [T, N].
 
         `hidden` are the target's features [T, A * N] at first, then what the last step gave [T, N].
         """
         if self.config.algorithm == "eagle3":
             if hidden.shape[-1] != embeds.shape[-1]:
                 hidden = self.fc(hidden)
-            hidden = self.layers[0](embeds, hidden, sequence)
+            hidden = self.layers[0](embeds, hidden, context)
             return self.norm(hidden), hidden
         joined = self.fc(torch.cat([embeds, hidden], dim=-1))
-        hidden = self.layers[0](embeds, joined, sequence)
+        hidden = self.layers[0](embeds, joined, context)
         return hidden, hidden

@@ -39,7 +39,7 @@ from tlt_sglang.weights import describe
 SAVE_SECONDS = 120.0
 EVALUATE_SECONDS = 180.0
 EVALUATED = 40
-"""Held-out documents that the curve is drawn from; the end is told from all of them."""
+"""Held-out sequences that the curve is drawn from; the end is told from all of them."""
 
 
 @dataclass(frozen=True)
@@ -252,13 +252,13 @@ class _Watch:
                 evaluate.accept_length(
                     trainer.drafter,
                     trainer.frozen,
-                    documents[:most],
+                    sequences[:most],
                     steps=3,
                     temperature=self.temperatures[kind],
                 ).mean,
                 4,
             )
-            for kind, documents in sorted(self.groups.items())
+            for kind, sequences in sorted(self.groups.items())
         }
         self.curve.append(
             {

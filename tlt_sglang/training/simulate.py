@@ -1,6 +1,6 @@
-"""The drafter run on its own output over packed documents: for training, and for its evaluation.
+"""The drafter run on its own output over packed sequences: for training, and for its evaluation.
 
-Teacher-forced: every step is given the token that the document has there, so one pass simulates a
+Teacher-forced: every step is given the token that the sequence has there, so one pass simulates a
 draft of `steps` tokens from every index at once (training-time test, EAGLE-3, arXiv 2503.01840).
 
 At index i the drafter has the target's features of token i and the embedding of token i + 1, and
@@ -23,7 +23,7 @@ from tlt_sglang.training.losses import (
     soft_cross_entropy,
     step_weights,
 )
-from tlt_sglang.training.models import Drafter, Sequence
+from tlt_sglang.training.models import DraftContext, Drafter
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ def simulate(
     """
     if rows is None:
         rows = torch.arange(len(batch.ids), device=batch.ids.device)
-    sequence = Sequence.of(batch.lengths, batch.positions)
+    context = DraftContext.of(batch.lengths, batch.positions)
     hidden = batch.features
     for number in range(steps):
         token, _ = batch.ahead(1 + number)
         embeds = nn.functional.embedding(batch.ids[token], frozen.embedding)
-        out, hidden = drafter(embeds, hidden, sequence)
+        out, hidden = drafter(embeds, hidden, context)
         following, _ = batch.ahead(2 + number)
         labels = frozen.draft_index[batch.ids[following[rows]]]
         out = out[rows]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.training.batches import TokenSequence
+from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training.corpus import Response
 from tlt_sglang.training.models import DraftConfig, Drafter, captured_layers
 from tlt_sglang.training.simulate import Frozen
@@ -93,7 +93,7 @@ class Target:
 
     def sequences(
         self, responses: Sequence[Response], config: DraftConfig, budget: int = 1024
-    ) -> Iterator[list[TokenSequence]]:
+    ) -> Iterator[list[TokenSequence[Tensor]]]:
         """Sequences with features in the order of `responses`, some at a time.
 
         Padded to the longest of a few: padding comes after what matters and changes nothing.
@@ -110,7 +110,7 @@ class Target:
             yield self._sequences(group, config)
 
     @torch.inference_mode()
-    def _sequences(self, group: list[Response], config: DraftConfig) -> list[TokenSequence]:
+    def _sequences(self, group: list[Response], config: DraftConfig) -> list[TokenSequence[Tensor]]:
         lengths = [len(response.ids) for response in group]
         ids = torch.zeros(len(group), max(lengths), dtype=torch.int64)
         for row, response in zip(ids, group, strict=True):
@@ -128,8 +128,8 @@ class Target:
             TokenSequence(
                 ids[i, :length].clone(),
                 features[i, :length].bfloat16().cpu(),
-                last[i, :length].bfloat16().cpu(),
                 len(group[i].prompt.ids),
+                last[i, :length].bfloat16().cpu() if features is not last else None,
             )
             for i, length in enumerate(lengths)
         ]

@@ -18,8 +18,10 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from tlt_sglang.training.batches import Batch, Document, pack
+from tlt_sglang.harvest.sequence import TokenSequence
+from tlt_sglang.training.batches import Batch, pack
 from tlt_sglang.training.models import Drafter
 from tlt_sglang.training.simulate import Frozen
 from tlt_sglang.training.step import StepSettings, TrainingStep
@@ -93,19 +95,19 @@ class Report:
 
 
 class Trainer:
-    """Trains `drafter` on `documents`."""
+    """Trains `drafter` on `sequences`."""
 
     def __init__(
         self,
         drafter: Drafter,
         frozen: Frozen,
-        documents: Sequence[Document],
+        sequences: Sequence[TokenSequence[Tensor]],
         lengths: Sequence[int],
         settings: Settings,
         device: torch.device,
     ) -> None:
         self.drafter, self.frozen, self.settings, self.device = drafter, frozen, settings, device
-        self.documents, self.lengths = documents, lengths
+        self.sequences, self.lengths = sequences, lengths
         self.progress = Progress()
         self.rank, self.world = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -181,7 +183,7 @@ class Trainer:
         progress.tokens += sum(self.lengths[i] for i in picked) * self.world
         if progress.batch >= len(batches):
             progress.epoch, progress.batch = progress.epoch + 1, 0
-        return Batch.of([self.documents[i] for i in picked])
+        return Batch.of([self.sequences[i] for i in picked])
 
     def _batches(self, epoch: int) -> list[list[int]]:
         if getattr(self, "_packed_epoch", None) != epoch:

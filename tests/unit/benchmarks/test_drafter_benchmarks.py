@@ -10,7 +10,7 @@ import pytest
 from benchmarks import bench_drafter, bench_trainer, common
 from benchmarks.bench_drafter import Accepted, Options
 from benchmarks.common import Run, UsageError
-from tests.support.learning import config, documents
+from tests.support.learning import config, sequences
 
 STRATEGY = "eagle3:3x1x4"
 
@@ -65,14 +65,14 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
     assert bench_drafter.parse(good).instructions == ["one", "two"]
 
 
-def test_documents_hold_the_prompts() -> None:
-    found = bench_trainer.documents_of([3, 2, 4], config("eagle3"), [5, 6, 7, 8])
-    assert [document.ids.tolist() for document in found] == [[5, 6, 7], [8, 5], [6, 7, 8, 5]]
+def test_sequences_hold_the_prompts() -> None:
+    found = bench_trainer.sequences_of([3, 2, 4], config("eagle3"), [5, 6, 7, 8])
+    assert [sequence.ids.tolist() for sequence in found] == [[5, 6, 7], [8, 5], [6, 7, 8, 5]]
 
 
 def test_padding_is_what_it_costs() -> None:
-    """Documents of a batch become as long as its longest; nothing that counts changes."""
-    texts = documents([9, 30, 7, 12, 5, 6, 22, 8, 40, 10])
+    """Sequences of a batch become as long as its longest; nothing that counts changes."""
+    texts = sequences([9, 30, 7, 12, 5, 6, 22, 8, 40, 10])
     longer = bench_trainer.padded(texts)
     assert [len(text) for text in longer] == [30] * 8 + [40] * 2
     for before, after in zip(texts, longer, strict=True):
@@ -86,4 +86,4 @@ def test_lengths_are_long_tailed() -> None:
     middle = common.spread(list(map(float, lengths))).median
     assert 80 < middle < 150
     assert max(lengths) > 8 * middle
-    assert len(bench_trainer.documents_of(lengths[:3], config())) == 3
+    assert len(bench_trainer.sequences_of(lengths[:3], config())) == 3

@@ -22,7 +22,7 @@ import pytest
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.harvest import reader as reader_module
 from tlt_sglang.harvest import writer as writer_module
-from tlt_sglang.harvest.assemble import OVERHEAD, Assembler, Span
+from tlt_sglang.harvest.assemble import OVERHEAD, Assembler, LoggedSequence
 from tlt_sglang.harvest.layout import FEATURE_TYPES, FeatureType, Geometry
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import END, PROMPT, Record, request_key
@@ -57,8 +57,11 @@ def record(
     return Record(request, start, tokens, features, version, flags)
 
 
-def content(one: Record | Span) -> tuple[object, ...]:
-    return one.request, one.start, one.tokens.tolist(), one.features.tolist(), one.version
+def content(one: Record | LoggedSequence) -> tuple[object, ...]:
+    features = one.features.tolist()
+    if isinstance(one, Record):
+        return one.request.hex(), one.start, one.tokens.tolist(), features, one.version
+    return one.request, one.start, one.ids.tolist(), features, one.target_version
 
 
 def other(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -459,9 +462,9 @@ def test_records_that_follow_each_other_make_a_span() -> None:
     for part in parts:
         assert assembler.add(part) == []
         assert assembler.add(record(part.start, len(part), B)) == []
-    (span,) = assembler.add(record(13, 0, flags=END))
-    assert content(span) == content(record(0, 13))
-    assert (span.end, span.prompt, span.ended) == (13, 8, True)
+    (sequence,) = assembler.add(record(13, 0, flags=END))
+    assert content(sequence) == content(record(0, 13))
+    assert (sequence.end, sequence.prompt_length, sequence.ended) == (13, 8, True)
     (left,) = assembler.flush()
     assert content(left) == content(record(0, 13, B)) and not left.ended
     assert assembler.size == 0 and assembler.flush() == []
@@ -469,8 +472,8 @@ def test_records_that_follow_each_other_make_a_span() -> None:
 
 def test_a_gap_another_version_or_a_step_back_begins_another_span() -> None:
     assembler = Assembler(1 << 20)
-    spans = [
-        span
+    sequences = [
+        sequence
         for one in [
             record(0, 4),
             record(6, 2),  # a gap
@@ -479,15 +482,15 @@ def test_a_gap_another_version_or_a_step_back_begins_another_span() -> None:
             record(3, 9, version=2),  # retracted, and prefilled anew
             record(12, 1, version=2, flags=END),
         ]
-        for span in assembler.add(one)
+        for sequence in assembler.add(one)
     ]
-    assert [(span.start, span.end, span.version) for span in spans] == [
+    assert [(sequence.start, sequence.end, sequence.target_version) for sequence in sequences] == [
         (0, 4, 1),
         (6, 8, 1),
         (8, 10, 2),
         (3, 13, 2),
     ]
-    assert [span.ended for span in spans] == [False, False, False, True]
+    assert [sequence.ended for sequence in sequences] == [False, False, False, True]
     assert assembler.size == 0
 
 
@@ -496,22 +499,21 @@ def test_what_waits_is_bounded_and_nothing_is_lost() -> None:
     most = 20 * (OVERHEAD + 3 * (4 + 2 * WIDTH))
     assembler = Assembler(most)
     lengths = {request_key(str(number)): 0 for number in range(12)}
-    spans: list[Span] = []
+    sequences: list[LoggedSequence] = []
     for _ in range(2000):
         request = chance.choice(list(lengths))
         count = chance.randint(1, 3)
-        spans += assembler.add(record(lengths[request], count, request))
+        sequences += assembler.add(record(lengths[request], count, request))
         lengths[request] += count
         assert assembler.size <= most
-    spans += assembler.flush()
+    sequences += assembler.flush()
     for request, length in lengths.items():
-        parts = [span for span in spans if span.request == request]
+        parts = [sequence for sequence in sequences if sequence.request == request.hex()]
         assert len(parts) > 1
-        joined = np.concatenate([part.tokens for part in parts])
+        joined = np.concatenate([part.ids for part in parts])
         assert joined.tolist() == list(range(length))
         assert all(
-            content(part) == content(record(part.start, len(part.tokens), request))
-            for part in parts
+            content(part) == content(record(part.start, len(part), request)) for part in parts
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tlt_sglang.harvest.assemble import Assembler, Span
+from tlt_sglang.harvest.assemble import Assembler, LoggedSequence
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import PROMPT, request_key
 from tlt_sglang.harvest.tap import Tap
@@ -40,10 +40,10 @@ def tap(tmp_path: Path) -> Iterator[Tap]:
     writer.close()
 
 
-def spans(tap: Tap) -> list[Span]:
+def sequences(tap: Tap) -> list[LoggedSequence]:
     reader = Reader.open(tap.writer.path)
     assembler = Assembler(1 << 20)
-    found = [span for record in reader.read() for span in assembler.add(record)]
+    found = [sequence for record in reader.read() for sequence in assembler.add(record)]
     found += assembler.flush()
     reader.close()
     return found
@@ -54,8 +54,8 @@ def features(*numbers: float) -> torch.Tensor:
     return torch.tensor(numbers).unsqueeze(-1).expand(-1, SIZE).contiguous()
 
 
-def first_column(span: Span) -> list[float]:
-    bits = torch.from_numpy(span.features.view(np.int16)).view(torch.bfloat16)
+def first_column(sequence: LoggedSequence) -> list[float]:
+    bits = torch.from_numpy(sequence.features.view(np.int16)).view(torch.bfloat16)
     return bits[:, 0].tolist()
 
 
@@ -78,27 +78,27 @@ def test_a_request_from_its_prompt_to_its_end(tap: Tap) -> None:
     tap.decode(
         [other], torch.tensor([[25]]), torch.tensor([5]), torch.tensor([1]), features(25), None
     )
-    found = {span.request: span for span in spans(tap)}
-    first, second = found[request_key("one")], found[request_key("other")]
-    assert first.tokens.tolist() == first_column(first) == [10, 11, 12, 13]
-    assert second.tokens.tolist() == first_column(second) == [20, 21, 22, 23, 24, 25]
-    assert (first.start, first.prompt, first.ended) == (0, 3, True)
-    assert (second.start, second.prompt, second.ended) == (0, 2, False)
+    found = {sequence.request: sequence for sequence in sequences(tap)}
+    first, second = (found[request_key(name).hex()] for name in ("one", "other"))
+    assert first.ids.tolist() == first_column(first) == [10, 11, 12, 13]
+    assert second.ids.tolist() == first_column(second) == [20, 21, 22, 23, 24, 25]
+    assert (first.start, first.prompt_length, first.ended) == (0, 3, True)
+    assert (second.start, second.prompt_length, second.ended) == (0, 2, False)
 
 
 def test_what_the_radix_cache_had_is_no_part_of_it(tap: Tap) -> None:
     request = Request("one")
     tap.prefill([request], torch.tensor([15, 16]), [5], [2], features(15, 16), None)
-    (span,) = spans(tap)
-    assert (span.start, span.tokens.tolist(), span.prompt) == (5, [15, 16], 2)
+    (sequence,) = sequences(tap)
+    assert (sequence.start, sequence.ids.tolist(), sequence.prompt_length) == (5, [15, 16], 2)
 
 
 def test_a_prompt_in_chunks(tap: Tap) -> None:
     request = Request("one")
     tap.prefill([request], torch.tensor([1, 2]), [0], [2], features(1, 2), None)
     tap.prefill([request], torch.tensor([3]), [2], [1], features(3), None)
-    (span,) = spans(tap)
-    assert (span.tokens.tolist(), span.prompt) == ([1, 2, 3], 3)
+    (sequence,) = sequences(tap)
+    assert (sequence.ids.tolist(), sequence.prompt_length) == ([1, 2, 3], 3)
 
 
 def test_last_hidden_states_follow_the_features(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_last_hidden_states_follow_the_features(tmp_path: Path) -> None:
     tap.prefill(
         [Request("one")], torch.tensor([7]), [0], [1], torch.tensor([[1.0]]), torch.tensor([[2.0]])
     )
-    (span,) = spans(tap)
-    values = torch.from_numpy(span.features.view(np.int16)).view(torch.bfloat16)
+    (sequence,) = sequences(tap)
+    values = torch.from_numpy(sequence.features.view(np.int16)).view(torch.bfloat16)
     assert values.tolist() == [[1.0, 2.0]]
     writer.close()
 
@@ -120,14 +120,17 @@ def test_versions_of_the_target_are_told_apart(tap: Tap) -> None:
     tap.decode(
         [request], torch.tensor([[2]]), torch.tensor([1]), torch.tensor([1]), features(2), None
     )
-    assert [(span.version, span.tokens.tolist()) for span in spans(tap)] == [(0, [1]), (1, [2])]
+    assert [(sequence.target_version, sequence.ids.tolist()) for sequence in sequences(tap)] == [
+        (0, [1]),
+        (1, [2]),
+    ]
 
 
 def test_only_sampled_requests_are_logged(tap: Tap) -> None:
     tap.writer.sampling = 0.25
     for number in range(200):
         tap.prefill([Request(str(number))], torch.tensor([1]), [0], [1], features(1), None)
-    assert 25 < len(spans(tap)) < 80
+    assert 25 < len(sequences(tap)) < 80
     assert tap.status()["written"] + tap.status()["sampled_out"] == 200
 
 
@@ -135,10 +138,10 @@ def test_the_end_is_told_when_the_engine_is_idle(tap: Tap) -> None:
     request = Request("one")
     tap.prefill([request], torch.tensor([1]), [0], [1], features(1), None)
     tap.drain()
-    assert not spans(tap)[0].ended
+    assert not sequences(tap)[0].ended
     request.over, request.origin_input_ids, request.output_ids = True, (1,), (2,)
     tap.drain()
-    assert spans(tap)[0].ended
+    assert sequences(tap)[0].ended
     reader = Reader.open(tap.writer.path)
     assert [record.flags & PROMPT for record in reader.read()] == [PROMPT, 0]
     reader.close()

@@ -1,4 +1,4 @@
-"""The sidecar's parts: from a log to documents, from documents to a better drafter."""
+"""The sidecar's parts: from a log to sequences, from sequences to a better drafter."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from tests.support.learning import SIZE, VOCAB, drafter, frozen
 from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.announce import Announcement
 from tlt_sglang.harvest.record import END, PROMPT, Record, request_key
+from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.harvest.writer import Writer
 from tlt_sglang.sidecar import feed as feeding
-from tlt_sglang.sidecar.buffer import Buffer, Recorded
+from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
-from tlt_sglang.sidecar.online import Learner, Settings, cut, whole
+from tlt_sglang.sidecar.online import Learner, Settings, cut
 
 WIDTH = 4 * SIZE
 SETTINGS = Settings(batch_tokens=48, accumulate=1, learning_rate=3e-3, gate_steps=5, warmup=2)
 
 
-def recorded(key: str, length: int, prompt: int = 4) -> Recorded:
+def recorded(key: str, length: int, prompt: int = 4) -> TokenSequence[torch.Tensor]:
     """A request of a target that counts: each token is the one before plus one, and so are its
     hidden states, so that a drafter can learn it."""
     start = int.from_bytes(request_key(key)[:2], "little") % VOCAB
@@ -38,7 +39,7 @@ def recorded(key: str, length: int, prompt: int = 4) -> Recorded:
         place = int(shared.draft_index[(token + 1) % VOCAB])
         last[row] = 3 * shared.head[place] if place >= 0 else 0
     features = torch.cat([last, last, last], dim=-1)
-    return Recorded(key, 0, 0, ids, features.bfloat16(), prompt, last.bfloat16())
+    return TokenSequence(ids, features.bfloat16(), prompt, last.bfloat16(), key)
 
 
 def filled(count: int = 64, length: int = 24) -> Buffer:
@@ -48,7 +49,7 @@ def filled(count: int = 64, length: int = 24) -> Buffer:
     return buffer
 
 
-# ---- from a log to documents ---------------------------------------------------------------------
+# ---- from a log to sequences ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def announced(store: Path, writer: Writer) -> Announcement:
     return told
 
 
-def test_finished_requests_become_documents(tmp_path: Path, writer: Writer) -> None:
+def test_finished_requests_become_sequences(tmp_path: Path, writer: Writer) -> None:
     buffer = Buffer(1 << 20)
     feed = Feed(tmp_path, buffer, SIZE, 3, assembled=1 << 20)
     assert feed.pump() == 0
@@ -83,12 +84,12 @@ def test_finished_requests_become_documents(tmp_path: Path, writer: Writer) -> N
     write(writer, "a", [], flags=END)
     feed._looked = float("-inf")
     assert feed.pump() == 4
-    (document,) = [*buffer.sample(100), *buffer.held_out()]
-    assert document.ids.tolist() == [1, 2, 3, 4, 5]
-    assert document.prompt_length == 3
-    assert document.features.shape == (5, 3 * SIZE)
-    assert document.last is not None and document.last.shape == (5, SIZE)
-    assert float(document.last[0, 0]) == 3 * SIZE
+    (sequence,) = [*buffer.sample(100), *buffer.held_out()]
+    assert sequence.ids.tolist() == [1, 2, 3, 4, 5]
+    assert sequence.prompt_length == 3
+    assert sequence.features.shape == (5, 3 * SIZE)
+    assert sequence.last is not None and sequence.last.shape == (5, SIZE)
+    assert float(sequence.last[0, 0]) == 3 * SIZE
     feed.close()
 
 
@@ -154,19 +155,19 @@ def test_what_a_killed_engine_announced_is_removed(tmp_path: Path) -> None:
     assert list((tmp_path / announce.FOLDER).iterdir()) == []
 
 
-# ---- from documents to a better drafter ----------------------------------------------------------
+# ---- from sequences to a better drafter ----------------------------------------------------------
 
 
-def test_a_long_document_is_cut_where_it_answers() -> None:
-    chance, document = random.Random(0), recorded("a", 200, prompt=120)
+def test_a_long_sequence_is_cut_where_it_answers() -> None:
+    chance, sequence = random.Random(0), recorded("a", 200, prompt=120)
     for _ in range(50):
-        part = cut(document, 40, chance)
+        part = cut(sequence, 40, chance)
         assert len(part) == 40
         assert 1 <= part.prompt_length < 40
-        first = int((document.ids == part.ids[0]).nonzero()[0])
+        first = int((sequence.ids == part.ids[0]).nonzero()[0])
         assert first == 0 or part.features.shape[0] == 40
-    assert len(cut(document, 500, chance)) == 200
-    assert whole(recorded("b", 8, prompt=0)).prompt_length == 1
+    assert len(cut(sequence, 500, chance)) == 200
+    assert recorded("b", 8, prompt=0).response_start == 1
 
 
 def test_it_learns_and_the_gate_lets_it_through() -> None:

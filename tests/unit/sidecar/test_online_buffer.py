@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tlt_sglang.sidecar.buffer import HELD_OUT, LONG_SHARE, REASONS, Buffer, Recorded
+from tlt_sglang.harvest.sequence import TokenSequence
+from tlt_sglang.sidecar.buffer import HELD_OUT, LONG_SHARE, REASONS, Buffer
 
 WIDTH = 4
 TOKEN_BYTES = 8 + 2 * WIDTH
@@ -16,10 +17,17 @@ TOKEN_BYTES = 8 + 2 * WIDTH
 
 def recorded(
     key: Any, response: int = 10, *, version: int = 1, step: int = 0, prompt: int = 2
-) -> Recorded:
+) -> TokenSequence[Any]:
     tokens = prompt + response
     ids = np.arange(tokens, dtype=np.int64)
-    return Recorded(str(key), version, step, ids, np.zeros((tokens, WIDTH), np.float16), prompt)
+    return TokenSequence(
+        ids,
+        np.zeros((tokens, WIDTH), np.float16),
+        prompt,
+        request=str(key),
+        target_version=version,
+        rl_step=step,
+    )
 
 
 def filled(lengths: dict[str, int], limit: int = 1 << 30, seed: int = 0, **where: int) -> Buffer:
@@ -30,14 +38,14 @@ def filled(lengths: dict[str, int], limit: int = 1 << 30, seed: int = 0, **where
 
 
 def everything(buffer: Buffer) -> set[str]:
-    """The keys of all documents in it."""
-    return {d.key for d in (*buffer.sample(1 << 30), *buffer.held_out())}
+    """The keys of all sequences in it."""
+    return {d.request for d in (*buffer.sample(1 << 30), *buffer.held_out())}
 
 
 # ---- steps and versions --------------------------------------------------------------------------
 
 
-def test_documents_of_the_step_are_all_there() -> None:
+def test_sequences_of_the_step_are_all_there() -> None:
     buffer = filled({str(i): 1 + i for i in range(50)})
     assert everything(buffer) == {str(i) for i in range(50)}
 
@@ -54,7 +62,7 @@ def test_the_next_step_keeps_the_long_ones_and_the_one_after_it_none() -> None:
     assert everything(buffer) == set()
 
 
-def test_a_late_document_of_the_step_before_is_taken_if_it_is_long() -> None:
+def test_a_late_sequence_of_the_step_before_is_taken_if_it_is_long() -> None:
     buffer = filled({str(i): 10 * i + 10 for i in range(4)}, step=3)
     buffer.move_on(1, 4)
     assert not buffer.add(recorded("short", 39, step=3))
@@ -108,8 +116,8 @@ def test_long_ones_stay_and_short_ones_are_not_wiped_out() -> None:
     stayed = {5: 0, 50: 0}
     for seed in range(20):
         buffer = filled({str(i): 50 if i % 2 else 5 for i in range(60)}, 900 * TOKEN_BYTES, seed)
-        for document in (*buffer.sample(1 << 30), *buffer.held_out()):
-            stayed[document.response_length] += 1
+        for sequence in (*buffer.sample(1 << 30), *buffer.held_out()):
+            stayed[sequence.response_length] += 1
     assert stayed[50] > 2 * stayed[5] > 0
 
 
@@ -129,10 +137,10 @@ def test_a_sample_keeps_to_its_budget_and_repeats_nothing() -> None:
     for _ in range(20):
         sample = buffer.sample(100)
         assert 70 < sum(map(len, sample)) <= 100
-        assert len({d.key for d in sample}) == len(sample)
+        assert len({d.request for d in sample}) == len(sample)
 
 
-def test_a_document_longer_than_the_budget_comes_alone() -> None:
+def test_a_sequence_longer_than_the_budget_comes_alone() -> None:
     buffer = filled({str(i): 200 for i in range(9)})
     assert [len(d) for d in buffer.sample(100)] == [202]
 
@@ -148,7 +156,7 @@ def test_equal_seeds_draw_equal_samples_and_others_do_not() -> None:
 
     def draws(seed: int) -> list[list[str]]:
         buffer = filled(lengths, 600 * TOKEN_BYTES, seed)
-        return [[d.key for d in buffer.sample(60)] for _ in range(5)]
+        return [[d.request for d in buffer.sample(60)] for _ in range(5)]
 
     assert draws(3) == draws(3)
     assert draws(3) != draws(4)
@@ -161,11 +169,11 @@ def test_an_empty_buffer_has_nothing_to_draw() -> None:
 
 def test_held_out_requests_are_never_drawn_and_always_the_same() -> None:
     buffer = filled({str(i): 10 for i in range(1000)})
-    held_out = {d.key for d in buffer.held_out()}
+    held_out = {d.request for d in buffer.held_out()}
     assert 0.6 < len(held_out) * HELD_OUT / 1000 < 1.5
-    assert not held_out & {d.key for d in buffer.sample(1 << 30)}
+    assert not held_out & {d.request for d in buffer.sample(1 << 30)}
     again = filled({str(i): 20 for i in reversed(range(1000))}, version=5, step=9)
-    assert {d.key for d in again.held_out()} == held_out
+    assert {d.request for d in again.held_out()} == held_out
 
 
 # ---- what it is given ----------------------------------------------------------------------------
@@ -173,9 +181,11 @@ def test_held_out_requests_are_never_drawn_and_always_the_same() -> None:
 
 def test_tensors_are_as_good_as_arrays() -> None:
     ids, features = torch.arange(8), torch.zeros(8, 3 * WIDTH, dtype=torch.bfloat16)
-    document = Recorded("a", 1, 0, ids, features, 3, last=torch.zeros(8, WIDTH).bfloat16())
+    sequence = TokenSequence(
+        ids, features, 3, torch.zeros(8, WIDTH).bfloat16(), "a", target_version=1
+    )
     buffer = Buffer(10_000)
-    assert buffer.add(document)
+    assert buffer.add(sequence)
     assert buffer.status()["bytes"] == 8 * (8 + 2 * 4 * WIDTH)
     (found,) = (*buffer.sample(99), *buffer.held_out())
     assert found.features is features and (len(found), found.response_length) == (8, 5)
@@ -183,10 +193,10 @@ def test_tensors_are_as_good_as_arrays() -> None:
 
 def test_features_that_do_not_go_with_the_tokens_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"request a: ids and features have \[7, 8\] rows"):
-        Recorded("a", 1, 0, np.zeros(8), np.zeros((7, WIDTH)), 3)
+        TokenSequence(np.zeros(8), np.zeros((7, WIDTH)), 3, request="a")
 
 
-def test_the_counters_account_for_every_document_seen() -> None:
+def test_the_counters_account_for_every_sequence_seen() -> None:
     buffer = Buffer(limit=300 * TOKEN_BYTES)
     dice = np.random.default_rng(1)
     for key in range(400):
@@ -196,4 +206,4 @@ def test_the_counters_account_for_every_document_seen() -> None:
     status = buffer.status()
     assert all(status[reason] > 0 for reason in REASONS if reason not in ("too_large",))
     left = sum(status[reason] for reason in REASONS if reason != "seen")
-    assert status["seen"] == 400 == left + status["documents"]
+    assert status["seen"] == 400 == left + status["sequences"]

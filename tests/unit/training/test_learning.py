@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from tests.support.learning import SIZE, documents, drafter, frozen
+from tests.support.learning import SIZE, drafter, frozen, sequences
+from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training.attention import attend
-from tlt_sglang.training.batches import Batch, Document, pack
+from tlt_sglang.training.batches import Batch, pack
 from tlt_sglang.training.evaluate import AcceptLength, accept_length
 from tlt_sglang.training.losses import (
     CLASSIFICATION_WEIGHT,
@@ -21,7 +22,7 @@ from tlt_sglang.training.losses import (
     soft_cross_entropy,
     step_weights,
 )
-from tlt_sglang.training.models import Algorithm, Sequence
+from tlt_sglang.training.models import Algorithm, DraftContext
 from tlt_sglang.training.simulate import loss_of, simulate
 
 BOTH: list[Algorithm] = ["eagle3", "eagle"]
@@ -39,8 +40,8 @@ def test_attention_is_torchs_with_a_mask(steps: int) -> None:
     q = torch.randn(tokens, heads, dim, requires_grad=True)
     keys = [torch.randn(tokens, kv_heads, dim) for _ in range(steps)]
     values = [torch.randn(tokens, kv_heads, dim) for _ in range(steps)]
-    document = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
-    causal = (document[:, None] == document) & torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    sequence = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    causal = (sequence[:, None] == sequence) & torch.ones(tokens, tokens, dtype=torch.bool).tril()
     own = torch.eye(tokens, dtype=torch.bool)
     mask = torch.cat([causal] + [own] * (steps - 1), dim=1)
     expected = functional.scaled_dot_product_attention(
@@ -59,10 +60,12 @@ def test_attention_is_torchs_with_a_mask(steps: int) -> None:
 # ---- packing -------------------------------------------------------------------------------------
 
 
-def gradients(algorithm: Algorithm, batches: list[list[Document]]) -> tuple[float, list[Tensor]]:
+def gradients(
+    algorithm: Algorithm, batches: list[list[TokenSequence[Tensor]]]
+) -> tuple[float, list[Tensor]]:
     """(loss, gradients) over all batches, each weighted by what counts in it."""
     model, shared = drafter(algorithm), frozen(algorithm)
-    everything = Batch.of([document for batch in batches for document in batch])
+    everything = Batch.of([sequence for batch in batches for sequence in batch])
     total = torch.zeros(())
     for members in batches:
         batch = Batch.of(members)
@@ -95,9 +98,9 @@ def _step_loss(model: object, shared: object, batch: Batch, number: int) -> Tens
 
 @pytest.mark.parametrize("algorithm", BOTH)
 def test_packed_and_unpacked_gradients_are_equal(algorithm: Algorithm) -> None:
-    several = documents([9, 14, 6, 21], algorithm)
+    several = sequences([9, 14, 6, 21], algorithm)
     packed, together = gradients(algorithm, [several])
-    alone, apart = gradients(algorithm, [[document] for document in several])
+    alone, apart = gradients(algorithm, [[sequence] for sequence in several])
     assert packed == pytest.approx(alone, rel=1e-5)
     assert len(together) > 8
     for one, other in zip(together, apart, strict=True):
@@ -105,11 +108,11 @@ def test_packed_and_unpacked_gradients_are_equal(algorithm: Algorithm) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_a_document_does_not_see_its_neighbours() -> None:
-    """A change in one document leaves the loss of the others as it was, to the bit."""
+def test_a_sequence_does_not_see_its_neighbours() -> None:
+    """A change in one sequence leaves the loss of the others as it was, to the bit."""
     model, shared = drafter(), frozen()
-    first, second = documents([9, 14])
-    (other,) = documents([9], seed=5)
+    first, second = sequences([9, 14])
+    (other,) = sequences([9], seed=5)
     rows = []
     for neighbour in (first, other):
         batch = Batch.of([neighbour, second])
@@ -119,7 +122,7 @@ def test_a_document_does_not_see_its_neighbours() -> None:
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 64))
-def test_batches_hold_every_document_once(lengths: list[int], budget: int) -> None:
+def test_batches_hold_every_sequence_once(lengths: list[int], budget: int) -> None:
     batches = pack(lengths, budget, seed=3, epoch=1)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -137,9 +140,9 @@ def test_batches_are_full() -> None:
 
 
 def test_positions_and_what_counts() -> None:
-    batch = Batch.of(documents([6, 4]))
+    batch = Batch.of(sequences([6, 4]))
     assert batch.positions.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
-    # Prompts of two tokens and of one; index i, step s predicts token i + 2 + s of its document.
+    # Prompts of two tokens and of one; index i, step s predicts token i + 2 + s of its sequence.
     assert batch.counts(0).tolist() == [True] * 4 + [False] * 2 + [True] * 2 + [False] * 2
     assert batch.counts(2).tolist() == [True] * 2 + [False] * 8
 
@@ -151,26 +154,26 @@ def test_positions_and_what_counts() -> None:
 def test_simulation_is_decoding(algorithm: Algorithm) -> None:
     """Each step at one index, against a plain loop that feeds the drafter token by token."""
     model, shared = drafter(algorithm), frozen(algorithm)
-    (document,) = documents([12], algorithm)
-    batch = Batch.of([document])
+    (sequence,) = sequences([12], algorithm)
+    batch = Batch.of([sequence])
     steps = [step.logits for step in simulate(model, shared, batch, 4)]
     at = 5
     # A loop that decodes: true features up to `at`, then the drafter's own output, all in one
     # sequence with plain causal attention.
-    hidden = model.fc(document.features) if algorithm == "eagle3" else document.features
+    hidden = model.fc(sequence.features) if algorithm == "eagle3" else sequence.features
     hidden = hidden[: at + 1]
     for number, simulated in enumerate(steps):
         count = at + 1 + number
-        embeds = shared.embedding[document.ids[1 : count + 1]]
-        sequence = Sequence.of([count], torch.arange(count))
-        out, after = model(embeds, hidden, sequence)
+        embeds = shared.embedding[sequence.ids[1 : count + 1]]
+        context = DraftContext.of([count], torch.arange(count))
+        out, after = model(embeds, hidden, context)
         torch.testing.assert_close(out[-1] @ shared.head.T, simulated[at])
         hidden = torch.cat([hidden, after[-1:]])
 
 
 def test_an_eagle_loss_is_made_of_both_parts() -> None:
     model, shared = drafter("eagle"), frozen("eagle")
-    batch = Batch.of(documents([9, 7], "eagle"))
+    batch = Batch.of(sequences([9, 7], "eagle"))
     (step,) = simulate(model, shared, batch, 1, batch.counts(0).nonzero().flatten())
     weight = step.counts.float()
     target = (batch.last @ shared.head.T).softmax(-1)[step.source]
@@ -243,17 +246,17 @@ def test_accept_length_is_that_of_a_real_draft() -> None:
     assert (found.rounds, found.committed) == (rounds, committed)
 
 
-def _texts_it_half_knows(model: object, shared: object) -> list[Document]:
-    """Random documents in which two of three tokens are what the drafter would say."""
+def _texts_it_half_knows(model: object, shared: object) -> list[TokenSequence[Tensor]]:
+    """Random sequences in which two of three tokens are what the drafter would say."""
     texts = []
-    for text in documents([40, 60, 50]):
+    for text in sequences([40, 60, 50]):
         ids = text.ids.clone()
         for at in range(2, len(ids)):
             if at % 3:
-                batch = Batch.of([Document(ids, text.features, text.last, 4)])
+                batch = Batch.of([TokenSequence(ids, text.features, 4, text.last)])
                 (step,) = simulate(model, shared, batch, 1)  # type: ignore[arg-type]
                 ids[at] = shared.draft_ids[step.logits[at - 2].argmax()]  # type: ignore[attr-defined]
-        texts.append(Document(ids, text.features, text.last, 4))
+        texts.append(TokenSequence(ids, text.features, 4, text.last))
     return texts
 
 
@@ -270,14 +273,14 @@ def test_wider_trees_accept_more() -> None:
 def test_sampled_chains_are_accepted_as_far_as_the_distributions_agree() -> None:
     """On texts that are sampled from what the target says; sum(min(p, q)) of each index."""
     model, shared = drafter(), frozen()
-    (text,) = documents([30])
-    target = (functional.linear(text.last, shared.target_head) / 4).softmax(-1)
+    (text,) = sequences([30])
+    target = (functional.linear(text.head_input, shared.target_head) / 4).softmax(-1)
     torch.manual_seed(0)
     found, shared_mass = AcceptLength(), []
     for _ in range(150):
         ids = text.ids.clone()
         ids[2:] = shared.draft_ids[target[1:-1].multinomial(1).squeeze(-1)]
-        sampled = Document(ids, text.features, text.last, 2)
+        sampled = TokenSequence(ids, text.features, 2, text.last)
         found.join(accept_length(model, shared, [sampled], 1, temperature=4.0))
         with torch.no_grad():
             (step,) = simulate(model, shared, Batch.of([sampled]), 1)

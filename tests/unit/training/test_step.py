@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.learning import documents, drafter, frozen
+from tests.support.learning import drafter, frozen, sequences
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.online import Learner
 from tlt_sglang.sidecar.online import Settings as OnlineSettings
@@ -41,7 +41,7 @@ def test_the_step_is_plain_pytorch(algorithm: Algorithm, bfloat16: bool) -> None
     depth = 3 if algorithm == "eagle3" else 1
     model, shared = drafter(algorithm), frozen(algorithm)
     reference = copy.deepcopy(model)
-    batches = [Batch.of(documents([9, 14], algorithm, seed)) for seed in range(6)]
+    batches = [Batch.of(sequences([9, 14], algorithm, seed)) for seed in range(6)]
 
     step = TrainingStep(model, settings, CPU)
     losses = []
@@ -68,7 +68,7 @@ def test_the_step_is_plain_pytorch(algorithm: Algorithm, bfloat16: bool) -> None
 
 
 def test_trainer_and_learner_come_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = documents([20, 20, 20, 20])
+    texts = sequences([20, 20, 20, 20])
     offline = Settings(
         steps=1, epochs=2, batch_tokens=20, accumulate=2, warmup=0.0, floor=1.0, precision="float32"
     )
@@ -87,7 +87,7 @@ def test_trainer_and_learner_come_to_the_same_weights(monkeypatch: pytest.Monkey
 
 
 def test_dropped_gradients_do_not_count() -> None:
-    texts = [Batch.of(documents([9, 14], seed=seed)) for seed in range(3)]
+    texts = [Batch.of(sequences([9, 14], seed=seed)) for seed in range(3)]
     one, other = drafter(), drafter()
     interrupted, plain = TrainingStep(one, SETTINGS, CPU), TrainingStep(other, SETTINGS, CPU)
     interrupted.add(frozen(), texts[0], 2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.learning import documents, drafter, frozen
+from tests.support.learning import drafter, frozen, sequences
 from tlt_sglang.errors import EnvironmentProblem
 from tlt_sglang.training.checkpoints import KEPT, Checkpoints
 from tlt_sglang.training.models import Drafter
@@ -21,7 +21,7 @@ LENGTHS = [12, 30, 7, 22, 41, 18, 9, 26, 33, 15]
 
 
 def trainer(settings: Settings = SETTINGS, seed: int = 0) -> Trainer:
-    texts = documents(LENGTHS)
+    texts = sequences(LENGTHS)
     return Trainer(drafter(seed=seed), frozen(), texts, LENGTHS, settings, torch.device("cpu"))
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path, damage: str) -> None:
         (path / ".metadata").write_bytes(b"nothing")
     other = trainer()
     if damage == "other shape":
-        texts = documents(LENGTHS, "eagle")
+        texts = sequences(LENGTHS, "eagle")
         model, shared = drafter("eagle"), frozen("eagle")
         other = Trainer(model, shared, texts, LENGTHS, SETTINGS, torch.device("cpu"))
     with pytest.raises(EnvironmentProblem, match=r"step-00000001 is damaged .* delete it"):
