@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DraftWorker,
         EagleWorker,
         StepResult,
+        Upstream,
         VerifyInput,
     )
 
@@ -32,7 +33,7 @@ def _step() -> SpeculationStep:
     return engine.require().step
 
 
-def _wrapped(name: str, digest: str) -> Callable[[Callable[..., Any]], Patch]:
+def _wrapped(name: str, digest: str) -> Callable[[Upstream], Patch]:
     return wraps_upstream(
         f"{_MODULE}:{name}",
         why="SGLang's adaptive speculation changes the number of steps of a chain and nothing else",
@@ -46,7 +47,7 @@ def _wrapped(name: str, digest: str) -> Callable[[Callable[..., Any]], Patch]:
 
 
 @_wrapped("EAGLEWorkerV2.init_cuda_graphs", "fe4035edbfc49f6c")
-def init_cuda_graphs(original: Callable[..., None], worker: EagleWorker) -> None:
+def init_cuda_graphs(original: Upstream, worker: EagleWorker) -> None:
     from tlt_sglang.engine import engine
 
     with engine.require().begin_capture(worker):
@@ -59,8 +60,8 @@ def init_cuda_graphs(original: Callable[..., None], worker: EagleWorker) -> None
 
 @_wrapped("EAGLEWorkerV2.forward_batch_generation", "dffc98e342ebce80")
 def forward_batch_generation(
-    original: Callable[..., Any], worker: EagleWorker, batch: Batch, *args: Any, **kwargs: Any
-) -> Any:
+    original: Upstream, worker: EagleWorker, batch: Batch, *args: object, **kwargs: object
+) -> object:
     if not (batch.forward_mode.is_extend() or batch.is_extend_in_batch):
         _step().choose(batch)
     return original(worker, batch, *args, **kwargs)
@@ -68,7 +69,7 @@ def forward_batch_generation(
 
 @_wrapped("EagleDraftWorker.draft", "a3ab21439cec938c")
 def draft(
-    original: Callable[..., VerifyInput],
+    original: Upstream,
     worker: DraftWorker,
     batch: Batch,
     *,
@@ -86,7 +87,7 @@ def draft(
     only_on="cpu",
     digests={"0.5.23": "0676db770337c56b"},
 )
-def draft_forward(original: Callable[..., Any], worker: DraftWorker, forward_batch: Any) -> Any:
+def draft_forward(original: Upstream, worker: DraftWorker, forward_batch: object) -> object:
     from tlt_sglang.cpu import drafting
 
     return drafting.draft(original, worker, forward_batch)
@@ -94,17 +95,17 @@ def draft_forward(original: Callable[..., Any], worker: DraftWorker, forward_bat
 
 @_wrapped("EagleDraftWorker._draft_extend_for_decode", "8aba97613607578b")
 def draft_extend_for_decode(
-    original: Callable[..., None],
+    original: Upstream,
     worker: DraftWorker,
     batch: Batch,
     batch_result: StepResult,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> None:
     upstream = functools.partial(_extend(original), worker, batch, batch_result, **kwargs)
     _step().draft_extend(upstream, batch, batch_result)
 
 
-def _extend(original: Callable[..., None]) -> Callable[..., None]:
+def _extend(original: Upstream) -> Upstream:
     """Return SGLang's draft-extend, or on CPU ours."""
     from tlt_sglang.engine import engine
 
@@ -123,7 +124,7 @@ def _extend(original: Callable[..., None]) -> Callable[..., None]:
     digests={"0.5.23": "05b092eba8277b22"},
 )
 def on_verify_complete_cpu(
-    original: Callable[..., None],
+    original: Upstream,
     worker: EagleWorker,
     num_correct_drafts_per_req: list[int],
     batch_size: int = 0,
@@ -143,16 +144,16 @@ def on_verify_complete_cpu(
     digests={"0.5.23": "8ad343044b03119d"},
 )
 def forward_prefill_batch(
-    original: Callable[..., Any], worker: EagleWorker, batch: Batch, *args: Any, **kwargs: Any
-) -> Any:
+    original: Upstream, worker: EagleWorker, batch: Batch, *args: object, **kwargs: object
+) -> object:
     upstream = functools.partial(original, worker, batch, *args, **kwargs)
     return _step().prefill_target(upstream, batch)
 
 
 @_wrapped("EagleDraftWorker._draft_extend_for_prefill", "12bf6e8a51caefea")
 def draft_extend_for_prefill(
-    original: Callable[..., Any], worker: DraftWorker, batch: Batch, *args: Any, **kwargs: Any
-) -> Any:
+    original: Upstream, worker: DraftWorker, batch: Batch, *args: object, **kwargs: object
+) -> object:
     return _step().prefill(functools.partial(original, worker, batch, *args, **kwargs), batch)
 
 
@@ -166,7 +167,7 @@ def draft_extend_for_prefill(
     process="scheduler",
     digests={"0.5.23": "bf522edc05e7bba9"},
 )
-def sample_draft_proposal(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def sample_draft_proposal(original: Upstream, *args: object, **kwargs: object) -> object:
     probs, token_prob, token = original(*args, **kwargs)
     rejection = _step().rejection
     return probs if rejection is None else rejection.spread(probs), token_prob, token

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tlt_sglang.engine.telemetry import Telemetry
     from tlt_sglang.graphs.states import States
     from tlt_sglang.sampling.rejection import RejectionSampling
-    from tlt_sglang.upstream.protocols import Batch, StepResult, VerifyInput
+    from tlt_sglang.upstream.protocols import Batch, StepResult, Upstream, VerifyInput
 
 
 class Pool:
@@ -113,7 +113,7 @@ class Pool:
         self.ngrams.end(batch)
         self.driver.end(self.ngrams.outcomes(result))
 
-    def prefill(self, original: Callable[[], Any], batch: Batch) -> Any:
+    def prefill(self, original: Upstream, batch: Batch) -> object:
         """Run the drafter's own prefill, after which nothing is pending for these requests."""
         self.deferred.pending.drop(request_ids(batch))
         with self._widest():
@@ -145,7 +145,7 @@ class Pool:
         if self.ngrams is not None:
             self.ngrams.index.clear()
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """Return the pool's part of `GET /tlt/status`."""
         return {
             "strategy": str(self.states.current),

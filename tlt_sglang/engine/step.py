@@ -19,15 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tlt_sglang.engine.online_drafter import Live
+    from tlt_sglang.engine.online_drafter import OnlineDrafter
     from tlt_sglang.engine.pool import Pool
     from tlt_sglang.engine.telemetry import Telemetry
     from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.strategy.strategies import Strategy
-    from tlt_sglang.upstream.protocols import Batch, StepResult, VerifyInput
+    from tlt_sglang.upstream.protocols import Batch, StepResult, Upstream, VerifyInput
 
 
 @dataclass
@@ -40,13 +40,13 @@ class SpeculationStep:
     """Present where there are several strategies."""
     rejection: RejectionSampling | None = None
     """Present where drafts of chains are sampled."""
-    online_drafter: Live | None = None
+    online_drafter: OnlineDrafter | None = None
     """Present where there is a store of drafter versions."""
 
     def choose(self, batch: Batch) -> None:
         """Begin the decode step of `batch`: take a new drafter version, choose the strategy."""
         if self.online_drafter is not None:
-            self.online_drafter.between_steps()
+            self.online_drafter.swap_in()
         if self.pool is not None:
             self.pool.choose(batch)
 
@@ -63,7 +63,7 @@ class SpeculationStep:
     def draft_extend(self, original: Callable[[], None], batch: Batch, result: StepResult) -> None:
         """Follow a verified step: log its hidden states and fill `result.next_draft_input`."""
         if self.online_drafter is not None:
-            self.online_drafter.decoded(batch, result)
+            self.online_drafter.log_verify_step(batch, result)
 
         def sampled() -> None:
             if self.rejection is None:
@@ -76,25 +76,25 @@ class SpeculationStep:
         else:
             self.pool.draft_extend(sampled, batch, result)
 
-    def prefill(self, original: Callable[[], Any], batch: Batch) -> Any:
+    def prefill(self, original: Upstream, batch: Batch) -> object:
         """Run the drafter's own prefill, and return SGLang's next draft input."""
 
-        def sampled() -> Any:
+        def sampled() -> object:
             return original() if self.rejection is None else self.rejection.prefill(original, batch)
 
         return sampled() if self.pool is None else self.pool.prefill(sampled, batch)
 
-    def prefill_target(self, original: Callable[[], Any], batch: Batch) -> Any:
+    def prefill_target(self, original: Upstream, batch: Batch) -> object:
         """Run a whole prefill, and log the target's hidden states; return SGLang's result."""
         online = self.online_drafter
         if online is not None:
-            online.between_steps()  # on idle ranks, too: all of them count the same steps
+            online.swap_in()  # on idle ranks, too: all of them count the same steps
         if online is None or batch.forward_mode.is_idle():
             return original()
         # The drafter's own prefill moves the tokens by one.
         tokens, starts, counts = batch.input_ids, list(batch.prefix_lens), list(batch.extend_lens)
         result = original()
-        online.prefilled(batch, tokens, starts, counts, result.logits_output)
+        online.log_prefill(batch, tokens, starts, counts, result.logits_output)
         return result
 
     def verified(self, accepted: Sequence[int]) -> None:
@@ -110,4 +110,4 @@ class SpeculationStep:
         if self.online_drafter is not None:
             learned = strategy is not None and strategy.num_steps
             name = str(strategy) if learned else None
-            self.online_drafter.verified(accepted, name, matched)
+            self.online_drafter.count_accepted(accepted, name, matched)

@@ -14,6 +14,9 @@ from typing import Any, Protocol
 
 import torch
 
+Upstream = Callable[..., Any]
+"""A function of SGLang's, as a patch is handed it."""
+
 
 class Request(Protocol):
     """`sglang.srt.managers.schedule_batch.Req`."""
@@ -89,11 +92,12 @@ class StepResult(Protocol):
 class Batch(Protocol):
     """`sglang.srt.managers.schedule_batch.ScheduleBatch`."""
 
-    reqs: list[Any]  # of Request
+    reqs: list[Request]
     forward_mode: ForwardMode
     is_extend_in_batch: bool
     sampling_info: SamplingInfo
-    spec_info: Any  # DraftInput before a draft, VerifyInput after it
+    spec_info: Any
+    """A DraftInput before a draft, a VerifyInput after it."""
     seq_lens: torch.Tensor  # [B], committed tokens
     req_pool_indices: torch.Tensor  # [B]
     input_ids: torch.Tensor
@@ -101,21 +105,51 @@ class Batch(Protocol):
     extend_lens: Sequence[int]
 
 
+class ModelConfig(Protocol):
+    """`sglang.srt.configs.model_config.ModelConfig`."""
+
+    vocab_size: int
+    hidden_size: int
+    hf_text_config: Any
+    """transformers' PretrainedConfig."""
+
+
+class ServerArgs(Protocol):
+    """`sglang.srt.server_args.ServerArgs`, as far as it is read after its resolution."""
+
+    model_path: str
+    speculative_algorithm: str | None
+    speculative_draft_model_path: str | None
+
+
 class ModelRunner(Protocol):
     """`sglang.srt.model_executor.model_runner.ModelRunner`."""
 
-    model: Any
-    model_config: Any
-    server_args: Any
+    model: torch.nn.Module
+    model_config: ModelConfig
+    server_args: ServerArgs
     device: str
     dtype: torch.dtype
-    attn_backend: Any
-    draft_attn_backend: Any
-    decode_cuda_graph_runner: Any
+    attn_backend: object
+    draft_attn_backend: object
+    decode_cuda_graph_runner: object
     max_running_requests: int
-    shared_read_done_event: Any
+    shared_read_done_event: object
     """An event that tells the scheduler that a step has read its shared inputs; None if none."""
-    forward: Callable[..., Any]
+    forward: Upstream
+
+
+class TargetWorker(Protocol):
+    """`sglang.srt.managers.tp_worker.TpModelWorker`."""
+
+    model_runner: ModelRunner
+    model_config: ModelConfig
+
+
+class RequestPool(Protocol):
+    """`sglang.srt.mem_cache.memory_pool.ReqToTokenPool`."""
+
+    req_to_token: torch.Tensor  # [requests, context], KV slots
 
 
 class DraftWorker(Protocol):
@@ -125,21 +159,34 @@ class DraftWorker(Protocol):
     speculative_num_steps: int
     speculative_num_draft_tokens: int
     device: str
-    parallel_layout: Any
-    tree_mask_mode: Any
+    parallel_layout: object
+    tree_mask_mode: object
     hot_token_id: torch.Tensor | None  # [D], the drafter's vocabulary in the target's
-    target_worker: Any
+    target_worker: TargetWorker
     draft_runner: ModelRunner
-    req_to_token_pool: Any
-    draft_attn_backend: Any
-    draft_extend_attn_backend: Any
-    cuda_graph_runner: Any
-    cuda_graph_runner_for_draft_extend: Any
+    req_to_token_pool: RequestPool
+    draft_attn_backend: object
+    draft_extend_attn_backend: object
+    cuda_graph_runner: object
+    cuda_graph_runner_for_draft_extend: object
     _topk1_parents_prealloc: torch.Tensor
     _topk1_score_indices_prealloc: torch.Tensor
 
     def _rebuild_topk1_chain_buffers(self) -> None:
         """Fill the constant tables of a chain for the current number of steps."""
+
+
+class RuntimeState(Protocol):
+    """`sglang.srt.speculative.adaptive_runtime_state.SpecRuntimeState`."""
+
+    speculative_num_steps: int
+    speculative_num_draft_tokens: int
+    draft_attn_backend: object
+    cuda_graph_runner: object
+    target_attn_backend: object
+    target_graph_runner: object
+    draft_extend_attn_backend: object
+    cuda_graph_runner_for_draft_extend: object
 
 
 class EagleWorker(Protocol):
@@ -148,8 +195,8 @@ class EagleWorker(Protocol):
     topk: int
     speculative_num_steps: int
     speculative_num_draft_tokens: int
-    target_worker: Any
-    _target_worker: Any
+    target_worker: TargetWorker
+    _target_worker: TargetWorker
     _draft_worker: DraftWorker
 
     def build_adaptive_runtime_state(
@@ -157,16 +204,22 @@ class EagleWorker(Protocol):
         speculative_num_steps: int,
         speculative_num_draft_tokens: int,
         cuda_graph_bs: list[int] | None = None,
-    ) -> Any:
+    ) -> RuntimeState:
         """Return a `SpecRuntimeState` with backends and graph runners of its own."""
+
+
+class WeightUpdater(Protocol):
+    """`SchedulerWeightUpdaterManager` of SGLang's scheduler."""
+
+    _session: object
+    """Not None between begin_weight_update and end_weight_update."""
 
 
 class Scheduler(Protocol):
     """`sglang.srt.managers.scheduler.Scheduler`."""
 
-    server_args: Any
-    draft_worker: Any
+    server_args: ServerArgs
+    draft_worker: EagleWorker | None
     running_batch: Batch | None
     waiting_queue: Sequence[Request]
-    weight_updater: Any
-    """Its `_session` is not None between begin_weight_update and end_weight_update."""
+    weight_updater: WeightUpdater
