@@ -1,53 +1,68 @@
-"""Who may import whom: training and serving are apart, and patches know nothing of training."""
+"""No import runs upward between rooms, and training is apart from serving."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "tlt_sglang"
+from tools.directions import ALLOWED, PACKAGE, ROOT, arrows, imports, module_name, product_files
+
+TRAINING = ("training", "sidecar")
+SERVING = ("sglang", "tlt_sglang.engine", "tlt_sglang.patches", "tlt_sglang.cpu")
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Modules that a file imports, in any scope."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def test_the_table_has_every_room() -> None:
+    files = product_files()
+    assert len(files) > 100
+    rooms = {module_name(path.relative_to(ROOT)).split(".")[1] for path in files if path.stem}
+    assert {name for name in ALLOWED if "." not in name} == rooms
 
 
-def within(name: str, package: str) -> bool:
-    return name == package or name.startswith(package + ".")
+@pytest.mark.parametrize("source", ALLOWED)
+def test_a_room_may_import_only_lower_rooms(source: str) -> None:
+    rooms = list(ALLOWED)
+    targets = ALLOWED[source].split()
+    assert len(targets) == len(set(targets))
+    assert set(targets) <= set(rooms[: rooms.index(source)])
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted([*(PACKAGE / "sidecar").rglob("*.py"), *(PACKAGE / "training").rglob("*.py")]),
-    ids=lambda p: p.name,
-)
-def test_training_never_imports_sglang(path: Path) -> None:
-    engine = ("sglang", "tlt_sglang.engine", "tlt_sglang.patches", "tlt_sglang.cpu")
-    found = [name for name in imports(path) if any(within(name, part) for part in engine)]
+def test_every_import_between_rooms_is_allowed() -> None:
+    found = arrows()
+    assert len(found) > 200
+    assert [str(arrow) for arrow in found if not arrow.allowed] == []
+    assert [str(arrow) for arrow in found if arrow.upward] == []
+
+
+def test_imports_are_absolute() -> None:
+    assert [path for path in product_files() if "from ." in path.read_text()] == []
+
+
+def test_training_never_imports_sglang() -> None:
+    files = [path for path in product_files() if path.relative_to(ROOT).parts[1] in TRAINING]
+    assert len(files) > 20
+    found = [f"{path.name}: {name}" for path in files for _, name in imports(path) if serves(name)]
     assert found == []
 
 
 def test_serving_never_imports_training() -> None:
-    files = {*PACKAGE.rglob("*.py"), *(ROOT / "patches").glob("*.py")}
+    above = [f"{PACKAGE}.{name}" for name in TRAINING]
     serving = [
         path
-        for path in files
-        if not {"sidecar", "training"} & set(path.relative_to(ROOT).parts) and path.name != "cli.py"
+        for path in product_files()
+        if path.relative_to(ROOT).parts[1] not in (*TRAINING, "cli.py")
     ]
     assert len(serving) > 40
     found = [
         f"{path.name}: {name}"
         for path in serving
-        for name in imports(path)
-        if within(name, "tlt_sglang.sidecar") or within(name, "tlt_sglang.training")
+        for _, name in imports(path)
+        if any(within(name, package) for package in above)
     ]
     assert found == []
+
+
+def serves(name: str) -> bool:
+    return any(within(name, package) for package in SERVING)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
