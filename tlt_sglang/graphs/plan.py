@@ -1,4 +1,4 @@
-"""What to capture for a pool of strategies: which graphs, at which batch sizes, in how much memory.
+"""The capture plan: which CUDA graphs a pool of strategies needs, and which fit into a budget.
 
 A strategy at a batch size needs three graphs, and shares each with other strategies:
 
@@ -10,7 +10,8 @@ Captured naively, every strategy has its own for every batch size. Shared, a gra
 And a batch size is captured only for strategies that can be chosen there: many tokens for few
 requests, few for many (the paper's buckets: TLT, arXiv 2511.16665).
 
-Pure: the caller passes the memory that a graph takes, see `graphs.sizes`.
+Pure: it captures nothing, and the caller says what graphs cost, see `Memory`. Runs in the scheduler
+process and in `tlt plan`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Graph(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Rows of a request that it computes at once, at most."""
+        """The most rows of a request that it computes at once."""
         return self.shape[-1]
 
 
@@ -48,47 +49,47 @@ class Use(NamedTuple):
 
 
 Memory = Callable[[Collection[Graph]], int]
-"""Bytes that these graphs take together."""
-Worth = Callable[[Strategy, int], float]
+"""Bytes that graphs take together."""
+ExpectedThroughput = Callable[[Strategy, int], float]
 """Expected tokens a second of a strategy at a batch size, in any unit."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is captured, and what that makes possible."""
+class CapturePlan:
+    """The graphs to capture, and the strategies that can run with them."""
 
     uses: tuple[Use, ...]
     graphs: frozenset[Graph]
     bytes: int
     dropped: Mapping[Use, float]
-    """Uses that the budget has no room for, and the share of the expected throughput that goes."""
+    """Uses that the budget has no room for: the share of the expected throughput that is lost."""
     naive_bytes: int
     shared_bytes: int
 
     def strategies(self, batch_size: int) -> list[Strategy]:
-        """Those that can run at a batch of this size: in graphs of the next larger one."""
+        """Return the strategies of a batch of this size: those of the next larger captured one."""
         sizes, strategies = self._by_size
         return strategies[min(bisect_left(sizes, batch_size), len(sizes) - 1)]
 
     @cached_property
     def _by_size(self) -> tuple[list[int], list[list[Strategy]]]:
-        """Batch sizes, ascending, and the strategies of each: looked up at every decode step."""
-        found: dict[int, list[Strategy]] = {}
+        """Batch sizes in ascending order, and the strategies of each; read at every step."""
+        by_size: dict[int, list[Strategy]] = {}
         for use in sorted(self.uses, key=lambda use: use.batch_size):
-            found.setdefault(use.batch_size, []).append(use.strategy)
-        return list(found), list(found.values())
+            by_size.setdefault(use.batch_size, []).append(use.strategy)
+        return list(by_size), list(by_size.values())
 
     def captured(self) -> dict[Strategy, list[int]]:
-        """The batch sizes to capture for every strategy."""
-        found: dict[Strategy, list[int]] = {}
+        """Return the batch sizes to capture for every strategy."""
+        sizes: dict[Strategy, list[int]] = {}
         for use in self.uses:
-            found.setdefault(use.strategy, []).append(use.batch_size)
-        return found
+            sizes.setdefault(use.strategy, []).append(use.batch_size)
+        return sizes
 
 
 @cache
 def needs(use: Use) -> tuple[Graph, ...]:
-    """The graphs of a strategy at a batch size."""
+    """Return the graphs of a strategy at a batch size."""
     strategy, size = use
     verify = Graph("verify", (strategy.num_draft_tokens,), size)
     if strategy.drafter in ("off", "ngram"):
@@ -100,48 +101,50 @@ def needs(use: Use) -> tuple[Graph, ...]:
 
 
 def plan(
-    strategies: Sequence[Strategy],
+    pool: Sequence[Strategy],
     batch_sizes: Sequence[int],
     memory: Memory,
     budget: int | None,
-    worth: Worth,
+    throughput: ExpectedThroughput,
     *,
     max_rows: int = 512,
     max_batch: int | None = None,
-) -> Plan:
-    """The plan with the least loss of expected throughput that fits into `budget` bytes.
+) -> CapturePlan:
+    """Return the plan with the least loss of expected throughput that fits into `budget` bytes.
 
-    `off` can be chosen at every batch size and is never dropped. Others can where they verify at
-    most `max_rows` tokens over all requests, and at most `max_batch` requests. Raises ValueError
-    if plain decoding alone does not fit.
+    `off` is allowed at every batch size and is never dropped. Other strategies are allowed where
+    they verify at most `max_rows` tokens over all requests, and at most `max_batch` requests.
+    Raises ValueError if plain decoding alone does not fit.
     """
-    off = Strategy("off")
-    arms = tuple(dict.fromkeys([off, *strategies]))
-    everywhere = [Use(arm, size) for arm in arms for size in batch_sizes]
+    # Two figures for comparison: every strategy with its own graphs, and all graphs shared.
+    strategies = tuple(dict.fromkeys([Strategy("off"), *pool]))
+    everything = [Use(strategy, size) for strategy in strategies for size in batch_sizes]
     naive = sum(
-        memory({graph for size in batch_sizes for graph in needs(Use(arm, size))}) for arm in arms
+        memory({graph for use in everything if use.strategy == strategy for graph in needs(use)})
+        for strategy in strategies
     )
-    shared = memory(_graphs(everywhere))
-    uses = [use for use in everywhere if _reachable(use, max_rows, max_batch)]
+    shared = memory(_graphs(everything))
+    # Drop the graph with the least loss for its bytes until the rest fits.
+    uses = [use for use in everything if _is_allowed(use, max_rows, max_batch)]
     shares = _time_shares(batch_sizes)
     dropped: dict[Use, float] = {}
     while budget is not None and memory(_graphs(uses)) > budget:
-        graph = _cheapest(uses, memory, worth, shares)
+        graph = _cheapest_graph(uses, memory, throughput, shares)
         if graph is None:
             need = memory(_graphs(uses))
             raise ValueError(
                 f"plain decoding alone takes {need / 1e9:.2f} GB of graphs, {budget / 1e9:.2f} GB "
                 "are allowed"
             )
-        gone = [use for use in uses if graph in needs(use)]
+        without = [use for use in uses if graph in needs(use)]
         uses = [use for use in uses if graph not in needs(use)]
-        for use in gone:
-            dropped[use] = _loss(uses, [use], worth, shares)
+        for use in without:
+            dropped[use] = _loss(uses, [use], throughput, shares)
     graphs = _graphs(uses)
-    return Plan(tuple(uses), frozenset(graphs), memory(graphs), dropped, naive, shared)
+    return CapturePlan(tuple(uses), frozenset(graphs), memory(graphs), dropped, naive, shared)
 
 
-def _reachable(use: Use, max_rows: int, max_batch: int | None) -> bool:
+def _is_allowed(use: Use, max_rows: int, max_batch: int | None) -> bool:
     if use.strategy.drafter == "off":
         return True
     if max_batch is not None and use.batch_size > max_batch:
@@ -154,8 +157,10 @@ def _graphs(uses: Iterable[Use]) -> set[Graph]:
 
 
 def _time_shares(batch_sizes: Sequence[int]) -> dict[int, float]:
-    """Of a rollout's time, at each batch size: a long tail spends as much of it at one request as
-    at the doubling of any other number."""
+    """Return the share of a rollout's time that is spent at each batch size.
+
+    A long tail spends as much time at one request as at the doubling of any other number.
+    """
     ordered = sorted(batch_sizes)
     weights = {
         size: (size - below) / size for below, size in zip([0, *ordered], ordered, strict=False)
@@ -165,31 +170,37 @@ def _time_shares(batch_sizes: Sequence[int]) -> dict[int, float]:
 
 
 def _loss(
-    left: Sequence[Use], gone: Sequence[Use], worth: Worth, shares: Mapping[int, float]
+    kept: Sequence[Use],
+    without: Sequence[Use],
+    throughput: ExpectedThroughput,
+    shares: Mapping[int, float],
 ) -> float:
-    """Share of the expected throughput that goes with `gone`, where `left` is left."""
+    """Return the share of the expected throughput that goes with `without` if `kept` remains."""
     lost = 0.0
-    for size in {use.batch_size for use in gone}:
-        best = max(worth(use.strategy, size) for use in left if use.batch_size == size)
-        before = max(worth(use.strategy, size) for use in gone if use.batch_size == size)
+    for size in {use.batch_size for use in without}:
+        best = max(throughput(use.strategy, size) for use in kept if use.batch_size == size)
+        before = max(throughput(use.strategy, size) for use in without if use.batch_size == size)
         lost += shares[size] * max(0.0, 1 - best / before)
     return lost
 
 
-def _cheapest(
-    uses: Sequence[Use], memory: Memory, worth: Worth, shares: Mapping[int, float]
+def _cheapest_graph(
+    uses: Sequence[Use],
+    memory: Memory,
+    throughput: ExpectedThroughput,
+    shares: Mapping[int, float],
 ) -> Graph | None:
-    """The graph to give up next: least loss for a byte; None if only plain decoding is left."""
+    """Return the graph with the least loss for a byte, or None if only plain decoding remains."""
     plain = _graphs(use for use in uses if use.strategy.drafter == "off")
-    whole = memory(_graphs(uses))
+    total = memory(_graphs(uses))
     best: tuple[float, int, Graph] | None = None
     for graph in sorted(_graphs(uses) - plain):
-        gone = [use for use in uses if graph in needs(use)]
-        left = [use for use in uses if graph not in needs(use)]
-        freed = whole - memory(_graphs(left))
+        without = [use for use in uses if graph in needs(use)]
+        kept = [use for use in uses if graph not in needs(use)]
+        freed = total - memory(_graphs(kept))
         if freed <= 0:
             continue
-        lost = _loss(left, gone, worth, shares) / freed
+        lost = _loss(kept, without, throughput, shares) / freed
         if best is None or (lost, -freed) < best[:2]:
             best = lost, -freed, graph
     return best[2] if best else None

@@ -1,53 +1,56 @@
 """The runtime states of a pool of strategies, and the switch between them.
 
 SGLang's adaptive speculation swaps the resources of one number of draft steps for those of another
-(`SpecRuntimeState`): draft, verify and draft-extend backends, and their graph runners. This does
-the same for whole strategies, topk included. The configuration that sizes SGLang's buffers stays at
-the pool's maximum; only the workers' own attributes change, so that a switch is some assignments.
+(`SpecRuntimeState`): draft, verify and draft-extend backends, and their graph runners. This module
+does the same for whole strategies, topk included. The configuration that sizes SGLang's buffers
+stays at the pool's maximum; only the workers' own attributes change, so that a switch is a handful
+of assignments.
 
-What a plan leaves out is not captured, and what two strategies can share is captured once, where
-one of them needs no drafter: its graphs are then those of the other.
+Batch sizes outside the plan are not captured. A strategy without a drafter shares the graphs of one
+that verifies as many tokens.
 
-Runs in the scheduler process; knows SGLang's EAGLE workers by their attributes.
+Runs in the scheduler process, on SGLang's EAGLE workers. It does not choose a strategy.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from tlt_sglang.strategy.acceptance import depth_of
-from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.strategies import Strategy, depth_of
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import DraftWorker, EagleWorker, RuntimeState
 
 
-class States:
-    """Of SGLang's `EAGLEWorkerV2`, one for each strategy."""
+class RuntimeStates:
+    """The states of SGLang's `EAGLEWorkerV2`, one for each strategy."""
 
     def __init__(
         self,
-        worker: Any,
+        worker: EagleWorker,
         strategies: Sequence[Strategy],
         captured: Mapping[Strategy, list[int]] | None = None,
         capturing: Callable[[int], contextlib.AbstractContextManager[None]] | None = None,
     ) -> None:
-        """Build what is not there; captures graphs where SGLang does.
+        """Build the states that are missing, and capture graphs where SGLang does.
 
-        `captured`: the batch sizes to capture for each; None for those that SGLang captures.
-        `capturing`: what surrounds the capture of a strategy with so many branches.
+        `captured` holds the batch sizes to capture for each strategy; None for those that SGLang
+        captures. `capturing` returns the context in which strategies of a topk are captured.
         """
         self._capturing = capturing or (lambda topk: contextlib.nullcontext())
         self.worker = worker
         draft = worker._draft_worker
         self.topk: int = draft.topk
-        """Of the pool: as many drafts come out of every draft-extend."""
+        """The pool's largest topk: so many drafts come out of every draft-extend."""
         self._started = worker.speculative_num_steps, self.topk, worker.speculative_num_draft_tokens
-        self._states: dict[Strategy, Any] = {}
+        self._states: dict[Strategy, RuntimeState] = {}
         self.strategies = tuple(dict.fromkeys(strategies))
         with _as_sglang_builds(draft):
-            # Those of a drafter first, so that the others find what they can share.
-            for strategy in sorted(self.strategies, key=lambda arm: not arm.num_steps):
+            # Those with a drafter first, so that the others can share their graphs.
+            for strategy in sorted(self.strategies, key=lambda one: not one.num_steps):
                 state = self._present(strategy) or self._shared(strategy)
                 self._states[strategy] = state or self._build(
                     strategy, None if captured is None else captured.get(strategy, [])
@@ -55,15 +58,15 @@ class States:
         self.current = self.strategies[0]
         self._apply(self.current)
 
-    def _present(self, strategy: Strategy) -> Any:
-        """What SGLang has built for its own flags, if those are this strategy's."""
+    def _present(self, strategy: Strategy) -> RuntimeState | None:
+        """Return the state that SGLang has built for its own flags if they are this strategy's."""
         from sglang.srt.speculative.adaptive_runtime_state import SpecRuntimeState
 
         worker, draft = self.worker, self.worker._draft_worker
         if self._started != (depth_of(strategy), strategy.topk, strategy.num_draft_tokens):
             return None
         target = worker._target_worker.model_runner
-        return SpecRuntimeState(
+        state: RuntimeState = SpecRuntimeState(
             speculative_num_steps=depth_of(strategy),
             speculative_num_draft_tokens=strategy.num_draft_tokens,
             draft_attn_backend=draft.draft_attn_backend,
@@ -73,18 +76,21 @@ class States:
             draft_extend_attn_backend=draft.draft_extend_attn_backend,
             cuda_graph_runner_for_draft_extend=draft.cuda_graph_runner_for_draft_extend,
         )
+        return state
 
-    def _shared(self, strategy: Strategy) -> Any:
-        """The state of a strategy that verifies the same tokens, for one without a drafter."""
+    def _shared(self, strategy: Strategy) -> RuntimeState | None:
+        """Return the state of a strategy that verifies as many tokens; None for a drafter's own."""
         if strategy.num_steps:
             return None
         for other, state in self._states.items():
             if (other.topk, other.num_draft_tokens) == (strategy.topk, strategy.num_draft_tokens):
-                return dataclasses.replace(state, speculative_num_steps=depth_of(strategy))
+                shared = copy.copy(state)
+                shared.speculative_num_steps = depth_of(strategy)
+                return shared
         return None
 
-    def _build(self, strategy: Strategy, batch_sizes: list[int] | None) -> Any:
-        self._shape(strategy)
+    def _build(self, strategy: Strategy, batch_sizes: list[int] | None) -> RuntimeState:
+        self._set_shape(strategy)
         with self._capturing(strategy.topk), _configured(strategy.topk, batch_sizes):
             return self.worker.build_adaptive_runtime_state(
                 speculative_num_steps=depth_of(strategy),
@@ -101,7 +107,8 @@ class States:
         state = self._states[strategy]
         worker, draft = self.worker, self.worker._draft_worker
         target = worker._target_worker.model_runner
-        self._shape(strategy)
+        self._set_shape(strategy)
+        # The drafter: backends and graphs of its draft steps, and of its draft-extend.
         draft.draft_attn_backend = state.draft_attn_backend
         draft.draft_runner.draft_attn_backend = state.draft_attn_backend
         draft.cuda_graph_runner = state.cuda_graph_runner
@@ -110,21 +117,24 @@ class States:
             draft.draft_runner.attn_backend = state.draft_extend_attn_backend
         draft.cuda_graph_runner_for_draft_extend = state.cuda_graph_runner_for_draft_extend
         draft._rebuild_topk1_chain_buffers()
+        # The target: those of its verification.
         target.attn_backend = state.target_attn_backend
         target.decode_cuda_graph_runner = state.target_graph_runner
         self.current = strategy
 
-    def _shape(self, strategy: Strategy) -> None:
-        for one in (self.worker, self.worker._draft_worker):
-            one.topk = strategy.topk
-            one.speculative_num_steps = depth_of(strategy)
-            one.speculative_num_draft_tokens = strategy.num_draft_tokens
+    def _set_shape(self, strategy: Strategy) -> None:
+        for worker in (self.worker, self.worker._draft_worker):
+            worker.topk = strategy.topk
+            worker.speculative_num_steps = depth_of(strategy)
+            worker.speculative_num_draft_tokens = strategy.num_draft_tokens
 
 
 @contextlib.contextmanager
 def _configured(topk: int, batch_sizes: list[int] | None) -> Iterator[None]:
-    """Let SGLang's runners and backends read `topk` and the batch sizes to capture while they are
-    built: they read the configuration, not the worker. None leaves the batch sizes as they are."""
+    """Set `topk` and the batch sizes to capture while SGLang builds runners and backends.
+
+    They read SGLang's configuration, not the worker. None leaves the batch sizes as they are.
+    """
     from sglang.srt.model_executor.cuda_graph_config import with_phase
     from sglang.srt.runtime_context import get_exec, get_spec
 
@@ -137,8 +147,8 @@ def _configured(topk: int, batch_sizes: list[int] | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_sglang_builds(draft: Any) -> Iterator[None]:
-    """SGLang's own surroundings for building its runtime states."""
+def _as_sglang_builds(draft: DraftWorker) -> Iterator[None]:
+    """Enter the contexts in which SGLang builds its own runtime states."""
     from sglang.srt.speculative import eagle_worker_v2 as upstream
 
     with (

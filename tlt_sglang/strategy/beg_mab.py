@@ -5,7 +5,9 @@ as there are groups, the group with the most tokens for the smallest batches. Wi
 policy takes a random strategy with probability epsilon, else the one with the best median reward of
 a sliding window. Above a threshold of the batch size nothing is speculated.
 
-What the paper leaves open: an arm that was never tried comes first, and ranges double.
+The paper leaves two points open. Here a strategy without rewards is tried first, and ranges double.
+
+Pure, and runs in the scheduler process. It has no model of costs and ignores n-gram matches.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
-from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.policy import Observation
+from tlt_sglang.strategy.strategies import Strategy
 
 OFF = Strategy("off")
 
 
 class BegMab:
-    """Raises ValueError if there is no strategy but `off`."""
+    """The policy; raises ValueError if there is no strategy but `off`."""
 
     def __init__(
         self,
@@ -35,29 +37,36 @@ class BegMab:
         seed: int = 0,
     ) -> None:
         self._off = OFF in strategies
-        arms = [strategy for strategy in strategies if strategy.drafter != "off"]
-        if not arms:
+        drafting = [strategy for strategy in strategies if strategy.drafter != "off"]
+        if not drafting:
             raise ValueError("there is no strategy to choose from")
-        sizes = sorted({arm.num_draft_tokens for arm in arms}, reverse=True)
-        self._groups = [[arm for arm in arms if arm.num_draft_tokens == size] for size in sizes]
+        widths = sorted({strategy.num_draft_tokens for strategy in drafting}, reverse=True)
+        self._groups = [
+            [strategy for strategy in drafting if strategy.num_draft_tokens == width]
+            for width in widths
+        ]
         self._first_range, self._max_batch, self._epsilon = first_range, max_batch, epsilon
-        self._rewards: dict[Strategy, deque[float]] = {arm: deque(maxlen=window) for arm in arms}
-        self._chance = random.Random(seed)
+        self._rewards: dict[Strategy, deque[float]] = {
+            strategy: deque(maxlen=window) for strategy in drafting
+        }
+        self._rng = random.Random(seed)
 
-    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Return a strategy of the batch size's group: untried, random, or the best so far."""
         if self._off and batch_size > self._max_batch:
             return OFF
         group = self._group(batch_size)
-        for arm in group:
-            if not self._rewards[arm]:
-                return arm
-        if self._chance.random() < self._epsilon:
-            return self._chance.choice(group)
-        return max(group, key=lambda arm: statistics.median(self._rewards[arm]))
+        for strategy in group:
+            if not self._rewards[strategy]:
+                return strategy
+        if self._rng.random() < self._epsilon:
+            return self._rng.choice(group)
+        return max(group, key=lambda strategy: statistics.median(self._rewards[strategy]))
 
-    def observe(self, seen: Observation) -> None:
-        if seen.strategy in self._rewards:
-            self._rewards[seen.strategy].append(seen.reward)
+    def observe(self, step: Observation) -> None:
+        """Add the step's reward to its strategy's window."""
+        if step.strategy in self._rewards:
+            self._rewards[step.strategy].append(step.reward)
 
     def _group(self, batch_size: int) -> list[Strategy]:
         end = self._first_range

@@ -1,55 +1,56 @@
 """The cost model: expected accept length over measured step cost, for the batch of the moment.
 
-A strategy's worth is the tokens it is expected to commit a second: accept length from acceptance
-per depth, which all chains of a drafter share (`acceptance`), over the median cost of its steps at
-this batch size (`costs`). `off` is an arm like the others, with an accept length of exactly one.
+A strategy's expected throughput is the tokens it should commit a second: accept length from
+acceptance per depth, which all chains of a drafter share (`acceptance`), over the median cost of
+its steps at this batch size (`costs`). `off` is a strategy like the others, with an accept length
+of exactly one. What n-grams are expected to add depends on the suffix match length of each request,
+so it differs from step to step.
 
-What is expected of n-grams depends on how long each request's ending is that was there before, so
-it differs from step to step, and what they would have drafted is learned from whoever drafts.
+It explores by Thompson sampling (Thompson 1933): it maximises not the expected throughput but a
+sample of what the throughput may be, whose spread follows from how much was observed and how long
+ago. So a strategy is tried where its uncertainty could change the choice, and no more often.
 
-It explores by Thompson sampling (Thompson 1933): what it maximises is not the expected worth but a
-draw from what the worth may be, given how much was seen and how long ago. So a strategy is tried
-where its uncertainty could change the choice, as often as it may be the best one, and no more.
+Pure, and runs in the scheduler process. It measures nothing itself.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 
 from tlt_sglang.strategy.acceptance import Acceptance
-from tlt_sglang.strategy.arms import TRUSTED_ENDING, Strategy
 from tlt_sglang.strategy.costs import Costs
-from tlt_sglang.strategy.policy import Observation, bucket
+from tlt_sglang.strategy.policy import AllowedStrategies, Observation, bucket
+from tlt_sglang.strategy.strategies import TRUSTED_MATCH, Strategy
 
 MARGIN = 0.02
-"""A strategy is left only for one that is better by more than this."""
-WAKING = 0.05
-"""And the same of a strategy whose drafter has waited: it has to catch up first."""
+"""Gain in throughput above which another strategy replaces the current one."""
+CATCH_UP_MARGIN = 0.05
+"""The same where the other one's drafter has pending tokens and has to catch up first."""
 BREADTH = 0.3
-"""Standard deviations of a draw, over those of what is known; 0 never explores."""
-WIDEST = 2.0
-"""Draws are cut here, in standard deviations."""
+"""Standard deviation of a sample, over that of what is known; 0 never explores."""
+MAX_SHIFT = 2.0
+"""Samples are cut here, in standard deviations."""
 TRIAL = 2
 """Steps of a strategy that is tried although another one is expected to be better."""
 NOISE = 0.04
 """Standard deviation of one step's time, as a share of it."""
-UNKNOWN = 0.2
+DERIVED_NOISE = 0.2
 """The same of a cost that was derived from others, or that is STALE."""
-FEW = 2
-"""Requests at most of which every ending counts for whether a choice is kept."""
+SMALL_BATCH = 2
+"""Largest batch in which every change of a match length ends the dwell time."""
 STALE = 1000.0
-"""Steps in which a cost that is not measured again becomes as good as derived."""
+"""Steps after which a cost that was not measured again is as uncertain as a derived one."""
 
 
 class CostModel:
-    """Raises ValueError without strategies.
+    """The policy; raises ValueError without strategies.
 
-    `dwell`: steps a choice is kept at least, but for one that is only a trial, and as long as the
-    batch does not grow and as many of its requests repeat what was there before. Where endings are
-    known, n-grams are not kept, nor is anything for the last requests of a batch if an ending has
-    changed. `possible`: strategies that a batch size can have.
+    `dwell` is the least number of steps that a choice is kept, unless it is only a trial, the batch
+    grows, or the number of requests with a trusted match changes. Where match lengths are known,
+    n-grams are not kept, nor is anything for the last requests of a batch if a match length has
+    changed. `allowed` maps a batch size to the strategies that can run there.
     """
 
     def __init__(
@@ -58,80 +59,102 @@ class CostModel:
         *,
         dwell: int = 4,
         max_batch: int | None = None,
-        possible: Callable[[int], Collection[Strategy]] | None = None,
+        allowed: AllowedStrategies | None = None,
         seed: int = 0,
     ) -> None:
         if not strategies:
             raise ValueError("there is no strategy to choose from")
-        self.arms = tuple(dict.fromkeys(strategies))
+        self.strategies = tuple(dict.fromkeys(strategies))
         self.acceptance, self.costs = Acceptance(), Costs()
-        self._dwell, self._max_batch, self._possible = dwell, max_batch, possible
-        self._chance = random.Random(seed)
+        self._dwell, self._max_batch, self._allowed = dwell, max_batch, allowed
+        self._rng = random.Random(seed)
         self._now = 0
-        self._current = self.arms[0]
+        self._current = self.strategies[0]
         self._keep_until = self._size = 0
-        self._repeating: list[int] = []
+        self._matches: list[int] = []
 
-    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Return the current strategy while it dwells, else the best by a sample of throughput."""
         self._now += 1
-        arms = self._allowed(batch_size)
-        few = batch_size <= FEW
-        repeating = [e if few else 1 for e in endings if e >= (1 if few else TRUSTED_ENDING)]
-        size = bucket(batch_size)
-        same = repeating == self._repeating and size <= self._size
-        kept = self._now < self._keep_until and not (endings and self._current.drafter == "ngram")
-        self._repeating, self._size = repeating, size
-        if self._current in arms and kept and same:
+        candidates = self._candidates(batch_size)
+        if self._dwells(batch_size, match_lengths) and self._current in candidates:
             return self._current
-        drawn = {
-            arm: self.worth(arm, batch_size, self._draw(), self._draw(), endings) for arm in arms
+        # Another strategy has to be better than the current one by a margin.
+        samples = {
+            strategy: self.expected_throughput(
+                strategy, batch_size, self._sample_shift(), self._sample_shift(), match_lengths
+            )
+            for strategy in candidates
         }
-        best = max(arms, key=lambda arm: drawn[arm])
-        margin = WAKING if best.num_steps and not self._current.num_steps else MARGIN
-        if self._current not in arms or drawn[best] > drawn[self._current] * (1 + margin):
+        best = max(candidates, key=lambda strategy: samples[strategy])
+        margin = CATCH_UP_MARGIN if best.num_steps and not self._current.num_steps else MARGIN
+        current_is_out = self._current not in candidates
+        if current_is_out or samples[best] > samples[self._current] * (1 + margin):
             self._current = best
-        expected = {arm: self.worth(arm, batch_size, endings=endings) for arm in arms}
+        # A choice that is not expected to be the best is a trial, and a short one.
+        expected = {
+            strategy: self.expected_throughput(strategy, batch_size, match_lengths=match_lengths)
+            for strategy in candidates
+        }
         trial = expected[self._current] < max(expected.values())
         self._keep_until = self._now + (min(TRIAL, self._dwell) if trial else self._dwell)
         return self._current
 
-    def observe(self, seen: Observation) -> None:
-        calibrates = not seen.accepted
+    def observe(self, step: Observation) -> None:
+        """Learn what a step cost and, unless it calibrated, how far its drafts got."""
+        calibrates = not step.accepted
         self.costs.observe(
-            seen.strategy, seen.batch_size, seen.seconds, self._now, calibrates=calibrates
+            step.strategy, step.batch_size, step.seconds, self._now, calibrates=calibrates
         )
         if not calibrates:
-            self.acceptance.observe(seen, self._now)
+            self.acceptance.observe(step, self._now)
 
-    def worth(
+    def expected_throughput(
         self,
-        arm: Strategy,
+        strategy: Strategy,
         batch_size: int,
-        shift: float = 0.0,
-        faster: float = 0.0,
-        endings: Sequence[int] = (),
+        acceptance_shift: float = 0.0,
+        cost_shift: float = 0.0,
+        match_lengths: Sequence[int] = (),
     ) -> float:
-        """Tokens a second; infinite where nothing at all is known of costs.
+        """Return tokens a second; infinity while no cost at all is known.
 
-        With an acceptance `shift`, and a cost `faster`, standard deviations off what is expected.
+        The shifts are standard deviations off the means: towards more acceptance, and towards a
+        lower cost.
         """
-        seconds, count, age = self.costs.seconds(arm, batch_size, self._now)
+        seconds, count, age = self.costs.seconds(strategy, batch_size, self._now)
         if seconds is None:
             return float("inf")
-        if faster:
-            share = min(1.0, age / STALE) if count else 1.0
-            spread = NOISE / math.sqrt(max(1, count)) * (1 - share) + UNKNOWN * share
-            seconds *= math.exp(-faster * spread)
-        return self.acceptance.tokens(arm, batch_size, self._now, shift, endings) / seconds
+        if cost_shift:
+            staleness = min(1.0, age / STALE) if count else 1.0
+            measured = NOISE / math.sqrt(max(1, count))
+            spread = measured * (1 - staleness) + DERIVED_NOISE * staleness
+            seconds *= math.exp(-cost_shift * spread)
+        tokens = self.acceptance.tokens(
+            strategy, batch_size, self._now, acceptance_shift, match_lengths
+        )
+        return tokens / seconds
 
-    def _draw(self) -> float:
-        return max(-WIDEST, min(WIDEST, self._chance.gauss(0, BREADTH)))
+    def _dwells(self, batch_size: int, match_lengths: Sequence[int]) -> bool:
+        """Return whether the last choice still stands; remember the batch for the next call."""
+        few = batch_size <= SMALL_BATCH
+        shortest = 1 if few else TRUSTED_MATCH
+        matches = [length if few else 1 for length in match_lengths if length >= shortest]
+        size = bucket(batch_size)
+        same_batch = matches == self._matches and size <= self._size
+        kept = self._now < self._keep_until
+        kept = kept and not (match_lengths and self._current.drafter == "ngram")
+        self._matches, self._size = matches, size
+        return kept and same_batch
 
-    def _allowed(self, batch_size: int) -> Sequence[Strategy]:
+    def _sample_shift(self) -> float:
+        return max(-MAX_SHIFT, min(MAX_SHIFT, self._rng.gauss(0, BREADTH)))
+
+    def _candidates(self, batch_size: int) -> Sequence[Strategy]:
         if self._max_batch is not None and batch_size > self._max_batch:
-            plain = [arm for arm in self.arms if arm.drafter == "off"]
-            return plain or self.arms
-        if self._possible is not None:
-            possible = self._possible(batch_size)
-            return [arm for arm in self.arms if arm in possible] or self.arms
-        return self.arms
+            plain = [strategy for strategy in self.strategies if strategy.drafter == "off"]
+            return plain or self.strategies
+        if self._allowed is not None:
+            allowed = self._allowed(batch_size)
+            return [each for each in self.strategies if each in allowed] or self.strategies
+        return self.strategies

@@ -1,15 +1,17 @@
-"""What a step costs: seconds for each strategy and batch size, as measured of late.
+"""Step costs: seconds for each strategy and batch size, as recently measured.
 
 Where a strategy was not measured at a batch size, its cost comes from a model of the machine,
 fitted to all measurements, and corrected by how far that is off where the strategy was measured:
 
-    base + row * (rows of the target) + round + step * (draft steps) + draft_row * (rows of drafts)
+    base + row * (rows of the target) + drafts + step * (draft steps) + draft_row * (rows of drafts)
 
-in which the last three are for strategies that draft. All are taken not to be negative.
+in which the last three are for strategies that draft. All coefficients are non-negative.
 
-What was calibrated stands for a measurement until there are some. The machine may have been busy
-then, or contexts short: by how much the strategies that were measured since are off what was
-calibrated, the others are taken to be off, too.
+Calibrated costs stand in for measurements until there are some. The machine may have been busy
+during the calibration, or contexts short: the strategies that were measured since then show by how
+much calibrated costs are off, and the others are corrected by the same factor.
+
+Pure (numpy only), and runs in the scheduler process. It holds no clock: the engine measures.
 """
 
 from __future__ import annotations
@@ -21,30 +23,32 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.policy import bucket
+from tlt_sglang.strategy.strategies import Strategy
 
-KEPT = 16
+WINDOW = 16
 """Measurements behind a median."""
 TRUSTED = 3
 """Measurements from which on a median stands alone."""
-EXPECTED = (1.0, 0.02, 0.05, 0.05, 0.002)
-"""Of the model's terms, as shares of the first: what is believed before it is measured."""
+PRIOR = (1.0, 0.02, 0.05, 0.05, 0.002)
+"""The model's coefficients before anything is measured, as shares of the first."""
 STIFFNESS = 0.05
-"""Weight of what is expected, over that of one measured cost."""
+"""Weight of the prior, over that of one measured cost."""
 REFIT = 8
 """New costs after which the model is fitted again."""
 
 
 @dataclass(slots=True)
 class _Cell:
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-    calibrated: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    """The costs of one strategy in one bucket of batch sizes."""
+
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    calibrated: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     median: float = 0.0
-    """Of what was measured."""
+    """Median of `seconds`."""
     calibration: float = 0.0
-    """The same of what was calibrated."""
-    at: int = 0
+    """Median of `calibrated`."""
+    updated: int = 0
     """The step of the last measurement."""
 
     @property
@@ -56,13 +60,13 @@ class _Cell:
 
 
 class Costs:
-    """By strategy and bucket of batch sizes."""
+    """Step costs by strategy and bucket of batch sizes."""
 
     def __init__(self) -> None:
         self._cells: dict[Strategy, dict[int, _Cell]] = {}
-        self._terms = np.array(EXPECTED)
-        self._news = 0
-        self._drifted = 0.0
+        self._coefficients = np.array(PRIOR)
+        self._unfitted = 0
+        self._drift = 0.0
 
     def observe(
         self,
@@ -72,11 +76,11 @@ class Costs:
         now: int,
         calibrates: bool = False,
     ) -> None:
-        """A step took so long."""
+        """Add the time of one step, measured or calibrated, at step number `now`."""
         cells, size = self._cells.setdefault(strategy, {}), bucket(batch_size)
-        known = size in cells
+        is_new = size not in cells
         cell = cells.setdefault(size, _Cell())
-        cell.at = now
+        cell.updated = now
         if calibrates:
             cell.calibrated.append(seconds)
             cell.calibration = statistics.median(cell.calibrated)
@@ -84,97 +88,102 @@ class Costs:
             cell.seconds.append(seconds)
             cell.median = statistics.median(cell.seconds)
         if cell.calibrated:
-            self._drifted = self._drift()
-        self._news += REFIT if not known else 1
-        if self._news >= REFIT:
+            self._drift = self._median_drift()
+        self._unfitted += REFIT if is_new else 1
+        if self._unfitted >= REFIT:
             self._fit()
 
     def seconds(
         self, strategy: Strategy, batch_size: int, now: int
     ) -> tuple[float | None, int, int]:
-        """(of a step, measurements at this batch size, steps since the last of them).
+        """Return (step cost, measurements at this batch size, steps since the last of them).
 
-        What was calibrated counts as one measurement.
-        Without measurements it is derived; None if nothing at all was ever measured.
+        A calibration counts as one measurement. Without measurements the cost is derived; it is
+        None if nothing at all was ever measured.
         """
         if not self._cells:
             return None, 0, 0
+        # Enough measurements stand alone.
         size = bucket(batch_size)
         cell = self._cells.get(strategy, {}).get(size)
         if cell is not None and len(cell.seconds) >= TRUSTED:
-            return cell.median, len(cell.seconds), now - cell.at
+            return cell.median, len(cell.seconds), now - cell.updated
+        # Otherwise the cost is derived from the calibration, or from the model.
         if cell is not None and len(cell.calibrated) >= TRUSTED:
-            derived = self._calibrated(cell)
+            derived = self._corrected(cell)
         else:
-            derived = self._modelled(strategy, size) * math.exp(self._off(strategy, size))
+            derived = self._modelled(strategy, size) * math.exp(self._model_error(strategy, size))
         if cell is None:
             return derived, 0, 0
-        # One measurement may be an outlier; what is derived counts as another.
+        # One measurement may be an outlier; the derived cost counts as another.
         if not cell.seconds:
             count = len(cell.calibrated)
-            return _between(derived, self._calibrated(cell), count), 1, now - cell.at
+            return _weighted(derived, self._corrected(cell), count), 1, now - cell.updated
         count = len(cell.seconds)
-        return _between(derived, cell.median, count), count, now - cell.at
+        return _weighted(derived, cell.median, count), count, now - cell.updated
 
-    def _drift(self) -> float:
-        """Log of what steps cost now over what they did when they were calibrated."""
-        every = (cell.drift for cells in self._cells.values() for cell in cells.values())
-        known = [drift for drift in every if drift is not None]
-        return statistics.median(known) if known else 0.0
+    def _median_drift(self) -> float:
+        """Return the log of present over calibrated costs."""
+        drifts = (cell.drift for cells in self._cells.values() for cell in cells.values())
+        measured = [drift for drift in drifts if drift is not None]
+        return statistics.median(measured) if measured else 0.0
 
     def _present(self, cell: _Cell) -> float:
-        """What a step of a cell costs now, as far as that is known."""
-        return cell.median if cell.seconds else self._calibrated(cell)
+        """Return the present cost of a cell's steps as far as it is known."""
+        return cell.median if cell.seconds else self._corrected(cell)
 
-    def _calibrated(self, cell: _Cell) -> float:
-        """What was calibrated, as it would be now."""
-        return cell.calibration * math.exp(self._drifted)
+    def _corrected(self, cell: _Cell) -> float:
+        """Return the calibrated cost, corrected by the drift since then."""
+        return cell.calibration * math.exp(self._drift)
 
     def _modelled(self, strategy: Strategy, size: int) -> float:
-        return float(_features(strategy, size) @ self._terms)
+        return float(_features(strategy, size) @ self._coefficients)
 
-    def _off(self, strategy: Strategy, size: int) -> float:
-        """Log of measured over modelled cost, at the batch sizes nearest to `size`."""
+    def _model_error(self, strategy: Strategy, size: int) -> float:
+        """Return the log of measured over modelled cost, at the batch sizes nearest to `size`."""
         cells = self._cells.get(strategy)
         if not cells:
             return 0.0
-        off = weights = 0.0
+        error = weights = 0.0
         for other, cell in cells.items():
             if other == size:
                 continue
             weight = 1.0 / abs(math.log(other / size)) ** 2
-            off += weight * math.log(self._present(cell) / self._modelled(strategy, other))
+            error += weight * math.log(self._present(cell) / self._modelled(strategy, other))
             weights += weight
-        return off / weights if weights else 0.0
+        return error / weights if weights else 0.0
 
     def _fit(self) -> None:
-        """Least squares of relative errors, drawn towards what is expected."""
-        self._news = 0
-        rows, wanted = [], []
+        """Fit the coefficients by least squares of relative errors, pulled towards the prior."""
+        self._unfitted = 0
+        # A row for every cell: the modelled cost over the present one should be 1.
+        rows, targets = [], []
         for strategy, cells in self._cells.items():
             for size, cell in cells.items():
                 rows.append(_features(strategy, size) / self._present(cell))
-                wanted.append(1.0)
-        every = [cell for of_one in self._cells.values() for cell in of_one.values()]
-        base = min(map(self._present, every))
-        for place, share in enumerate(EXPECTED):
-            row = np.zeros(len(EXPECTED))
-            row[place] = STIFFNESS / (share * base)
+                targets.append(1.0)
+        # A row for every coefficient: its value over that of the prior should be 1, too.
+        present = [self._present(cell) for cells in self._cells.values() for cell in cells.values()]
+        base = min(present)
+        for index, share in enumerate(PRIOR):
+            row = np.zeros(len(PRIOR))
+            row[index] = STIFFNESS / (share * base)
             rows.append(row)
-            wanted.append(STIFFNESS)
-        fitted = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
-        self._terms = np.maximum(fitted, 1e-3 * base * np.array(EXPECTED))
+            targets.append(STIFFNESS)
+        solution = np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0]
+        self._coefficients = np.maximum(solution, 1e-3 * base * np.array(PRIOR))
 
 
-def _between(one: float, other: float, count: int) -> float:
-    """Of two costs, of which the other counts so many times."""
+def _weighted(one: float, other: float, count: int) -> float:
+    """Return the geometric mean of two costs, the other with a weight of `count`."""
     return math.exp((math.log(one) + count * math.log(other)) / (count + 1))
 
 
 def _features(strategy: Strategy, size: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Return the factors of the model's coefficients for a step of `size` requests."""
     drafts = float(strategy.drafter != "off")
     steps = strategy.num_steps
     rows = size * strategy.num_draft_tokens
     # The drafter computes what was verified, then topk branches for each step but the last.
-    drafted = rows + size * strategy.topk * max(0, steps - 1) if steps else 0
-    return np.array([1.0, rows, drafts, steps, drafted], dtype=np.float64)
+    draft_rows = rows + size * strategy.topk * max(0, steps - 1) if steps else 0
+    return np.array([1.0, rows, drafts, steps, draft_rows], dtype=np.float64)

@@ -1,9 +1,11 @@
-"""Upstream's rule, for comparison: the depth of a chain follows a moving average of accept lengths.
+"""SGLang's own rule, for comparison: the depth of a chain follows an average of accept lengths.
 
 Facts from SGLang 0.5.23, `speculative/adaptive_spec_params.py`: ranges of batch sizes have their
 candidate depths; every few steps the depth goes down while the average lies half a draft or more
 below the next lower candidate (a quarter more at the smallest range), else up while it exceeds the
 present depth less a half. From depth 0, which drafts nothing, the lowest depth is tried again.
+
+Pure, and runs in the scheduler process. It knows no costs, no trees and no n-grams.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.policy import Observation
+from tlt_sglang.strategy.strategies import Strategy
 
 RANGES = {1: (1, 3, 5, 7), 8: (0, 1, 3), 32: (0, 1), 64: (0,)}
 """Smallest batch size of a range: candidate depths."""
@@ -23,6 +25,8 @@ EVERY = 5
 
 @dataclass(slots=True)
 class _Range:
+    """The depth of one range of batch sizes, and the average that moves it."""
+
     depths: list[int]
     depth: int
     extra_drop: float
@@ -41,10 +45,12 @@ class _Range:
         at = self.depths.index(self.depth)
         last = len(self.depths) - 1
         if self.depth == 0:
+            # Without drafts there is no average; the lowest depth starts one.
             at = min(at + 1, last)
             if self.average < 0:
                 self.average = self.depths[at] - 1.0
         else:
+            # Down as far as the average asks, and only up if nothing went down.
             before = at
             while at and self.average <= self._floor(self.depths[at - 1]):
                 at -= 1
@@ -57,30 +63,37 @@ class _Range:
 
 
 class Ema:
-    """Over the chains of `strategies` (topk 1) and `off`; raises ValueError if there is none."""
+    """The policy over the chains of `strategies` (topk 1) and `off`.
+
+    Raises ValueError if `strategies` contains no chain.
+    """
 
     def __init__(self, strategies: Sequence[Strategy]) -> None:
-        self._arms = {arm.num_steps: arm for arm in strategies if arm.topk == 1 and _drafts(arm)}
-        if not self._arms:
+        self._by_depth = {
+            strategy.num_steps: strategy for strategy in strategies if _is_learned_chain(strategy)
+        }
+        if not self._by_depth:
             raise ValueError("there is no chain to choose the depth of")
         if Strategy("off") in strategies:
-            self._arms[0] = Strategy("off")
+            self._by_depth[0] = Strategy("off")
         self._ranges: dict[int, _Range] = {}
-        for start, wanted in RANGES.items():
-            depths = sorted(set(wanted) & set(self._arms)) or [min(self._arms)]
+        for start, candidates in RANGES.items():
+            depths = sorted(set(candidates) & set(self._by_depth)) or [min(self._by_depth)]
             middle = depths[len(depths) // 2]
             extra = 0.25 if start == 1 else 0.0
             self._ranges[start] = _Range(depths, middle, extra, middle - 1.0)
 
-    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
-        return self._arms[self._of(batch_size).depth]
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Return the chain with the depth of the batch size's range."""
+        return self._by_depth[self._range(batch_size).depth]
 
-    def observe(self, seen: Observation) -> None:
-        self._of(seen.batch_size).update(seen.accepted)
+    def observe(self, step: Observation) -> None:
+        """Move the average of the batch size's range."""
+        self._range(step.batch_size).update(step.accepted)
 
-    def _of(self, batch_size: int) -> _Range:
+    def _range(self, batch_size: int) -> _Range:
         return self._ranges[max(start for start in self._ranges if start <= max(1, batch_size))]
 
 
-def _drafts(arm: Strategy) -> bool:
-    return arm.drafter in ("eagle", "eagle3")
+def _is_learned_chain(strategy: Strategy) -> bool:
+    return strategy.topk == 1 and strategy.drafter in ("eagle", "eagle3")

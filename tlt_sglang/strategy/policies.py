@@ -1,53 +1,56 @@
-"""The policies by their names."""
+"""Builds the policy that a configuration names.
+
+Pure; called once in the scheduler process. The policies themselves live in modules of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from tlt_sglang.config.config import Config
+from tlt_sglang.config.settings import Config
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.strategy.arms import Strategy
 from tlt_sglang.strategy.beg_mab import BegMab
 from tlt_sglang.strategy.cost_model import CostModel
 from tlt_sglang.strategy.ema import Ema
-from tlt_sglang.strategy.policy import Fixed, Policy, Restricted, Shuffle
+from tlt_sglang.strategy.policy import AllowedStrategies, Fixed, Policy, Restricted, Shuffle
+from tlt_sglang.strategy.strategies import Strategy
 
 
 def make(
     config: Config,
     strategies: Sequence[Strategy],
-    possible: Callable[[int], Sequence[Strategy]] | None = None,
+    allowed: AllowedStrategies | None = None,
 ) -> Policy:
-    """The policy of `config` over `strategies`, of which not all may be `possible` at a batch size.
+    """Return the policy of `config` over `strategies`; `allowed` limits them by batch size.
 
-    Raises ConfigError where they do not suit it.
+    Raises ConfigError if the strategies do not suit the policy.
     """
     if config.policy == "cost-model":
-        return CostModel(strategies, max_batch=config.max_batch, possible=possible)
-    policy = _other(config, strategies)
-    limited = _limited(config.max_batch, strategies, possible)
+        return CostModel(strategies, max_batch=config.max_batch, allowed=allowed)
+    policy = _without_costs(config, strategies)
+    limited = _below_max_batch(config.max_batch, strategies, allowed)
     return policy if limited is None else Restricted(policy, limited)
 
 
-def _limited(
-    most: int | None,
+def _below_max_batch(
+    max_batch: int | None,
     strategies: Sequence[Strategy],
-    possible: Callable[[int], Sequence[Strategy]] | None,
-) -> Callable[[int], Sequence[Strategy]] | None:
-    """`possible`, and above a batch size of `most` plain decoding only."""
-    plain = [arm for arm in strategies if arm.drafter == "off"]
-    if most is None or not plain:
-        return possible
+    allowed: AllowedStrategies | None,
+) -> AllowedStrategies | None:
+    """Return `allowed`, restricted to plain decoding above `max_batch` requests."""
+    plain = [strategy for strategy in strategies if strategy.drafter == "off"]
+    if max_batch is None or not plain:
+        return allowed
 
     def limited(batch_size: int) -> Sequence[Strategy]:
-        if batch_size > most:
+        if batch_size > max_batch:
             return plain
-        return strategies if possible is None else possible(batch_size)
+        return strategies if allowed is None else allowed(batch_size)
 
     return limited
 
 
-def _other(config: Config, strategies: Sequence[Strategy]) -> Policy:
+def _without_costs(config: Config, strategies: Sequence[Strategy]) -> Policy:
     most = config.max_batch
     try:
         if config.policy == "beg-mab":

@@ -1,10 +1,12 @@
-"""How a policy is asked, and what it is told. Policies are pure: no torch, no clock, no I/O.
+"""The interface of a policy, and the policies that need no model of costs.
 
-A policy chooses the strategy of the next decode step for a batch size, and is told afterwards what
-the step brought and how long it took. Where the engine has looked up its n-grams first, it also
-says of each request how long the ending is that was there before (`endings`, in tokens). The engine
-measures; where time is known late (CUDA events) it is told late. The same sequence of calls leads
-to the same choices, so a recorded one replays.
+A policy chooses the strategy of the next decode step for a batch size, and afterwards observes what
+the step committed and how long it took. Where the engine has searched its n-gram index before the
+choice, the policy also gets the suffix match length of every request, in tokens.
+
+Runs in the scheduler process, called by `engine.driver`. Policies are pure: no torch, no clock, no
+I/O. The engine measures; a time that becomes available late (CUDA events) is observed late. The
+same sequence of calls leads to the same choices, so a trace of them replays.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.strategies import Strategy
+
+AllowedStrategies = Callable[[int], Sequence[Strategy]]
+"""Maps a batch size to the strategies that can run there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +29,15 @@ class Observation:
     strategy: Strategy
     batch_size: int
     accepted: Sequence[int]
-    """Drafts accepted for each request; the token that the target adds is not counted. Empty where
-    the step was only to learn what it costs, which policies with a model of costs are told."""
+    """Accepted drafts of each request; the bonus token is not counted. Empty if the step was a
+    calibration step, which only policies with a cost model observe."""
     seconds: float
     """Wall time from the draft to the commit."""
-    endings: Sequence[int] = ()
-    """Of each request, as they were when the strategy was chosen; empty where that is not known."""
-    repeated: Sequence[tuple[int, bool]] = ()
-    """Of each request: tokens that came again as after that ending, and whether one then did not.
-    Whoever drafted; empty where that is not known."""
+    match_lengths: Sequence[int] = ()
+    """Suffix match length of each request when the strategy was chosen; empty if unknown."""
+    match_outcomes: Sequence[tuple[int, bool]] = ()
+    """For each request (committed tokens that equal the continuation of its match, whether the
+    token after them differs), whoever drafted; empty if unknown."""
 
     @property
     def committed(self) -> int:
@@ -48,67 +53,71 @@ class Observation:
 class Policy(Protocol):
     """Chooses among the strategies it was made with."""
 
-    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
-        """The strategy of the next step."""
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Return the strategy of the next step."""
 
-    def observe(self, seen: Observation) -> None:
-        """Learn from a step, of a chosen strategy or another."""
+    def observe(self, step: Observation) -> None:
+        """Learn from a step, of the chosen strategy or another."""
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Always the same strategy."""
+    """Always chooses the same strategy."""
 
     strategy: Strategy
 
-    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Return the fixed strategy."""
         return self.strategy
 
-    def observe(self, seen: Observation) -> None:
-        pass
+    def observe(self, step: Observation) -> None:
+        """Ignore the step."""
 
 
 class Shuffle:
-    """A random strategy, for a few steps each: to show that any can follow any other."""
+    """Chooses a random strategy for a few steps at a time: any strategy can follow any other."""
 
-    def __init__(self, strategies: Sequence[Strategy], most_steps: int = 4, seed: int = 0) -> None:
-        self._strategies, self._most = list(strategies), most_steps
-        self._chance = random.Random(seed)
-        self._current, self._left = self._strategies[0], 0
+    def __init__(self, strategies: Sequence[Strategy], max_steps: int = 4, seed: int = 0) -> None:
+        self._strategies, self._max_steps = list(strategies), max_steps
+        self._rng = random.Random(seed)
+        self._current, self._steps_to_go = self._strategies[0], 0
 
-    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
-        if not self._left:
-            others = [arm for arm in self._strategies if arm != self._current]
-            self._current = self._chance.choice(others or self._strategies)
-            self._left = self._chance.randint(1, self._most)
-        self._left -= 1
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Return the current strategy, or another one when its steps are over."""
+        if not self._steps_to_go:
+            others = [strategy for strategy in self._strategies if strategy != self._current]
+            self._current = self._rng.choice(others or self._strategies)
+            self._steps_to_go = self._rng.randint(1, self._max_steps)
+        self._steps_to_go -= 1
         return self._current
 
-    def observe(self, seen: Observation) -> None:
-        pass
+    def observe(self, step: Observation) -> None:
+        """Ignore the step."""
 
 
 @dataclass(frozen=True)
 class Restricted:
-    """`policy`, but where its choice is not possible, the first strategy that is."""
+    """Replaces choices of `policy` that are not allowed by the first strategy that is."""
 
     policy: Policy
-    possible: Callable[[int], Sequence[Strategy]]
+    allowed: AllowedStrategies
 
-    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
-        chosen, possible = self.policy.choose(batch_size, endings), self.possible(batch_size)
-        return chosen if chosen in possible or not possible else possible[0]
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Return the policy's choice where it is allowed, or where nothing is."""
+        choice, allowed = self.policy.choose(batch_size, match_lengths), self.allowed(batch_size)
+        return choice if choice in allowed or not allowed else allowed[0]
 
-    def observe(self, seen: Observation) -> None:
-        self.policy.observe(seen)
+    def observe(self, step: Observation) -> None:
+        """Pass the step to the policy."""
+        self.policy.observe(step)
 
 
 @dataclass(frozen=True)
 class Agreed:
-    """The same policy on every tensor-parallel rank, of which the first one's choice counts.
+    """The same policy on every tensor-parallel rank, of which the first rank's choice counts.
 
-    Ranks have clocks of their own and would come to choose differently, and wait for each other for
-    ever. `exchange` takes this rank's choice and gives back the first one's, as places in
+    Ranks have clocks of their own, would come to different choices, and then wait for each other
+    forever. `exchange` takes this rank's choice and returns the first rank's, as indices into
     `strategies`.
     """
 
@@ -116,18 +125,21 @@ class Agreed:
     strategies: Sequence[Strategy]
     exchange: Callable[[int], int]
 
-    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
-        own = self.strategies.index(self.policy.choose(batch_size, endings))
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Return the first rank's choice."""
+        own = self.strategies.index(self.policy.choose(batch_size, match_lengths))
         return self.strategies[self.exchange(own)]
 
-    def observe(self, seen: Observation) -> None:
-        self.policy.observe(seen)
+    def observe(self, step: Observation) -> None:
+        """Pass the step to this rank's policy."""
+        self.policy.observe(step)
 
 
 def bucket(batch_size: int) -> int:
-    """The batch sizes that are learned about together: 1, 2, 3, 4, 6, 8, 12, 16, 24 ...
+    """Return the bucket of a batch size, within which costs are learned together.
 
-    The smallest of these that is not below `batch_size`.
+    Buckets are 1, 2, 3, 4, 6, 8, 12, 16, 24 ...; the result is the smallest that is not below
+    `batch_size`.
     """
     size = 1
     while size < batch_size:

@@ -1,8 +1,10 @@
-"""A policy's conversation, written down, and held again: the same calls lead to the same choices.
+"""Traces of a policy: a line of JSON for each of its calls, and their replay.
 
-A line of JSON for each call, in order: `["choose", batch size, endings, strategy]` or `["observe",
-strategy, batch size, accepted drafts of each request, seconds, endings, repeated]`, see
-`Observation`. Pure but for what `write` does.
+Lines are `["choose", batch size, match lengths, strategy]` or `["observe", strategy, batch size,
+accepted drafts of each request, seconds, match lengths, match outcomes]`, see `Observation`. A
+replay makes the same calls, so it leads to the same choices.
+
+Runs in the scheduler process of the first rank. It opens no file: the caller passes `write`.
 """
 
 from __future__ import annotations
@@ -10,36 +12,36 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from tlt_sglang.strategy.arms import Strategy, parse
 from tlt_sglang.strategy.policy import Observation, Policy
+from tlt_sglang.strategy.strategies import Strategy, parse
 
 
-class Recorded:
-    """`policy`, of which every call is written."""
+class TracedPolicy:
+    """Writes a line for every call of `policy`."""
 
     def __init__(self, policy: Policy, write: Callable[[str], object]) -> None:
         self._policy, self._write = policy, write
 
-    def choose(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
-        """What `policy` chooses."""
-        chosen = self._policy.choose(batch_size, endings)
-        self._write(json.dumps(["choose", batch_size, list(endings), str(chosen)]) + "\n")
-        return chosen
+    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Return the policy's choice."""
+        choice = self._policy.choose(batch_size, match_lengths)
+        self._write(json.dumps(["choose", batch_size, list(match_lengths), str(choice)]) + "\n")
+        return choice
 
-    def observe(self, seen: Observation) -> None:
-        """Tell `policy`."""
-        accepted = list(seen.accepted)
-        told = ["observe", str(seen.strategy), seen.batch_size, accepted, seen.seconds]
-        told += [list(seen.endings), list(seen.repeated)]
-        self._write(json.dumps(told) + "\n")
-        self._policy.observe(seen)
+    def observe(self, step: Observation) -> None:
+        """Pass the step to the policy."""
+        accepted = list(step.accepted)
+        call = ["observe", str(step.strategy), step.batch_size, accepted, step.seconds]
+        call += [list(step.match_lengths), list(step.match_outcomes)]
+        self._write(json.dumps(call) + "\n")
+        self._policy.observe(step)
 
 
 def replay(policy: Policy, lines: Iterable[str]) -> Iterator[tuple[Strategy, Strategy]]:
-    """(chosen then, chosen now) of every choice of a trace, by a policy in its first state.
+    """Yield (choice in the trace, choice now) for every choice, by a policy in its first state.
 
-    A last line that is cut off, as of an engine that was killed, ends it. Raises ValueError for
-    anything else that is no trace.
+    A last line without its end, as a killed engine leaves it, ends the replay. Raises ValueError
+    for any other line that is not one of a trace.
     """
     for line in lines:
         if not line.endswith("\n"):
@@ -47,12 +49,12 @@ def replay(policy: Policy, lines: Iterable[str]) -> Iterator[tuple[Strategy, Str
         try:
             call, *rest = json.loads(line)
             if call == "choose":
-                batch_size, endings, chosen = rest
-                yield parse(chosen), policy.choose(batch_size, endings)
+                batch_size, match_lengths, choice = rest
+                yield parse(choice), policy.choose(batch_size, match_lengths)
             elif call == "observe":
                 strategy, *figures = rest
                 policy.observe(Observation(parse(strategy), *figures))
             else:
                 raise ValueError(call)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"no line of a trace: {line.strip()[:100]}") from error
+            raise ValueError(f"not a line of a policy trace: {line.strip()[:100]}") from error

@@ -1,4 +1,4 @@
-"""The capture plan: what is shared, what a batch size can reach, and what a budget leaves out."""
+"""The capture plan: shared graphs, the reach of a batch size, and what a budget drops."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tlt_sglang.graphs import commands
+from tlt_sglang.graphs.model_plan import BATCH_SIZES
 from tlt_sglang.graphs.plan import Graph, Use, needs, plan
-from tlt_sglang.graphs.planned import BATCH_SIZES
-from tlt_sglang.graphs.sizes import GPUS, Sizes, step_seconds, worth
-from tlt_sglang.strategy.arms import Strategy, parse
+from tlt_sglang.graphs.sizes import GPUS, ModelSizes, expected_throughput, step_seconds
+from tlt_sglang.strategy.strategies import Strategy, parse
 
 OFF = parse("off")
 WIDE, CHAIN, NGRAM = parse("eagle3:5x8x32"), parse("eagle3:3x1x4"), parse("ngram:4")
@@ -24,20 +24,20 @@ LLAMA = {
     "num_hidden_layers": 32,
     "vocab_size": 128256,
 }
-SIZES = Sizes.of(LLAMA, 32000)
+SIZES = ModelSizes.from_config(LLAMA, 32000)
 
 
 def each(graphs: Collection[Graph]) -> int:
-    """A byte for each graph."""
+    """Return a byte for each graph."""
     return len(graphs)
 
 
-def even(arm: Strategy, size: int) -> float:
-    """A strategy is worth the tokens it verifies."""
-    return float(arm.num_draft_tokens)
+def even(strategy: Strategy, size: int) -> float:
+    """Return the tokens that a strategy verifies, as its expected throughput."""
+    return float(strategy.num_draft_tokens)
 
 
-def test_what_a_strategy_needs() -> None:
+def test_the_graphs_of_a_strategy() -> None:
     assert needs(Use(OFF, 4)) == (Graph("verify", (1,), 4),)
     assert needs(Use(NGRAM, 4)) == (Graph("verify", (4,), 4),)
     assert set(needs(Use(CHAIN, 4))) == {
@@ -49,40 +49,40 @@ def test_what_a_strategy_needs() -> None:
 
 
 def test_graphs_are_shared() -> None:
-    found = plan([CHAIN, NGRAM], [1, 2], each, None, even)
-    assert found.naive_bytes == 2 * (1 + 3 + 1)
-    assert found.shared_bytes == found.bytes == 2 * (1 + 3)
-    assert found.strategies(2) == [OFF, CHAIN, NGRAM]
+    made = plan([CHAIN, NGRAM], [1, 2], each, None, even)
+    assert made.naive_bytes == 2 * (1 + 3 + 1)
+    assert made.shared_bytes == made.bytes == 2 * (1 + 3)
+    assert made.strategies(2) == [OFF, CHAIN, NGRAM]
 
 
 def test_wide_strategies_are_for_small_batches() -> None:
-    found = plan([WIDE, CHAIN], [1, 8, 64], each, None, even, max_rows=256)
-    assert [found.strategies(size) for size in (1, 8, 64)] == [
+    made = plan([WIDE, CHAIN], [1, 8, 64], each, None, even, max_rows=256)
+    assert [made.strategies(size) for size in (1, 8, 64)] == [
         [OFF, WIDE, CHAIN],
         [OFF, WIDE, CHAIN],
         [OFF, CHAIN],
     ]
-    found = plan([WIDE, CHAIN], [1, 8, 64], each, None, even, max_batch=8)
-    assert found.strategies(64) == [OFF]
+    made = plan([WIDE, CHAIN], [1, 8, 64], each, None, even, max_batch=8)
+    assert made.strategies(64) == [OFF]
 
 
-def test_a_budget_drops_what_is_missed_least() -> None:
-    """Of two strategies the better one stays; plain decoding always does."""
+def test_a_budget_drops_the_least_useful_graphs() -> None:
+    """The better one of two strategies stays; plain decoding always does."""
     for budget in range(2, 9):
-        found = plan([WIDE, CHAIN], [1, 2], each, budget, even)
-        assert found.bytes <= budget
-        assert {Use(OFF, 1), Use(OFF, 2)} <= set(found.uses)
-        assert set(found.uses).isdisjoint(found.dropped)
-        kept = {use for use in found.uses if use.strategy != OFF}
+        made = plan([WIDE, CHAIN], [1, 2], each, budget, even)
+        assert made.bytes <= budget
+        assert {Use(OFF, 1), Use(OFF, 2)} <= set(made.uses)
+        assert set(made.uses).isdisjoint(made.dropped)
+        kept = {use for use in made.uses if use.strategy != OFF}
         if kept:  # a CHAIN is kept only where the budget has room for WIDE, too
-            assert all(Use(WIDE, size) in kept for arm, size in kept)
+            assert all(Use(WIDE, size) in kept for strategy, size in kept)
     with pytest.raises(ValueError, match="plain decoding alone"):
         plan([CHAIN], [1, 2], each, 1, even)
 
 
 def test_losses_are_shares_of_the_throughput() -> None:
-    found = plan([WIDE], [1], each, 1, even)
-    assert found.dropped == {Use(WIDE, 1): pytest.approx(1 - 1 / 32)}
+    made = plan([WIDE], [1], each, 1, even)
+    assert made.dropped == {Use(WIDE, 1): pytest.approx(1 - 1 / 32)}
 
 
 def test_an_eight_billion_model_as_in_the_paper() -> None:
@@ -91,15 +91,15 @@ def test_an_eight_billion_model_as_in_the_paper() -> None:
     pool = [parse(t) for t in ("eagle3:8x10x64", "eagle3:6x8x48", "eagle3:5x6x32", "eagle3:4x4x16")]
     sizes = [size for size in BATCH_SIZES if size <= 128]
 
-    def h100(arm: Strategy, size: int) -> float:
-        return worth(SIZES, GPUS["h100"], arm, size)
+    def h100(strategy: Strategy, size: int) -> float:
+        return expected_throughput(SIZES, GPUS["h100"], strategy, size)
 
     single = plan(pool[:1], sizes, SIZES.memory, None, h100, max_rows=10**9)
-    found = plan(pool, sizes, SIZES.memory, None, h100)
-    assert single.bytes < found.naive_bytes
-    assert found.naive_bytes > 2 * found.bytes
-    assert found.bytes <= 1.4 * single.bytes
-    assert 2e9 < found.bytes < found.shared_bytes <= found.naive_bytes < 60e9
+    made = plan(pool, sizes, SIZES.memory, None, h100)
+    assert single.bytes < made.naive_bytes
+    assert made.naive_bytes > 2 * made.bytes
+    assert made.bytes <= 1.4 * single.bytes
+    assert 2e9 < made.bytes < made.shared_bytes <= made.naive_bytes < 60e9
 
 
 def test_costs_grow_from_memory_bound_to_compute_bound() -> None:
@@ -129,11 +129,11 @@ def test_the_table(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--tlt-graph-memory-gb", "0.01"], "0.01 is not possible: plain decoding alone takes"),
         (["--tlt-strategies", "eagle9"], "Unknown strategy 'eagle9'"),
-        (["--max-running-requests", "0"], "is no batch"),
+        (["--max-running-requests", "0"], "'0' must be greater than 0"),
         (["--gpu", "abacus"], "invalid choice"),
     ],
 )
-def test_what_is_not_possible(
+def test_bad_flags_are_one_line(
     model: str, flags: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert commands.main(["--model", model, *flags]) in (1, 2)

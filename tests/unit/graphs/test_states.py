@@ -1,4 +1,4 @@
-"""Which runtime states are built for a pool, and with which graphs; SGLang's worker is a mock."""
+"""Runtime states of a pool: which are built, and with which graphs. SGLang's worker is a mock."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tlt_sglang.graphs.states import States
-from tlt_sglang.strategy.arms import Strategy, parse
+from tlt_sglang.graphs.states import RuntimeStates
+from tlt_sglang.strategy.strategies import Strategy, parse
 
 OFF, CHAIN, TREE, NGRAM = Strategy("off"), *map(parse, ("eagle:3x1x4", "eagle:3x4x8", "ngram:4"))
 
@@ -37,7 +37,7 @@ GRAPH = Bag(cuda_graph_config={"decode": {"bs": ALL_SIZES}})
 
 @dataclass
 class SpecRuntimeState:
-    """SGLang's, as far as it counts here."""
+    """SGLang's class, reduced to the fields that are switched."""
 
     speculative_num_steps: int
     speculative_num_draft_tokens: int
@@ -114,9 +114,9 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
 
 
 def test_only_what_is_missing_is_built(worker: Worker) -> None:
-    """The tree is there, and n-grams are verified in the chain's graphs."""
+    """SGLang has built the tree, and n-grams are verified in the graphs of the chain."""
     captured = {OFF: [1, 2, 4], CHAIN: [1, 2], TREE: [1], NGRAM: [1, 2]}
-    states = States(worker, [OFF, CHAIN, TREE, NGRAM], captured)
+    states = RuntimeStates(worker, [OFF, CHAIN, TREE, NGRAM], captured)
     assert worker.built == [(3, 1, 4, [1, 2]), (0, 1, 1, [1, 2, 4])]
     assert states.strategies == (OFF, CHAIN, TREE, NGRAM)
     assert states.current == OFF
@@ -129,17 +129,17 @@ def test_only_what_is_missing_is_built(worker: Worker) -> None:
         assert worker.topk == worker._draft_worker.topk == 1
 
 
-def test_without_a_plan_sglang_says_what_is_captured(worker: Worker) -> None:
-    States(worker, [NGRAM, CHAIN])
+def test_without_a_plan_sglang_names_the_batch_sizes(worker: Worker) -> None:
+    RuntimeStates(worker, [NGRAM, CHAIN])
     assert worker.built == [(3, 1, 4, ALL_SIZES)]
 
 
-def test_what_a_plan_leaves_out_is_not_captured(worker: Worker) -> None:
-    States(worker, [OFF, CHAIN], {OFF: [1]})
+def test_batch_sizes_outside_the_plan_are_not_captured(worker: Worker) -> None:
+    RuntimeStates(worker, [OFF, CHAIN], {OFF: [1]})
     assert worker.built == [(3, 1, 4, []), (0, 1, 1, [1])]
 
 
 def test_the_configuration_is_as_before_afterwards(worker: Worker) -> None:
-    States(worker, [OFF, CHAIN], {OFF: [1]})
+    RuntimeStates(worker, [OFF, CHAIN], {OFF: [1]})
     assert SPEC.speculative_eagle_topk == 4
     assert GRAPH.cuda_graph_config == {"decode": {"bs": ALL_SIZES}}

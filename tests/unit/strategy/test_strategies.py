@@ -1,11 +1,11 @@
-"""How strategies are written, and which are possible."""
+"""The notation of strategies: what it accepts, and the error for anything else."""
 
 from __future__ import annotations
 
 import pytest
 
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.strategy.arms import MAX_TOKENS, SYNTAX, Strategy, parse
+from tlt_sglang.strategy.strategies import MAX_TOKENS, SYNTAX, Strategy, parse
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from tlt_sglang.strategy.arms import MAX_TOKENS, SYNTAX, Strategy, parse
         ("eagle3:5x8x32", Strategy("eagle3", 5, 8, 32)),
     ],
 )
-def test_what_is_written_is_what_is_read(text: str, strategy: Strategy) -> None:
+def test_parsing_and_formatting_are_inverse(text: str, strategy: Strategy) -> None:
     assert parse(text) == strategy
     assert str(strategy) == text
 
@@ -58,7 +58,7 @@ def test_case_space_and_leading_zeros_do_not_matter(text: str) -> None:
         "eagle:3x1x4; rm -rf /",
     ],
 )
-def test_what_is_no_strategy_gets_the_syntax(text: str) -> None:
+def test_the_error_of_an_unknown_strategy_has_the_syntax(text: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse(text)
     assert str(error.value) == f"Unknown strategy {text.strip().lower()!r}; write {SYNTAX}."
@@ -83,7 +83,7 @@ def test_what_is_no_strategy_gets_the_syntax(text: str) -> None:
         ("eagle:2x2x8", "such a tree has only 6 nodes"),
     ],
 )
-def test_an_impossible_strategy_gets_the_reason(text: str, reason: str) -> None:
+def test_the_error_of_an_impossible_strategy_has_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse(text)
     assert str(error.value) == f"Strategy {text!r} is not possible: {reason}."

@@ -1,6 +1,6 @@
-"""Strategies and how they are written: `eagle:4x4x16`, `eagle3:3x1x4`, `ngram:8`, `off`.
+"""Strategies and their notation: `eagle:4x4x16`, `eagle3:3x1x4`, `ngram:8`, `off`.
 
-Pure: strings in, values out.
+Pure: parses and formats strings. It neither chooses a strategy nor runs one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 from tlt_sglang.errors import ConfigError
 
-Drafter = Literal["off", "ngram", "eagle", "eagle3"]
+DrafterName = Literal["off", "ngram", "eagle", "eagle3"]
 
 SYNTAX = "eagle:STEPSxTOPKxTOKENS, eagle3:STEPSxTOPKxTOKENS, ngram:TOKENS or off"
 MAX_TOKENS = 64
@@ -25,13 +25,13 @@ _NGRAM = re.compile(r"ngram:([0-9]{1,6})")
 class Strategy:
     """One way to decode a step: who drafts, how deep, how wide, how much is verified."""
 
-    drafter: Drafter
+    drafter: DrafterName
     num_steps: int = 0
-    """Draft depth; 0 for `off` and `ngram` (whose depth the corpus decides)."""
+    """Draft depth; 0 for `off` and `ngram` (whose depth the index decides)."""
     topk: int = 1
     """Branches kept at each depth."""
     num_draft_tokens: int = 1
-    """Tokens the target verifies per step, the last committed one among them."""
+    """Tokens of a request that the target verifies in a step, the last committed one included."""
 
     def __str__(self) -> str:
         if self.drafter == "off":
@@ -41,31 +41,38 @@ class Strategy:
         return f"{self.drafter}:{self.num_steps}x{self.topk}x{self.num_draft_tokens}"
 
 
-TRUSTED_ENDING = 4
-"""Tokens of an ending that was there before from which on chains draft what followed it, and not
-what the learned drafter says."""
+TRUSTED_MATCH = 4
+"""Shortest suffix match, in tokens, whose continuation a chain verifies instead of the learned
+drafter's tokens."""
 
 
-def repeats(strategy: Strategy, ending: int) -> bool:
-    """Whether a request whose ending is so long is drafted what followed it before."""
+def uses_match(strategy: Strategy, match_length: int) -> bool:
+    """Return whether a request with this suffix match length is drafted from the n-gram index."""
     if strategy.drafter == "ngram":
-        return ending > 0
-    return strategy.num_steps > 0 and strategy.topk == 1 and ending >= TRUSTED_ENDING
+        return match_length > 0
+    return strategy.num_steps > 0 and strategy.topk == 1 and match_length >= TRUSTED_MATCH
+
+
+def depth_of(strategy: Strategy) -> int:
+    """Return the largest number of drafts that can be accepted in one step."""
+    if strategy.drafter == "ngram":
+        return strategy.num_draft_tokens - 1
+    return strategy.num_steps
 
 
 def envelope(pool: Sequence[Strategy]) -> Strategy:
-    """A strategy as large as each of `pool`, which has one drafter besides `off` and `ngram`."""
+    """Return a strategy as large as each of `pool`, which has one learned drafter at most."""
     if len(pool) == 1:
         return pool[0]
-    learned = [arm for arm in pool if arm.drafter in ("eagle", "eagle3")]
-    # N-grams are verified as a chain.
-    depths = (arm.num_draft_tokens - 1 if arm.drafter == "ngram" else arm.num_steps for arm in pool)
-    tokens = max(arm.num_draft_tokens for arm in pool)
-    return Strategy(learned[0].drafter, max(depths), max(arm.topk for arm in pool), tokens)
+    learned = [strategy for strategy in pool if strategy.drafter in ("eagle", "eagle3")]
+    # N-grams are verified as a chain, so that their depth is that of a chain as wide.
+    depth = max(depth_of(strategy) for strategy in pool)
+    tokens = max(strategy.num_draft_tokens for strategy in pool)
+    return Strategy(learned[0].drafter, depth, max(strategy.topk for strategy in pool), tokens)
 
 
 def parse(text: str) -> Strategy:
-    """The strategy that `text` names.
+    """Return the strategy that `text` names.
 
     Raises ConfigError with the accepted syntax, or with the bound that a number breaks.
     """
@@ -86,7 +93,7 @@ def parse(text: str) -> Strategy:
         else:
             nodes = topk + (steps - 1) * topk * topk
             _check(text, tokens - 1 <= nodes, f"such a tree has only {nodes} nodes")
-        drafter: Drafter = "eagle3" if match[1] == "eagle3" else "eagle"
+        drafter: DrafterName = "eagle3" if match[1] == "eagle3" else "eagle"
         return Strategy(drafter, steps, topk, tokens)
     raise ConfigError(f"Unknown strategy {text!r}; write {SYNTAX}.")
 
