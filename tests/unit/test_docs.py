@@ -1,0 +1,117 @@
+"""The pages name files that exist, link to headings that exist, and list the patches that exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tlt_sglang import __version__
+from tlt_sglang.patches import all_patches
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+)
+
+FENCE = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\[(?:[^\[\]]|\\.)*\]\(([^()\s]+)\)")
+FOLDERS = ("benchmarks", "docs", "launch", "patches", "requirements", "tests", "tlt_sglang", ".ci")
+FILE = re.compile(rf"(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*")
+"""What a path of this repository looks like; others are placeholders or files of a user's."""
+
+
+def prose(page: Path) -> str:
+    """Return a page without its fenced blocks, whose paths may be examples."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def slugs(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+def files_named(page: Path) -> Iterator[str]:
+    """Yield what stands in backticks and looks like a path of this repository."""
+    for text in CODE.findall(prose(page)):
+        yield from (word for word in text.split() if FILE.fullmatch(word))
+
+
+def links(page: Path) -> Iterator[str]:
+    """Yield the links that lead into this repository."""
+    for target in LINK.findall(prose(page)):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def names(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+def test_the_pages_are_found() -> None:
+    assert {"README.md", "docs/overview.md", "docs/internals/cpu.md"} <= set(names(PAGES))
+    assert sum(len(list(files_named(page))) for page in PAGES) > 40
+    assert sum(len(list(links(page))) for page in PAGES) > 100
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    missing = [name for name in files_named(page) if not list(ROOT.glob(name.rstrip("/")))]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_link_of_a_page_resolves(page: Path) -> None:
+    broken = []
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in slugs(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / target.partition("#")[0]).resolve() for target in links(index)}
+    pages = {page for page in PAGES if page.is_relative_to(ROOT / "docs")} - {index}
+    assert pages <= linked
+
+
+def test_the_gpu_page_lists_the_patches_that_apply_on_cuda() -> None:
+    page = prose(ROOT / "docs" / "gpu.md")
+    listed = {
+        file: CODE.findall(targets)
+        for file, targets in re.findall(r"^\| \[(\w+\.py)\]\(.*?\) \| (.*?) \|", page, re.MULTILINE)
+    }
+    expected: dict[str, list[str]] = {}
+    for patch in all_patches():
+        if patch.only_on != "cpu":
+            expected.setdefault(patch.file, []).append(patch.qualname)
+    assert {file: set(targets) for file, targets in listed.items()} == {
+        file: set(targets) for file, targets in expected.items()
+    }
+
+
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    versions = re.findall(
+        r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert versions[0] == __version__
+
+
+def test_every_page_and_test_that_code_names_exists() -> None:
+    code = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")]
+    missing = {
+        (str(path.relative_to(ROOT)), name)
+        for path in code
+        if path.suffix in (".py", ".sh")
+        for name in re.findall(r"\b(?:docs|tests)/[\w/-]+\.(?:md|py)\b", path.read_text("utf-8"))
+        if not (ROOT / name).exists()
+    }
+    assert missing == set()
