@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from tlt_sglang.config.config import VARIABLE
+from tlt_sglang.config.settings import VARIABLE
 from tlt_sglang.errors import ConfigError, TltError
 from tlt_sglang.patches import all_patches
 from tlt_sglang.patching.patch import Patch, inspect_patches, table

@@ -51,7 +51,7 @@ class Bench:
 
     def sidecar(self, store: Path, *flags: str, core: int | None = None) -> Sidecar:
         """A sidecar for this store, on another core."""
-        words = ["-m", "tlt_sglang.cli", "sidecar", "--store", str(store), *flags]
+        words = ["-m", "tlt_sglang.cli", "sidecar", "--tlt-store", str(store), *flags]
         started = Sidecar("sidecar", words, 1, self.logs)
         started.store = store
         self.keep(started, self.cores[1] if core is None else core)

@@ -17,7 +17,7 @@ _MODULE = "sglang.srt.server_args"
     digests={"0.5.23": "d06b7dc84e127611"},
 )
 def resolve_once(original: Any, args: Any) -> None:
-    from tlt_sglang.config.arguments import native_fields
+    from tlt_sglang.config.sglang_arguments import native_fields
     from tlt_sglang.engine import engine
 
     assert engine.current is not None
@@ -41,7 +41,7 @@ def resolve_once(original: Any, args: Any) -> None:
 def check_server_args(original: Any, args: Any) -> None:
     from sglang.srt.arg_groups.overrides import resolved_view
 
-    from tlt_sglang.config.arguments import check_resolved
+    from tlt_sglang.config.sglang_arguments import check_resolved
     from tlt_sglang.engine import engine
 
     assert engine.current is not None

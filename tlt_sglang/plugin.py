@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import traceback
 
-from tlt_sglang.config import config as configuration
+from tlt_sglang.config import sources
 from tlt_sglang.errors import TltError, end_process
 
 
 def load() -> None:
     """Put every patch in force in this process, if TLT is on."""
     try:
-        config = configuration.from_environment()
+        config = sources.from_environment()
         if config is None:
             return
         from tlt_sglang.engine import engine
@@ -25,7 +25,7 @@ def load() -> None:
 
         if engine.current is not None:
             return
-        device = configuration.engine_device()
+        device = sources.engine_device()
         patcher = Patcher(all_patches(), device)
         patcher.apply()
         patcher.verify()

@@ -16,9 +16,9 @@ from tests.support.fitting import Tiny
 from tests.support.identity import LENGTH, PINNED, POOL, Reference
 from tests.support.servers import Server, Servers
 from tests.support.tiny import greedily
-from tlt_sglang.config.config import Config
+from tlt_sglang.config.settings import Config
 from tlt_sglang.strategy import policies
-from tlt_sglang.strategy.arms import parse
+from tlt_sglang.strategy.strategies import parse
 from tlt_sglang.strategy.trace import replay
 
 TINY = (

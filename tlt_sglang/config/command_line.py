@@ -1,16 +1,34 @@
-"""What the commands of `tlt` have in common: their exit status, their help, their numbers."""
+"""What the commands of `tlt` share: the parser, the exit status, help, and types of arguments."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from tlt_sglang.errors import FlagError, TltError
 
+WHOLE_DIGITS = 9
+"""Most digits of a whole number, so that nothing overflows."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises FlagError, a sentence, where argparse prints its usage and exits."""
+
+    def __init__(
+        self, prog: str, description: str | None = None, allow_abbrev: bool = False
+    ) -> None:
+        super().__init__(
+            prog=prog, description=description, add_help=False, allow_abbrev=allow_abbrev
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise FlagError(f"Bad flags: {message}; see --help.")
+
 
 def run(name: str, body: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Exit status of the command `name`: 0 done, 1 a problem (one sentence), 2 bad usage."""
+    """Run the command `name` and return its exit status: 0 done, 1 a problem, 2 bad usage."""
     try:
         body(argv)
     except TltError as error:
@@ -19,23 +37,23 @@ def run(name: str, body: Callable[[Sequence[str]], None], argv: Sequence[str]) -
     return 0
 
 
-def helped(parser: argparse.ArgumentParser, argv: Sequence[str]) -> bool:
-    """Whether help was asked for; then it is printed."""
+def print_help(parser: argparse.ArgumentParser, argv: Sequence[str]) -> bool:
+    """Print the help and return True if `argv` requests it."""
     if any(word in ("-h", "--help") for word in argv):
         parser.print_help()
         return True
     return False
 
 
-def amount(text: str) -> int:
-    """A whole number below a milliard, as the type of a flag."""
-    if not text.isdecimal() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+def whole_number(text: str) -> int:
+    """Return the whole number from 0 on that `text` stands for; the type of an argument."""
+    if not text.isdecimal() or len(text) > WHOLE_DIGITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
-def count(text: str) -> int:
-    """Such a number above 0."""
-    if not amount(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+def positive_number(text: str) -> int:
+    """Return the whole number from 1 on that `text` stands for; the type of an argument."""
+    if not whole_number(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be greater than 0")
     return int(text)

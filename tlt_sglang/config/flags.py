@@ -1,95 +1,84 @@
-"""SGLang's flags, as far as our checks need them, read before SGLang is imported.
-
-Importing SGLang takes seconds; with this a wrong flag is refused at once. What cannot be read here
-(a flag with a value that is no number, or one written in a YAML file) is left to SGLang, after
-which the same checks run again on its own arguments. Runs in the launcher.
-"""
+"""The `--tlt-*` flags: generated from the settings, and read back into a configuration."""
 
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
 
-from tlt_sglang.errors import FlagError
-
-
-class Parser(argparse.ArgumentParser):
-    """A wrong flag raises FlagError, a sentence, in place of the usage and the end."""
-
-    def __init__(
-        self, prog: str, description: str | None = None, allow_abbrev: bool = False
-    ) -> None:
-        super().__init__(
-            prog=prog, description=description, add_help=False, allow_abbrev=allow_abbrev
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise FlagError(f"Bad flags: {message}; see --help.")
+from tlt_sglang.config import sources
+from tlt_sglang.config.setting import SWITCH, Setting, as_word
+from tlt_sglang.config.settings import SETTINGS, VARIABLE, Config
 
 
-@dataclass
-class Flags:
-    """Fields of SGLang's `ServerArgs`, with its defaults; see `config.arguments.Arguments`."""
+class FlagGroup(Protocol):
+    """A parser or a group of one, to which flags can be added."""
 
-    model_path: str = ""
-    host: str = "127.0.0.1"
-    port: str = "30000"
-    device: str | None = None
-    dtype: str = "auto"
-    quantization: str | None = None
-    kv_cache_dtype: str = "auto"
-    tp_size: int = 1
-    dp_size: int = 1
-    pp_size: int = 1
-    page_size: int | None = None
-    max_total_tokens: int | None = None
-    max_running_requests: int | None = None
-    mem_fraction_static: float | None = None
-    attention_backend: str | None = None
-    speculative_algorithm: str | None = None
-    speculative_draft_model_path: str | None = None
-    speculative_num_steps: int | None = None
-    speculative_eagle_topk: int | None = None
-    speculative_num_draft_tokens: int | None = None
-    speculative_ngram_capacity: int = 10_000_000
-    speculative_adaptive: bool = False
-    speculative_use_rejection_sampling: bool = False
-    warmups: str | None = None
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add one flag."""
 
 
-_ALSO = {
-    "model_path": ["--model"],
-    "tp_size": ["--tensor-parallel-size", "--tp"],
-    "dp_size": ["--data-parallel-size", "--dp"],
-    "pp_size": ["--pipeline-parallel-size", "--pp"],
-    "speculative_draft_model_path": ["--speculative-draft-model"],
-}
+def add_flags(group: FlagGroup, settings: Iterable[Setting]) -> None:
+    """Add a flag for each setting; None stands for a flag that is not used."""
+    for setting in settings:
+        add_flag(group, setting)
 
 
-def read(argv: Sequence[str]) -> Flags:
-    """What `argv` says of them. Raises FlagError for a flag without its value."""
-    parser = Parser("sglang serve")
-    flags = Flags()
-    for name, default in vars(flags).items():
-        names = ["--" + name.replace("_", "-"), *_ALSO.get(name, [])]
-        if default is False:
-            parser.add_argument(*names, dest=name, action="store_true")
-        else:
-            parser.add_argument(*names, dest=name)
-    given, _ = parser.parse_known_args(list(argv))
-    for name, value in vars(given).items():
-        kind = str(Flags.__annotations__[name])
-        if isinstance(value, str) and "str" not in kind:
-            value = _number(value, "float" in kind)
-        if value is not None:
-            setattr(flags, name, value)
-    return flags
+def add_flag(group: FlagGroup, setting: Setting, default: str | None = None) -> None:
+    """Add the flag of one setting, in a command where its `default` may be another one."""
+    text = setting.flag_help if default is None else f"{setting.help} (default: {default})"
+    text = text.replace("%", "%%")
+    if setting.kind is SWITCH:
+        group.add_argument(setting.flag, action="store_const", const=True, help=text)
+        return
+    group.add_argument(
+        setting.flag,
+        type=setting.kind.parse,
+        default=default,
+        choices=setting.kind.choices or None,
+        metavar=setting.kind.metavar,
+        help=text,
+    )
 
 
-def _number(text: str, fraction: bool) -> int | float | None:
-    if fraction and re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,18}", text):
-        return float(text)
-    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+def add_config_flag(group: FlagGroup) -> None:
+    """Add the flag that names a configuration file."""
+    group.add_argument(
+        "--tlt-config",
+        metavar="FILE",
+        help=f"TOML file with settings; the server turns TLT on (default: {VARIABLE} of the "
+        "environment)",
+    )
+
+
+def base_config(args: argparse.Namespace) -> Config | None:
+    """Return the configuration of `--tlt-config` or of the environment; None without one."""
+    if args.tlt_config is not None:
+        return sources.from_file(Path(args.tlt_config))
+    return sources.from_environment()
+
+
+def flag_values(args: argparse.Namespace) -> dict[str, object]:
+    """Return the settings whose flags are used; raises ConfigError for a value out of range."""
+    words = {name: getattr(args, f"tlt_{name}", None) for name in SETTINGS}
+    return {name: SETTINGS[name].check(word) for name, word in words.items() if word is not None}
+
+
+def with_flags(config: Config, values: dict[str, object]) -> Config:
+    """Return `config` with the values of flags, which override it; raises ConfigError."""
+    fields: dict[str, Any] = values
+    changed = dataclasses.replace(config, **fields)
+    sources.check_combination(changed, "The command line")
+    return changed
+
+
+def to_flags(config: Config, settings: Iterable[Setting]) -> list[str]:
+    """Return the words that give another process those of `settings` that differ from defaults."""
+    words: list[str] = []
+    for setting in settings:
+        value = getattr(config, setting.name)
+        if value != setting.default:
+            words += [setting.flag] if setting.kind is SWITCH else [setting.flag, as_word(value)]
+    return words

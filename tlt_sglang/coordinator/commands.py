@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlt_sglang.config import command_line as commands
-from tlt_sglang.config.flags import Parser
-from tlt_sglang.coordinator.client import ask
+from tlt_sglang.config import command_line, flags
+from tlt_sglang.config.settings import SETTINGS, Config, settings_for
+from tlt_sglang.coordinator.client import query_status
 from tlt_sglang.coordinator.endpoints import default_endpoint, make_keys
 from tlt_sglang.coordinator.server import Server
 from tlt_sglang.coordinator.world import Rules
@@ -19,88 +18,73 @@ from tlt_sglang.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
-    return commands.run("coordinator", _coordinator, argv)
+    """Run the command and return its exit status: 0 done, 1 a problem, 2 bad usage."""
+    return command_line.run("coordinator", _coordinator, argv)
+
+
+def rules(config: Config) -> Rules:
+    """Return the coordinator's rules, with times in seconds."""
+    return Rules(
+        threshold=config.coordinator_threshold,
+        dwell=config.coordinator_dwell_ms / 1000,
+        preempt=config.preempt_ms / 1000,
+        timeout=config.coordinator_timeout_ms / 1000,
+    )
 
 
 def _coordinator(argv: Sequence[str]) -> None:
-    rules = Rules()
-    parser = Parser(
-        "tlt coordinator",
-        "Tells trainers when a device is theirs; see docs/internals/coordinator.md.",
-    )
-    add = parser.add_argument
-    add(
-        "--endpoint",
-        default=default_endpoint(),
-        metavar="ADDRESS",
-        help="ipc:///FOLDER/NAME or tcp://HOST:PORT (default: %(default)s)",
-    )
-    add(
-        "--tlt-preempt-ms",
-        type=commands.count,
-        default=round(1000 * rules.preempt),
-        metavar="MS",
-        help="within which a trainer has to stop (default: %(default)s)",
-    )
-    add(
-        "--threshold",
-        type=commands.amount,
-        default=rules.threshold,
-        metavar="N",
-        help="requests that may run beside training (default: 0)",
-    )
-    add(
-        "--dwell-ms",
-        type=commands.amount,
-        default=round(1000 * rules.dwell),
-        metavar="MS",
-        help="calm before training starts (default: %(default)s)",
-    )
-    add(
-        "--timeout-ms",
-        type=commands.count,
-        default=round(1000 * rules.timeout),
-        metavar="MS",
-        help="silence after which a member is forgotten (default: %(default)s)",
-    )
-    add("--key", type=Path, metavar="FILE", help="CURVE key; the secret one, to serve")
-    add("--make-keys", type=Path, metavar="DIR", help="write such keys, and end")
-    add("--status", action="store_true", help="print what the coordinator knows, and end")
-    if commands.helped(parser, argv):
+    parser = _parser()
+    if command_line.print_help(parser, argv):
         return
     args = parser.parse_args(argv)
     if args.make_keys is not None:
         public, secret = make_keys(args.make_keys)
         print(f"{secret} for the coordinator, {public} for its members; keep both private.")
-    elif args.status:
-        _status(args.endpoint, args.key)
+        return
+    config = flags.with_flags(flags.base_config(args) or Config(), flags.flag_values(args))
+    endpoint = config.coordinator or default_endpoint()
+    key = None if config.coordinator_key is None else Path(config.coordinator_key)
+    if args.status:
+        _print_status(endpoint, key)
     else:
-        _serve(args)
+        _serve(endpoint, rules(config), key)
 
 
-def _serve(args: argparse.Namespace) -> None:
-    rules = Rules(
-        threshold=args.threshold,
-        dwell=args.dwell_ms / 1000,
-        preempt=args.tlt_preempt_ms / 1000,
-        timeout=args.timeout_ms / 1000,
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(
+        "tlt coordinator",
+        "Share devices between inference and training: tell each trainer when it may use its "
+        "device, and when it must leave.",
     )
-    if args.endpoint.startswith("tcp://") and args.key is None:
+    flags.add_flag(parser, SETTINGS["coordinator"], default=default_endpoint())
+    flags.add_flags(parser, [s for s in settings_for("coordinator") if s.name != "coordinator"])
+    flags.add_config_flag(parser)
+    parser.add_argument(
+        "--make-keys", type=Path, metavar="DIR", help="Write new CURVE keys to DIR, and exit"
+    )
+    parser.add_argument(
+        "--status", action="store_true", help="Print the coordinator's devices, and exit"
+    )
+    return parser
+
+
+def _serve(endpoint: str, rules: Rules, key: Path | None) -> None:
+    if endpoint.startswith("tcp://") and key is None:
         print(
-            "tlt coordinator: without --key, whoever reaches this port may take part.",
+            "tlt coordinator: without --tlt-coordinator-key, anyone who reaches this port can take "
+            "part.",
             file=sys.stderr,
         )
     stop = threading.Event()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, lambda *_: stop.set())
-    server = Server(args.endpoint, rules, args.key)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server = Server(endpoint, rules, key)
     print(f"tlt coordinator: at {server.endpoint}", flush=True)
     server.run(stop)
 
 
-def _status(endpoint: str, key: Path | None) -> None:
-    status = ask(endpoint, key)
+def _print_status(endpoint: str, key: Path | None) -> None:
+    status = query_status(endpoint, key)
     if status is None:
         raise ConfigError(f"No coordinator answers at {endpoint}; start one: tlt coordinator.")
     for device, state in sorted(status.states.items()):

@@ -6,45 +6,71 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlt_sglang.config import command_line as commands
-from tlt_sglang.config.flags import Parser
+from tlt_sglang.config import command_line, flags
+from tlt_sglang.config.settings import SETTINGS
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.graphs.plan import Plan
-from tlt_sglang.graphs.planned import BATCH_SIZES, described, planned
+from tlt_sglang.graphs.model_plan import BATCH_SIZES, plan_for_model, plan_table
+from tlt_sglang.graphs.plan import CapturePlan
 from tlt_sglang.graphs.sizes import GPUS
-from tlt_sglang.strategy.arms import parse
+from tlt_sglang.strategy.strategies import parse
 
 STRATEGIES = "eagle3:5x8x32,eagle3:4x4x16,eagle3:3x4x8,eagle3:3x1x4,ngram:8"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
-    return commands.run("plan", _plan, argv)
+    """Run the command and return its exit status: 0 done, 1 a problem, 2 bad usage."""
+    return command_line.run("plan", _plan, argv)
 
 
 def _plan(argv: Sequence[str]) -> None:
-    parser = Parser(
-        "tlt plan", "Which graphs a pool of strategies needs, and their memory; needs no GPU."
-    )
-    add = parser.add_argument
-    add("--model", required=True, help="a folder with a config.json, a hub id, or smollm2-135m")
-    add("--gpu", choices=sorted(GPUS), default="h100", help="(default: h100)")
-    add("--tlt-strategies", default=STRATEGIES, metavar="S[,S]", help=f"(default: {STRATEGIES})")
-    add("--tlt-graph-memory-gb", type=float, metavar="GB", help="at most so much (default: any)")
-    add("--tlt-max-batch", type=int, metavar="N", help="no speculation above this batch size")
-    add("--max-running-requests", type=int, default=128, metavar="N", help="(default: 128)")
-    add("--draft-vocab", type=int, default=32000, metavar="N", help="(default: 32000)")
-    if commands.helped(parser, argv):
+    parser = _parser()
+    if command_line.print_help(parser, argv):
         return
-    args = parser.parse_args(argv)
-    print(described(_made(args)))
+    print(plan_table(_made(parser.parse_args(argv))))
 
 
-def _made(args: argparse.Namespace) -> Plan:
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(
+        "tlt plan",
+        "Plan the CUDA graphs that several strategies need, and their memory; needs no GPU.",
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="Target: a folder with a config.json, a hub id, or smollm2-135m",
+    )
+    parser.add_argument(
+        "--gpu",
+        choices=sorted(GPUS),
+        default="h100",
+        help="GPU to plan for (default: %(default)s)",
+    )
+    flags.add_flag(parser, SETTINGS["strategies"], default=STRATEGIES)
+    flags.add_flag(parser, SETTINGS["graph_memory_gb"])
+    flags.add_flag(parser, SETTINGS["max_batch"])
+    parser.add_argument(
+        "--max-running-requests",
+        type=command_line.positive_number,
+        default=128,
+        metavar="N",
+        help="Largest number of running requests (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draft-vocab",
+        type=command_line.positive_number,
+        default=32000,
+        metavar="N",
+        help="Number of tokens in the drafter's vocabulary (default: %(default)s)",
+    )
+    return parser
+
+
+def _made(args: argparse.Namespace) -> CapturePlan:
+    """Return the plan that the arguments ask for."""
+    flags.flag_values(args)  # raises for a value out of range
     most = args.max_running_requests
-    if most < 1:
-        raise ConfigError(f"--max-running-requests {most} is no batch; give 1 or more.")
-    return planned(
+    return plan_for_model(
         [parse(text) for text in args.tlt_strategies.split(",")],
         _config(args.model),
         draft_vocab=args.draft_vocab,
@@ -56,6 +82,7 @@ def _made(args: argparse.Namespace) -> Plan:
 
 
 def _config(model: str) -> dict[str, object]:
+    """Return the config.json of a folder or of a model on the hub; raises ConfigError."""
     import json
 
     from tlt_sglang.models.named import resolve_model
@@ -65,12 +92,12 @@ def _config(model: str) -> dict[str, object]:
         from transformers import AutoConfig
 
         try:
-            found: dict[str, object] = AutoConfig.from_pretrained(model).to_dict()
+            hub_config: dict[str, object] = AutoConfig.from_pretrained(model).to_dict()
         except (OSError, ValueError) as error:
             raise ConfigError(f"The model {model} has no config.json that can be read.") from error
-        return found
+        return hub_config
     try:
-        read: dict[str, object] = json.loads(path.read_text())
+        config: dict[str, object] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}).") from error
-    return read
+    return config

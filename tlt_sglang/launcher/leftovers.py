@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tlt_sglang.config.config import from_environment
+from tlt_sglang.config.sources import from_environment
 from tlt_sglang.harvest import announce, segments
 
 _FOLDER = Path("/dev/shm")

@@ -1,12 +1,12 @@
-"""What the launcher runs beside its server: the sidecar, and the coordinator of this one engine.
+"""The processes beside the launcher's server: the sidecar, and a coordinator for this one engine.
 
-The sidecar is a process of its own, started again if it dies, a little later each time; the engine
-never waits for it. The coordinator is a thread. Both end with the launcher, however that ends.
+The sidecar is a process of its own, which is started again if it dies, a little later each time;
+the engine never waits for it. The coordinator is a thread. Both end with the launcher, however that
+ends.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import logging
@@ -14,140 +14,67 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
 
-from tlt_sglang.config import command_line as commands
-from tlt_sglang.config.config import Config
+from tlt_sglang.config import flags
+from tlt_sglang.config.settings import SETTINGS, VARIABLE, Config, settings_for
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.weights import files
 
 logger = logging.getLogger(__name__)
 
-When = Literal["idle", "always"]
-AGAIN_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""Before the sidecar is started again; the last one for ever."""
+RESTART_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""Pauses before the sidecar is started again; the last one repeats."""
 END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What the launcher was asked for."""
+    """A sidecar that the launcher runs, with a coordinator if it needs one."""
 
-    when: When
     endpoint: str | None
-    """Of the coordinator to run; None: another one is used, or none is needed."""
-    preempt_ms: int
-    memory_gb: float
-    threads: int
-    cores: str
-    tensorboard: bool
+    """Address of the coordinator to run; None where another one is used, or none is needed."""
 
     def joined(self, config: Config) -> Config:
-        """`config` that reports to the coordinator that is run here."""
+        """Return `config` with the address of the coordinator that is run here."""
         if self.endpoint is None:
             return config
         return dataclasses.replace(config, coordinator=self.endpoint)
 
     def command(self, config: Config) -> list[str]:
-        """Of the sidecar's process."""
+        """Return the command of the sidecar's process."""
         assert config.store is not None
-        words = [
-            sys.executable,
-            "-m",
-            "tlt_sglang.cli",
-            "sidecar",
-            "--store",
-            config.store,
-            "--tlt-sidecar-memory-gb",
-            f"{self.memory_gb:g}",
-            "--threads",
-            str(self.threads),
-            "--cores",
-            self.cores,
-            "--parent",
-            str(os.getpid()),
-            "--tlt-preempt-ms",
-            str(self.preempt_ms),
-        ]
-        if self.tensorboard:
-            words.append("--tensorboard")
-        if self.when == "idle" and config.coordinator is not None:
-            words += ["--tlt-coordinator", config.coordinator]
-            if config.coordinator_key is not None:
-                words += ["--tlt-coordinator-key", config.coordinator_key]
-            if config.device_name is not None:
-                words += ["--tlt-device-name", config.device_name]
-        return words
+        if config.sidecar == "always":
+            config = dataclasses.replace(
+                config, coordinator=None, coordinator_key=None, device_name=None
+            )
+        words = [sys.executable, "-m", "tlt_sglang.cli", "sidecar", "--parent", str(os.getpid())]
+        return words + flags.to_flags(config, settings_for("sidecar"))
 
 
-def add_flags(group: Any) -> None:
-    """Those of the launcher alone."""
-    add = group.add_argument
-    add(
-        "--tlt-sidecar",
-        choices=get_args(When),
-        help="train the drafter beside the server: while it is idle, or always",
-    )
-    add(
-        "--tlt-preempt-ms",
-        type=commands.count,
-        metavar="MS",
-        help="within which an idle sidecar leaves the device when work comes (default: 500)",
-    )
-    add(
-        "--tlt-sidecar-memory-gb",
-        type=float,
-        metavar="GB",
-        help="of what it trains on (default: 2)",
-    )
-    add(
-        "--tlt-sidecar-threads",
-        type=commands.count,
-        metavar="N",
-        help="of a sidecar on CPU (default: 1)",
-    )
-    add(
-        "--tlt-sidecar-tensorboard",
-        action="store_const",
-        const=True,
-        help="it writes TensorBoard scalars to STORE/tensorboard",
-    )
-    add("--tlt-sidecar-cores", metavar="N[,N]", help="of a sidecar on CPU (default: any)")
+def options(config: Config | None, flag_names: Collection[str] = ()) -> Sidecar | None:
+    """Return the sidecar that `config` asks for, or None.
 
-
-def options(given: argparse.Namespace, config: Config | None) -> Sidecar | None:
-    """What the flags ask for. Raises ConfigError where they cannot be together."""
-    names = (
-        "preempt_ms",
-        "sidecar_memory_gb",
-        "sidecar_threads",
-        "sidecar_cores",
-        "sidecar_tensorboard",
-    )
-    said = {name: getattr(given, f"tlt_{name}") for name in names}
-    if given.tlt_sidecar is None:
-        for name, value in said.items():
-            if value is not None:
-                flag = "--tlt-" + name.replace("_", "-")
-                raise ConfigError(f"{flag} has no effect without --tlt-sidecar; add it.")
+    `flag_names` are the settings that come from flags. Raises ConfigError for those that only a
+    sidecar reads where there is none, and for a sidecar that has nothing to train.
+    """
+    if config is None or config.sidecar is None:
+        for name in flag_names:
+            if not {"engine", "launcher"} & set(SETTINGS[name].used_by):
+                raise ConfigError(
+                    f"{SETTINGS[name].flag} has no effect without --tlt-sidecar; add it."
+                )
         return None
-    if config is None or config.store_path is None:
-        raise ConfigError("--tlt-sidecar trains into a store of versions; give --tlt-store DIR.")
+    if config.store_path is None:
+        raise ConfigError("--tlt-sidecar needs a store to publish to; give --tlt-store DIR.")
     if not config.harvests:
-        raise ConfigError("--tlt-sidecar has nothing to learn from with --tlt-harvest-gb 0.")
+        raise ConfigError(
+            "--tlt-sidecar has nothing to learn from with --tlt-harvest-gb 0; give more than 0."
+        )
     files.check(config.store_path)
-    own = given.tlt_sidecar == "idle" and config.coordinator is None
-    return Sidecar(
-        given.tlt_sidecar,
-        f"ipc:///tmp/tlt-{os.getuid()}/coordinator-{os.getpid()}" if own else None,
-        said["preempt_ms"] or 500,
-        said["sidecar_memory_gb"] or 2.0,
-        said["sidecar_threads"] or 1,
-        said["sidecar_cores"] or "",
-        bool(said["sidecar_tensorboard"]),
-    )
+    own = config.sidecar == "idle" and config.coordinator is None
+    return Sidecar(f"ipc:///tmp/tlt-{os.getuid()}/coordinator-{os.getpid()}" if own else None)
 
 
 _stop: threading.Event | None = None
@@ -156,7 +83,7 @@ _threads: list[threading.Thread] = []
 
 @contextlib.contextmanager
 def running(sidecar: Sidecar | None, config: Config) -> Iterator[None]:
-    """The sidecar and its coordinator run within."""
+    """Run the sidecar and its coordinator within."""
     global _stop
     if sidecar is None:
         yield
@@ -164,10 +91,10 @@ def running(sidecar: Sidecar | None, config: Config) -> Iterator[None]:
     _stop = threading.Event()
     bodies = [lambda stop: _keep(sidecar.command(config), stop)]
     if sidecar.endpoint is not None:
+        from tlt_sglang.coordinator.commands import rules
         from tlt_sglang.coordinator.server import Server
-        from tlt_sglang.coordinator.world import Rules
 
-        server = Server(sidecar.endpoint, Rules(preempt=sidecar.preempt_ms / 1000))
+        server = Server(sidecar.endpoint, rules(config))
         bodies.append(server.run)
     for body in bodies:
         thread = threading.Thread(target=body, args=(_stop,), daemon=True)
@@ -180,7 +107,7 @@ def running(sidecar: Sidecar | None, config: Config) -> Iterator[None]:
 
 
 def stop() -> None:
-    """End what runs; nothing where nothing does."""
+    """End the sidecar and the coordinator, if they run."""
     if _stop is not None:
         _stop.set()
     while _threads:
@@ -188,10 +115,12 @@ def stop() -> None:
 
 
 def _keep(command: list[str], stop: threading.Event) -> None:
-    """Keep a process running until `stop`."""
+    """Keep a process running until `stop` is set."""
+    # Its flags are the whole of its configuration.
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     starts = 0
     while not stop.is_set():
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
         while process.poll() is None and not stop.wait(0.2):
             pass
         if process.poll() is None:
@@ -204,10 +133,10 @@ def _keep(command: list[str], stop: threading.Event) -> None:
             return
         if stop.is_set():
             return
-        pause = AGAIN_SECONDS[min(starts, len(AGAIN_SECONDS) - 1)]
+        pause = RESTART_SECONDS[min(starts, len(RESTART_SECONDS) - 1)]
         starts += 1
         logger.warning(
-            "The sidecar ended with status %s; it is started again in %g s",
+            "The sidecar exited with status %s; it is started again in %g s",
             process.returncode,
             pause,
         )

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tlt_sglang.config.config import Config
+from tlt_sglang.config.settings import Config
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.models import drafter_checkpoint as checkpoint
 

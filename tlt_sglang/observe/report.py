@@ -11,7 +11,9 @@ from typing import Any
 
 from tlt_sglang import __version__
 from tlt_sglang.config import command_line as commands
-from tlt_sglang.config.flags import Parser
+from tlt_sglang.config import flags
+from tlt_sglang.config.command_line import Parser
+from tlt_sglang.config.settings import SETTINGS
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.observe import events
 from tlt_sglang.observe.events import Events, Second
@@ -27,20 +29,29 @@ svg { width: 100%; height: auto; } .note { color: #5a6570; }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
+    """Run the command and return its exit status: 0 done, 1 a problem, 2 bad usage."""
     return commands.run("report", _report, argv)
 
 
 def _report(argv: Sequence[str]) -> None:
-    parser = Parser("tlt report", "A page of what an engine did, from its event log.")
-    parser.add_argument("events", type=Path, help="the file of --tlt-events")
-    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE")
-    parser.add_argument("--store", type=Path, metavar="DIR", help="of drafter versions, if any")
-    if commands.helped(parser, argv):
+    parser = Parser("tlt report", "Write a page about a run, from its event log.")
+    parser.add_argument(
+        "events", type=Path, metavar="EVENTS", help="Event log, the file of --tlt-events"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="File to write the page to (default: report.html)",
+    )
+    flags.add_flag(parser, SETTINGS["store"])
+    if commands.print_help(parser, argv):
         return
     args = parser.parse_args(argv)
     found = events.read(args.events)
-    gates = events.training(args.store / "training.jsonl") if args.store else ()
+    gates = events.training(Path(args.tlt_store) / "training.jsonl") if args.tlt_store else ()
     text = page(found, gates, str(args.events))
     try:
         args.out.write_text(text, encoding="utf-8")

@@ -21,7 +21,7 @@ class Scalars:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise EnvironmentProblem(
-                "--tensorboard needs the package tensorboardX: pip install "
+                "--tlt-sidecar-tensorboard needs the package tensorboardX: pip install "
                 "'tlt-sglang[tensorboard]'."
             ) from error
         self._writer = SummaryWriter(str(folder), flush_secs=10)

@@ -18,8 +18,10 @@ from rich.panel import Panel
 from rich.table import Table
 
 from tlt_sglang.config import command_line as commands
-from tlt_sglang.config.flags import Parser
-from tlt_sglang.coordinator.client import ask
+from tlt_sglang.config import flags
+from tlt_sglang.config.command_line import Parser
+from tlt_sglang.config.settings import SETTINGS
+from tlt_sglang.coordinator.client import query_status
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 
 EVERY = 1.0
@@ -40,8 +42,18 @@ class Look:
     """States that the coordinator tells."""
 
 
+def top(argv: Sequence[str]) -> int:
+    """Run `tlt top` and return its exit status: 0 done, 1 a problem, 2 bad usage."""
+    return main(["top", *argv])
+
+
+def status(argv: Sequence[str]) -> int:
+    """Run `tlt status` and return its exit status: 0 done, 1 a problem, 2 bad usage."""
+    return main(["status", *argv])
+
+
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
+    """Run the command that `argv` begins with and return its exit status."""
     try:
         return commands.run(argv[0], _watch, argv)
     except KeyboardInterrupt:
@@ -50,14 +62,23 @@ def main(argv: Sequence[str]) -> int:
 
 def _watch(argv: Sequence[str]) -> None:
     command, rest = argv[0], argv[1:]
-    about = "What a server does, live." if command == "top" else "What a server does."
-    parser = Parser(f"tlt {command}", about)
-    parser.add_argument("--url", default="http://127.0.0.1:30000", help="default: %(default)s")
-    parser.add_argument("--tlt-coordinator", metavar="ADDRESS", help="also show its devices")
-    parser.add_argument("--api-key", default="", help="the server's admin key, if it has one")
+    when = "live" if command == "top" else "once"
+    parser = Parser(f"tlt {command}", f"Show what a server does, {when}.")
+    parser.add_argument(
+        "--url",
+        default="http://127.0.0.1:30000",
+        metavar="URL",
+        help="Address of the server (default: %(default)s)",
+    )
+    flags.add_flag(parser, SETTINGS["coordinator"])
+    parser.add_argument(
+        "--api-key", default="", metavar="KEY", help="Admin key of the server (default: none)"
+    )
     if command == "status":
-        parser.add_argument("--svg", type=Path, metavar="FILE", help="write it as a picture")
-    if commands.helped(parser, rest):
+        parser.add_argument(
+            "--svg", type=Path, metavar="FILE", help="Draw the status to an SVG file"
+        )
+    if commands.print_help(parser, rest):
         return
     args = parser.parse_args(rest)
 
@@ -106,7 +127,7 @@ def seen(url: str, key: str, coordinator: str | None) -> Look:
             sidecar = json.loads((Path(first["store"]) / "sidecar.json").read_text())
         except (OSError, ValueError):
             sidecar = {}
-    told = ask(coordinator, wait=0.3) if coordinator else None
+    told = query_status(coordinator, wait=0.3) if coordinator else None
     load = (loads.get("loads") or [{}])[0]
     return Look(time.monotonic(), status, load, sidecar, {} if told is None else told.states)
 

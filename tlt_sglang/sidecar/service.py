@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from tlt_sglang import __version__
 from tlt_sglang.config import command_line as commands
-from tlt_sglang.config.config import engine_device
-from tlt_sglang.config.flags import Parser
+from tlt_sglang.config import flags
+from tlt_sglang.config.command_line import Parser
+from tlt_sglang.config.settings import Config, settings_for
+from tlt_sglang.config.sources import engine_device
 from tlt_sglang.coordinator import messages as told
 from tlt_sglang.coordinator.client import Client
-from tlt_sglang.errors import ConfigError, EnvironmentProblem, TltError
+from tlt_sglang.errors import ConfigError, EnvironmentProblem, FlagError, TltError
 from tlt_sglang.harvest import announce, segments
 from tlt_sglang.harvest.announce import Announcement
 from tlt_sglang.observe.scalars import Scalars
@@ -54,7 +56,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Options:
-    """What `tlt sidecar` was asked for."""
+    """The settings of one sidecar process."""
 
     store: Path
     memory_gb: float
@@ -64,16 +66,17 @@ class Options:
     preempt_ms: int
     threads: int
     cores: tuple[int, ...]
-    learning_rate: float | None
-    batch_tokens: int | None
-    gate_steps: int | None
+    learning_rate: float
+    batch_tokens: int
+    gate_steps: int
     seconds: float | None
+    """Time after which the process ends; None: when it is stopped."""
     seed: int
     tensorboard: bool
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 told to end, 1 a problem (one sentence), 2 bad usage, 130 interrupted."""
+    """Run the command; its exit status: 0 stopped, 1 a problem, 2 bad usage, 130 interrupted."""
     try:
         return commands.run("sidecar", _sidecar, argv)
     except KeyboardInterrupt:
@@ -81,59 +84,49 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _sidecar(argv: Sequence[str]) -> None:
-    parser = Parser("tlt sidecar", "Train the drafter of a store while engines run.")
-    add = parser.add_argument
-    add("--store", type=Path, required=True, metavar="DIR", help="as the engines' --tlt-store")
-    add(
-        "--tlt-sidecar-memory-gb",
-        type=float,
-        default=2.0,
-        metavar="GB",
-        help="of what is trained on (default: 2)",
+    parser = Parser("tlt sidecar", "Train the drafter of a weight store while engines run.")
+    flags.add_flags(parser, settings_for("sidecar"))
+    flags.add_config_flag(parser)
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="Exit after S seconds (default: run until ended)"
     )
-    add("--tlt-coordinator", metavar="ADDRESS", help="whom to obey; without it, train always")
-    add("--tlt-coordinator-key", type=Path, metavar="FILE", help="its CURVE key, for tcp://")
-    add("--tlt-device-name", metavar="NAME", help="the device to train on (default: the engine's)")
-    add(
-        "--tlt-preempt-ms",
-        type=commands.count,
-        default=500,
-        metavar="MS",
-        help="as the coordinator's: within which the device is left (default: 500)",
+    parser.add_argument(
+        "--parent", type=int, metavar="PID", help="Exit when the process PID, the parent, exits"
     )
-    add("--threads", type=commands.count, default=1, metavar="N", help="on CPU (default: 1)")
-    add("--cores", default="", metavar="N[,N]", help="on CPU, to run on (default: any)")
-    add("--learning-rate", type=float, metavar="LR")
-    add("--batch-tokens", type=commands.count, metavar="N", help="of a micro-batch")
-    add("--gate-steps", type=commands.count, metavar="N", help="optimizer steps between two gates")
-    add("--seconds", type=float, metavar="S", help="end after so long (default: when told to)")
-    add("--seed", type=int, default=0)
-    add("--tensorboard", action="store_true", help="write scalars to STORE/tensorboard")
-    add("--parent", type=int, metavar="PID", help="end with this process")
-    if commands.helped(parser, argv):
+    if commands.print_help(parser, argv):
         return
     args = parser.parse_args(argv)
-    if args.tlt_sidecar_memory_gb <= 0:
-        raise ConfigError("--tlt-sidecar-memory-gb is no memory to train in; give more than 0.")
+    config = flags.with_flags(flags.base_config(args) or Config(), flags.flag_values(args))
+    options = _options(config, args.seconds)
     if args.parent is not None:
         _end_with(args.parent)
-    options = Options(
-        args.store.expanduser(),
-        args.tlt_sidecar_memory_gb,
-        args.tlt_coordinator,
-        args.tlt_coordinator_key,
-        args.tlt_device_name,
-        args.tlt_preempt_ms,
-        args.threads,
-        _cores(args.cores),
-        args.learning_rate,
-        args.batch_tokens,
-        args.gate_steps,
-        args.seconds,
-        args.seed,
-        args.tensorboard,
-    )
     Sidecar(options).run()
+
+
+def _options(config: Config, seconds: float | None) -> Options:
+    """Return what `config` means for this process; raises ConfigError and FlagError."""
+    if config.store_path is None:
+        raise FlagError("The sidecar needs a store to publish to; give --tlt-store DIR.")
+    _check_cores(config.sidecar_cores)
+    # A sidecar that always trains asks nobody, although its engine may report to a coordinator.
+    asks = config.sidecar != "always"
+    key = config.coordinator_key
+    return Options(
+        config.store_path,
+        config.sidecar_memory_gb,
+        config.coordinator if asks else None,
+        None if key is None else Path(key),
+        config.device_name,
+        config.preempt_ms,
+        config.sidecar_threads,
+        config.sidecar_cores,
+        config.sidecar_learning_rate,
+        config.sidecar_batch_tokens,
+        config.sidecar_gate_steps,
+        seconds,
+        config.sidecar_seed,
+        config.sidecar_tensorboard,
+    )
 
 
 class Sidecar:
@@ -207,11 +200,11 @@ class Sidecar:
             elif isinstance(instruction, told.Stop):
                 self._allowed = False
                 leave()
-                self._client.stopped()
+                self._client.confirm_stop()
             elif isinstance(instruction, told.Kill):
                 raise EnvironmentProblem(
                     "The coordinator ended this sidecar, which was late to stop; raise "
-                    "--tlt-preempt-ms, or lower --batch-tokens."
+                    "--tlt-preempt-ms, or lower --tlt-sidecar-batch-tokens."
                 )
         return self._allowed
 
@@ -264,17 +257,17 @@ class _Training:
         )
         self.heads: tuple[int, str | None] = (-1, None)
         torch.manual_seed(options.seed)
-        given: dict[str, Any] = {
-            "learning_rate": options.learning_rate,
-            "batch_tokens": options.batch_tokens,
-            "gate_steps": options.gate_steps,
-        }
-        settings = Settings(seed=options.seed, bfloat16=_halves(self.device))
+        settings = Settings(
+            learning_rate=options.learning_rate,
+            batch_tokens=options.batch_tokens,
+            gate_steps=options.gate_steps,
+            seed=options.seed,
+            bfloat16=_halves(self.device),
+        )
         if options.coordinator is not None:
             # A micro-batch that has begun is ended beside an engine that wants the device.
             seconds = options.preempt_ms / 1000 * MICRO_SHARE
             settings = replace(settings, micro_seconds=seconds)
-        settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
         if algorithm == "eagle":
             settings = replace(settings, steps=1)
         self.learner: Learner = Learner(
@@ -407,7 +400,7 @@ class _Training:
             self.learner.frozen = self._frozen(newest)
         except (OSError, TltError):
             return  # it has just been updated again
-        self.buffer.move_on(newest.target_version, self.feed.step)
+        self.buffer.move_on(newest.target_version, self.feed.rl_step)
         _say(f"the target is at version {newest.target_version}")
 
     @cached_property
@@ -478,15 +471,15 @@ def _halves(device: torch.device) -> bool:
     return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _cores(text: str) -> tuple[int, ...]:
-    there = os.sched_getaffinity(0)
-    try:
-        cores = tuple(int(part) for part in text.split(",") if part)
-    except ValueError:
-        cores = (-1,)
-    if any(core not in there for core in cores):
-        raise ConfigError(f"--cores {text!r} are none of this process's: {sorted(there)}.")
-    return cores
+def _check_cores(cores: tuple[int, ...]) -> None:
+    """Raise ConfigError for a core that this process may not use."""
+    usable = sorted(os.sched_getaffinity(0))
+    for core in cores:
+        if core not in usable:
+            raise ConfigError(
+                f"--tlt-sidecar-cores {core} is not available; this process may use the cores "
+                f"{', '.join(map(str, usable))}."
+            )
 
 
 def _end_with(parent: int) -> None:

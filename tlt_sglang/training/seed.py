@@ -14,7 +14,7 @@ import torch
 
 from tlt_sglang import __version__
 from tlt_sglang.config import command_line as commands
-from tlt_sglang.config.flags import Parser
+from tlt_sglang.config.command_line import Parser
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.models.seed import SEED
 from tlt_sglang.training import export
@@ -28,15 +28,17 @@ SMALL_VOCAB, LARGE_VOCAB = 8192, 32000
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage."""
+    """Run the command and return its exit status: 0 done, 1 a problem, 2 bad usage."""
     return commands.run("seed", _seed, argv)
 
 
 def _seed(argv: Sequence[str]) -> None:
-    parser = Parser("tlt seed", "Begin a drafter of a target's last layer.")
-    parser.add_argument("--model", required=True, metavar="DIR", help="the target")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    if commands.helped(parser, argv):
+    parser = Parser("tlt seed", "Create a drafter from the target's last layer.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="Folder of the target")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="Folder to write the drafter to"
+    )
+    if commands.print_help(parser, argv):
         return
     args = parser.parse_args(argv)
     write(args.out, args.model)

@@ -12,18 +12,18 @@ from typing import Any
 import psutil
 import pytest
 
-from tlt_sglang.config.arguments import (
+from tlt_sglang.config.settings import Config
+from tlt_sglang.config.sglang_arguments import (
     check_resolved,
     choose,
     default_pool,
     native_fields,
     strategy_fields,
 )
-from tlt_sglang.config.config import Config
-from tlt_sglang.config.flags import Flags
+from tlt_sglang.config.sglang_flags import Flags
 from tlt_sglang.cpu import memory, ranks
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.strategy.arms import Strategy, parse
+from tlt_sglang.strategy.strategies import Strategy, parse
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],

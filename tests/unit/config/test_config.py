@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tlt_sglang.config import config as configuration
-from tlt_sglang.config.config import Config, engine_device, from_environment, from_fields, from_file
+from tlt_sglang.config import settings
+from tlt_sglang.config.settings import Config
+from tlt_sglang.config.sources import engine_device, from_environment, from_fields, from_file
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.strategies import Strategy
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -199,4 +200,4 @@ def test_the_device(environ: dict[str, str], device: str) -> None:
 
 
 def test_the_variable() -> None:
-    assert configuration.VARIABLE == "TLT_CONFIG"
+    assert settings.VARIABLE == "TLT_CONFIG"

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tlt_sglang import cli, launch_server
-from tlt_sglang.config import flags
-from tlt_sglang.config.config import Config
-from tlt_sglang.config.flags import Flags
+from tlt_sglang.config import sglang_flags
+from tlt_sglang.config.settings import Config
+from tlt_sglang.config.sglang_flags import Flags
 from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, end_process
 from tlt_sglang.launcher import environment, prefork
 
@@ -385,7 +385,7 @@ sys.exit(f"{heavy}" if heavy else status)
 
 
 def test_defaults_of_the_flags() -> None:
-    assert flags.read([]) == Flags()
+    assert sglang_flags.read([]) == Flags()
     assert (Flags().host, Flags().port) == ("127.0.0.1", "30000")
 
 
@@ -418,7 +418,7 @@ def test_the_flags_as_sglang_spells_them() -> None:
         "--mem-fraction-static",
         "0.5",
     ]
-    assert flags.read(words) == Flags(
+    assert sglang_flags.read(words) == Flags(
         model_path="m",
         tp_size=2,
         page_size=16,
@@ -437,17 +437,17 @@ def test_the_flags_as_sglang_spells_them() -> None:
 
 @pytest.mark.parametrize("value", ["two", "1e3", "", "4k", "1.0", "٣", "9" * 30])
 def test_numbers_that_are_none_are_left_to_sglang(value: str) -> None:
-    assert flags.read([f"--tp-size={value}", f"--max-total-tokens={value}"]) == Flags()
+    assert sglang_flags.read([f"--tp-size={value}", f"--max-total-tokens={value}"]) == Flags()
 
 
 def test_the_last_of_two_counts() -> None:
-    assert flags.read(["--tp", "2", "--tp-size", "4"]).tp_size == 4
-    assert flags.read(["--max-total-tokens=-3"]).max_total_tokens == -3
+    assert sglang_flags.read(["--tp", "2", "--tp-size", "4"]).tp_size == 4
+    assert sglang_flags.read(["--max-total-tokens=-3"]).max_total_tokens == -3
 
 
 def test_a_flag_without_its_value() -> None:
     with pytest.raises(FlagError, match=r"^Bad flags: argument --page-size: expected one argument"):
-        flags.read(["--page-size"])
+        sglang_flags.read(["--page-size"])
 
 
 @pytest.mark.parametrize(
@@ -506,7 +506,7 @@ def test_every_setting_has_a_flag() -> None:
         "draft_dtype": ("float32", "float32"),
         "draft_sampling": ("off", "off"),
         "calibrate": ("off", "off"),
-        "backlog_mb": ("5", 5),
+        "pending_memory_mb": ("5", 5),
         "graph_memory_gb": ("1.5", 1.5),
         "events": ("e", "e"),
         "trace": ("t", "t"),
@@ -517,6 +517,19 @@ def test_every_setting_has_a_flag() -> None:
         "coordinator": ("tcp://a:1", "tcp://a:1"),
         "coordinator_key": ("k", "k"),
         "device_name": ("gpu0", "gpu0"),
+        "preempt_ms": ("300", 300),
+        "coordinator_threshold": ("2", 2),
+        "coordinator_dwell_ms": ("0", 0),
+        "coordinator_timeout_ms": ("900", 900),
+        "sidecar": ("idle", "idle"),
+        "sidecar_memory_gb": ("0.5", 0.5),
+        "sidecar_threads": ("2", 2),
+        "sidecar_cores": ("0,1", (0, 1)),
+        "sidecar_learning_rate": ("2e-3", 2e-3),
+        "sidecar_batch_tokens": ("128", 128),
+        "sidecar_gate_steps": ("3", 3),
+        "sidecar_seed": ("4", 4),
+        "sidecar_tensorboard": (None, True),
     }
     assert set(values) == {field.name for field in dataclasses.fields(Config)}
     words = ["--model", "m", "--adaptive-spec"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tlt_sglang.config.config import Config
+from tlt_sglang.config.settings import Config
 from tlt_sglang.engine import calibration, engine
 
 

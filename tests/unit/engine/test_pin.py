@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tlt_sglang.config.config import Config
+from tlt_sglang.config.settings import Config
 from tlt_sglang.engine import admin as status
 from tlt_sglang.engine import engine
 from tlt_sglang.engine.engine import Engine

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tlt_sglang.config.config import Config
-from tlt_sglang.config.flags import Flags
+from tlt_sglang.config.settings import Config
+from tlt_sglang.config.sglang_flags import Flags
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.models import seed as seeds
 from tlt_sglang.models.seed import grows, make

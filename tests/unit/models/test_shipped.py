@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tlt_sglang import launch_server
-from tlt_sglang.config.config import Config
+from tlt_sglang.config.settings import Config
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.models import shipped
 from tlt_sglang.training import export, ship

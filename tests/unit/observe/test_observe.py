@@ -15,7 +15,7 @@ from tlt_sglang import cli
 from tlt_sglang.engine.telemetry import EventLog, Metrics, Telemetry
 from tlt_sglang.observe import events, report, top
 from tlt_sglang.observe.top import Look
-from tlt_sglang.strategy.arms import parse
+from tlt_sglang.strategy.strategies import parse
 
 CHAIN, OFF = "eagle3:3x1x4", "off"
 ROOT = Path(__file__).resolve().parents[3]
@@ -64,7 +64,7 @@ def test_the_page(log: Path, tmp_path: Path) -> None:
     gate = {"running": 1.2, "candidate": 1.4, "passed": True, "step": 40, "loss": 5.0}
     (store / "training.jsonl").write_text(json.dumps(gate) + "\n" + "torn {\n")
     out = tmp_path / "page.html"
-    assert report.main([str(log), "-o", str(out), "--store", str(store)]) == 0
+    assert report.main([str(log), "-o", str(out), "--tlt-store", str(store)]) == 0
     text = out.read_text()
     assert text.count("<svg") == 2
     assert "eagle3:3x1x4" in text and "3.00" in text

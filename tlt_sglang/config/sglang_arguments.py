@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import psutil
 
-from tlt_sglang.config.config import Config, Device
+from tlt_sglang.config.settings import Config, Device
 from tlt_sglang.cpu import memory, ranks
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.graphs.planned import planned
+from tlt_sglang.graphs.model_plan import plan_for_model
 from tlt_sglang.models import drafter_checkpoint as checkpoint
-from tlt_sglang.strategy.arms import Strategy
+from tlt_sglang.strategy.strategies import Strategy
 
 DEFAULT_NGRAM = Strategy("ngram", num_draft_tokens=8)
 
@@ -119,7 +119,9 @@ def _check_limits(config: Config, args: Arguments) -> None:
     target = checkpoint.read_config(args.model_path, "model")
     if target is not None:
         known = vocab if isinstance(vocab, int) else None
-        planned(config.pool, checkpoint.text_part(target), draft_vocab=known, budget_gb=budget)
+        plan_for_model(
+            config.pool, checkpoint.text_part(target), draft_vocab=known, budget_gb=budget
+        )
 
 
 def settle(config: Config, args: Arguments, device: Device) -> Config:
