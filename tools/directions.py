@@ -28,10 +28,10 @@ ALLOWED: dict[str, str] = {
     "models": "errors strategy",
     "weights": "errors models",
     "harvest": "errors weights",
-    "graphs": "errors models strategy",
+    "graphs": "errors strategy upstream",
     # Kernels and drafters.
     "cpu": "errors engine.pending",
-    "drafters": "errors cpu",
+    "drafters": "cpu",
     "sampling": "upstream",
     # Settings, and what is built from them.
     "config": "errors strategy models graphs cpu config.command_line",
