@@ -18,13 +18,13 @@ def setup_and_run_http_server(original: Any, *args: Any, **kwargs: Any) -> Any:
     from sglang.srt.entrypoints import http_server
 
     from tlt_sglang.engine import calibration
-    from tlt_sglang.engine.admin import add_route
+    from tlt_sglang.engine.admin import add_routes
     from tlt_sglang.launcher import leftovers
 
     port_args = kwargs.get("port_args") or args[3]
     leftovers.belongs_to(port_args.instance_id)
     calibration.register()
-    add_route(http_server.app, http_server.get_global_state)
+    add_routes(http_server.app, http_server.get_global_state)
     return original(*args, **kwargs)
 
 

@@ -1,111 +1,89 @@
-"""`GET /tlt/status`: what TLT is doing, in every process of the engine, as JSON.
+"""The admin routes: `GET /tlt/status` and the commands of `POST /tlt/...`.
 
-`POST /tlt/strategy` with {"strategy": "off"} pins one of several strategies, with null it lets the
-policy choose again. `POST /tlt/drafter` with {"version": 3} loads a version of the drafter's store
-and stays with it, with null it follows the newest again, and with {"reject": true} it goes back
-from the version in use for good. `POST /tlt/harvest` with {"rate": 0.5} logs so many of the
-requests. All take SGLang's admin key where one is set.
-Runs in the HTTP (main) process; asks the schedulers through SGLang's own internal-state calls.
+`GET /tlt/status` returns as JSON what TLT does in every process of the engine. `POST /tlt/strategy`
+with {"strategy": "off"} pins one of several strategies; with null the policy chooses again.
+`POST /tlt/drafter` with {"version": 3} loads a version of the drafter's store and stays with it;
+with null the engine follows the newest version again, and {"rollback": true} goes back from the
+present version for good. `POST /tlt/harvest` with {"rate": 0.5} logs that fraction of the requests.
+All take SGLang's admin key where one is set.
+
+Runs in the HTTP (main) process. It does nothing to the engine itself: commands travel to the
+schedulers through SGLang's own internal-state calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.engine import engine
 from tlt_sglang.errors import ConfigError, TltError
 from tlt_sglang.strategy.strategies import parse
 from tlt_sglang.weights.store import Store
 
-PATH = "/tlt/status"
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tlt_sglang.upstream.protocols import GlobalState
+
+STATUS_PATH = "/tlt/status"
 STRATEGY_PATH = "/tlt/strategy"
 DRAFTER_PATH = "/tlt/drafter"
 HARVEST_PATH = "/tlt/harvest"
-ORDER = "tlt"
-"""The name under which an order travels to the schedulers in SGLang's own call."""
+COMMAND_KEY = "tlt"
+"""The key under which a command travels to the schedulers in SGLang's own call."""
+
+Json = dict[str, object]
+Command = dict[str, object]
+"""A key that `Engine.act` knows, and its value."""
 
 
-def add_route(app: Any, global_state: Callable[[], Any]) -> None:
-    """Add the route to SGLang's FastAPI `app`; once."""
-    if any(getattr(route, "path", None) == PATH for route in app.routes):
+def add_routes(app: FastAPI, global_state: Callable[[], GlobalState]) -> None:
+    """Add the routes to SGLang's FastAPI `app`; a second call does nothing."""
+    if any(getattr(route, "path", None) == STATUS_PATH for route in app.routes):
         return
 
-    async def tlt_status() -> dict[str, Any]:
+    async def tlt_status() -> Json:
         states = await global_state().tokenizer_manager.get_internal_state()
         return report([state.get("tlt") for state in states])
 
-    app.add_api_route(PATH, tlt_status, methods=["GET"])
-    for path, order_of in (
-        (STRATEGY_PATH, lambda body: {"strategy": place_of(body)}),
-        (DRAFTER_PATH, drafter_order),
-        (HARVEST_PATH, harvest_order),
-    ):
-        add_order(app, global_state, path, order_of)
+    app.add_api_route(STATUS_PATH, tlt_status, methods=["GET"])
+    add_command(app, global_state, STRATEGY_PATH, strategy_command)
+    add_command(app, global_state, DRAFTER_PATH, drafter_command)
+    add_command(app, global_state, HARVEST_PATH, harvest_command)
 
 
-def add_order(
-    app: Any,
-    global_state: Callable[[], Any],
+def add_command(
+    app: FastAPI,
+    global_state: Callable[[], GlobalState],
     path: str,
-    order_of: Callable[[dict[str, Any]], Any],
+    parse_body: Callable[[Json], Command],
 ) -> None:
-    """Add a route that carries what `order_of` makes of a request's body to every scheduler."""
+    """Add a route that sends the command in a request's body to every scheduler."""
     from fastapi import HTTPException
     from sglang.srt.managers.io_struct import SetInternalStateReq
     from sglang.srt.utils.auth import AuthLevel, auth_level
 
-    async def tlt_order(body: dict[str, Any]) -> dict[str, Any]:
+    async def tlt_command(body: dict[str, object]) -> dict[str, object]:
         try:
-            order = order_of(body)
+            command = parse_body(body)
         except TltError as error:
             raise HTTPException(400, str(error)) from error
-        request = SetInternalStateReq(server_args={ORDER: order})
+        request = SetInternalStateReq(server_args={COMMAND_KEY: command})
         await global_state().tokenizer_manager.set_internal_state(request)
         return body
 
-    route = auth_level(AuthLevel.ADMIN_OPTIONAL)(tlt_order)
+    route = auth_level(AuthLevel.ADMIN_OPTIONAL)(tlt_command)
     app.add_api_route(path, route, methods=["POST"])
 
 
-def drafter_order(body: dict[str, Any]) -> dict[str, Any]:
-    """What a request asks of the drafter: {"version": N or None}, or {"reject": True}.
-
-    Raises ConfigError, or a BadVersion for one that the store does not have.
-    """
-    assert engine.current is not None
-    folder = engine.current.config.store_path
-    if folder is None:
-        raise ConfigError(
-            "This server has no store of drafter versions; start it with --tlt-store."
-        )
-    if body == {"reject": True}:
-        return {"drafter": body}
-    if set(body) != {"version"} or type(body["version"]) not in (int, type(None)):
-        raise ConfigError(
-            'Write {"version": N} to use one, null for the newest, or {"reject": true} to go back.'
-        )
-    version = body["version"]
-    if version is not None and version < 0:
-        raise ConfigError(f"Drafter version {version} is none; 0 is what the engine began with.")
-    if version:
-        Store(folder).manifest(version)
-    return {"drafter": body}
+def strategy_command(body: Json) -> Command:
+    """Return the command to pin the strategy that a body names, or to unpin it (index -1)."""
+    return {"strategy": strategy_index(body)}
 
 
-def harvest_order(body: dict[str, Any]) -> dict[str, Any]:
-    """The fraction of requests to log that a request asks for. Raises ConfigError."""
-    assert engine.current is not None
-    if not engine.current.config.harvests:
-        raise ConfigError("This server has no harvest log; start it with --tlt-store.")
-    rate: Any = body.get("rate")
-    if set(body) != {"rate"} or type(rate) not in (int, float) or not 0 <= rate <= 1:
-        raise ConfigError('Write {"rate": F}, with a fraction of requests from 0 to 1.')
-    return {"harvest": float(rate)}
-
-
-def place_of(body: dict[str, Any]) -> int:
-    """The place in the pool of the strategy that a request names, -1 for null.
+def strategy_index(body: Json) -> int:
+    """Return the index in the pool of the strategy that a body names, -1 for null.
 
     Raises ConfigError for a strategy that this engine does not have.
     """
@@ -117,15 +95,55 @@ def place_of(body: dict[str, Any]) -> int:
         raise ConfigError('Write {"strategy": NAME}, or null for what the policy chooses.')
     if body["strategy"] is None:
         return -1
-    wanted = parse(str(body["strategy"]))
-    if wanted not in pool:
-        known = ", ".join(map(str, pool))
-        raise ConfigError(f"This server does not have the strategy {wanted}; it has {known}.")
-    return pool.index(wanted)
+    strategy = parse(str(body["strategy"]))
+    if strategy not in pool:
+        names = ", ".join(map(str, pool))
+        raise ConfigError(f"This server does not have the strategy {strategy}; it has {names}.")
+    return pool.index(strategy)
 
 
-def report(schedulers: list[dict[str, Any] | None]) -> dict[str, Any]:
-    """The answer, given each data-parallel scheduler's own part of it."""
+def drafter_command(body: Json) -> Command:
+    """Return the command to load a drafter version, follow the newest (null), or roll back.
+
+    Raises ConfigError for any other body, and BadVersion for a version that is not in the store.
+    """
+    assert engine.current is not None
+    folder = engine.current.config.store_path
+    if folder is None:
+        raise ConfigError(
+            "This server has no store of drafter versions; start it with --tlt-store."
+        )
+    if body == {"rollback": True}:
+        return {"drafter": body}
+    version = body.get("version")
+    if set(body) != {"version"} or isinstance(version, bool) or not isinstance(version, int | None):
+        raise ConfigError(
+            'Write {"version": N} to load a version, null for the newest, or {"rollback": true} '
+            "to go back from the present one."
+        )
+    if version is not None and version < 0:
+        raise ConfigError(
+            f"Drafter version {version} does not exist; 0 is what the engine began with."
+        )
+    if version:
+        Store(folder).manifest(version)
+    return {"drafter": body}
+
+
+def harvest_command(body: Json) -> Command:
+    """Return the command to log a fraction of the requests; raise ConfigError for a bad body."""
+    assert engine.current is not None
+    if not engine.current.config.harvests:
+        raise ConfigError("This server has no harvest log; start it with --tlt-store.")
+    rate = body.get("rate")
+    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if set(body) != {"rate"} or not is_number or not 0 <= rate <= 1:
+        raise ConfigError('Write {"rate": F}, with a fraction of requests from 0 to 1.')
+    return {"harvest": float(rate)}
+
+
+def report(schedulers: list[Json | None]) -> Json:
+    """Return the status: the engine's own part, and those of its data-parallel schedulers."""
     assert engine.current is not None
     parts = [part for part in schedulers if part is not None]
     first = parts[0] if parts else {}

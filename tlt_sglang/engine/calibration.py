@@ -1,12 +1,12 @@
-"""What every strategy costs, learned before a server is ready.
+"""The calibration: it measures what every strategy costs before a server is ready.
 
 A fresh engine knows no costs, and would learn them on its users' first requests, by trying. So
 SGLang's custom warm-up, which runs before it listens, decodes a few batches of the smallest, a
-middle and the largest size while all strategies take turns (`strategy.driver`). Nothing of it is
-among the figures of strategies, in the harvest log, or left in a cache.
+middle and the largest size while all strategies take turns (`engine.driver`). None of it enters the
+counts of strategies or the harvest log, or stays in a cache.
 
-Runs in the HTTP (main) process. An engine that an RL stack embeds has no warm-ups, and learns as it
-goes.
+Runs in the HTTP (main) process. It does not run in an engine that an RL stack embeds, which has no
+warm-ups and learns as it goes.
 """
 
 from __future__ import annotations
@@ -14,38 +14,43 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.config.sglang_arguments import CALIBRATION
 from tlt_sglang.engine import engine
 
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import TokenizerManager
+
 STEPS = 3
-"""Of every strategy, in a batch, if three of four tokens are drafts."""
-MOST_REQUESTS = 64
+"""Steps of every strategy in a batch, if three of four tokens are drafts."""
+MAX_REQUESTS = 64
 PROMPT = 64
 """Tokens of a prompt."""
 SECONDS = 10.0
-"""After which the rest is left to be learned: the machine is busy with something else."""
+"""Time limit, beyond which the machine is busy with something else; the rest is learned later."""
 
 logger = logging.getLogger(__name__)
 
 
 def sizes(running: int | None, queued: int | None = None) -> list[int]:
-    """The batch sizes to decode where so many requests may run, or be queued: small ones first,
-    which take the least time and gain the most."""
-    largest = max(1, min(running or MOST_REQUESTS, queued or MOST_REQUESTS, MOST_REQUESTS))
+    """Return the batch sizes to decode where so many requests may run, or be queued.
+
+    Small ones come first: they take the least time and gain the most.
+    """
+    largest = max(1, min(running or MAX_REQUESTS, queued or MAX_REQUESTS, MAX_REQUESTS))
     return sorted({1, max(1, round(largest**0.5)), largest})
 
 
 def register() -> None:
-    """Make the warm-up known to SGLang."""
+    """Register the calibration as a warm-up of SGLang."""
     from sglang.srt.entrypoints.warmup import warmup
 
     warmup(CALIBRATION)(calibrate)
 
 
-async def calibrate(disaggregation_mode: str, tokenizer_manager: Any) -> None:
-    """The warm-up. What goes wrong with it is logged, and costs what it would have told."""
+async def calibrate(disaggregation_mode: str, tokenizer_manager: TokenizerManager) -> None:
+    """Run the warm-up; a failure is logged, and leaves the costs to be learned later."""
     assert engine.current is not None
     if disaggregation_mode != "null":
         return
@@ -56,7 +61,7 @@ async def calibrate(disaggregation_mode: str, tokenizer_manager: Any) -> None:
     try:
         async with asyncio.timeout(SECONDS):
             for size in sizes(limits.max_running_requests, limits.max_queued_requests):
-                if not await _order(tokenizer_manager, True):
+                if not await _switch(tokenizer_manager, True):
                     return
                 await _decode(tokenizer_manager, size, tokens)
     except TimeoutError:
@@ -64,24 +69,25 @@ async def calibrate(disaggregation_mode: str, tokenizer_manager: Any) -> None:
     except Exception as error:
         logger.warning("The strategies are not calibrated: %s", error)
     finally:
+        # Requests that are left end before the steps of users' requests count.
         tokenizer_manager.abort_request(abort_all=True)
         await tokenizer_manager.flush_cache(timeout_s=SECONDS)
-        await _order(tokenizer_manager, False)
+        await _switch(tokenizer_manager, False)
     logger.info("Calibration took %.1f s.", time.perf_counter() - started)
 
 
-async def _order(tokenizer_manager: Any, on: bool) -> bool:
-    """Whether every scheduler has strategies to calibrate, and begins or ends it."""
+async def _switch(tokenizer_manager: TokenizerManager, on: bool) -> bool:
+    """Switch the calibration on or off; return whether every scheduler has several strategies."""
     from sglang.srt.managers.io_struct import SetInternalStateReq
 
-    from tlt_sglang.engine.admin import ORDER
+    from tlt_sglang.engine.admin import COMMAND_KEY
 
-    told = SetInternalStateReq(server_args={ORDER: {"calibrate": on}})
-    return all(await tokenizer_manager.set_internal_state(told))
+    request = SetInternalStateReq(server_args={COMMAND_KEY: {"calibrate": on}})
+    return all(await tokenizer_manager.set_internal_state(request))
 
 
-async def _decode(tokenizer_manager: Any, size: int, tokens: int) -> None:
-    """A batch of `size` requests; those that are accepted more end earlier."""
+async def _decode(tokenizer_manager: TokenizerManager, size: int, tokens: int) -> None:
+    """Decode a batch of `size` requests; those with more accepted drafts end earlier."""
     from sglang.srt.managers.io_struct import GenerateReqInput
 
     vocab = tokenizer_manager.model_config.vocab_size

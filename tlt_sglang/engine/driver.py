@@ -1,151 +1,175 @@
-"""A policy with a clock: asks it at the beginning of each decode step, tells it how the step went.
+"""The driver: asks the policy when a decode step begins, and reports to it how the step went.
 
-The time of a step lasts to the beginning of the next one, so that what the scheduler does between
-two steps counts, which fewer steps need less of. Where the engine did something else in between (a
-prefill, or it waited for requests) it lasts to the end of the step's own work.
+The time of a step lasts to the beginning of the next one, so that the scheduler's work between two
+steps counts, of which a strategy that needs fewer steps has less. Where the engine did something
+else in between (a prefill, or waiting for requests) it lasts to the end of the step's own work.
 
-While it calibrates, the batches are not of users: all strategies have their turn, and the policy is
-told what their steps cost, and nothing about what was accepted.
+During a calibration the batches are not those of users: all strategies take turns, and the policy
+observes what their steps cost and nothing about accepted drafts.
 
-Plain decoding of many requests is let be for a few steps (`rests`): nothing is looked up, nobody is
-asked or told. It is there that choosing pays least, and costs most: every step reads all weights,
-so what runs between two of them begins with cold caches.
+Plain decoding of many requests comes in runs: the policy is asked only for the first of a few
+steps, and observes only that one. Selection pays least there and costs most, because every step
+reads all weights, and what runs between two of them begins with cold caches.
+
+Runs in the scheduler process. It does not switch strategies and does not draft.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tlt_sglang.engine.clocks import Clock, Wall
-from tlt_sglang.strategy.policy import Observation, Policy, bucket
+from tlt_sglang.engine.clocks import Clock, Moment, Wall
+from tlt_sglang.strategy.policy import AllowedStrategies, Observation, Policy, bucket
 from tlt_sglang.strategy.strategies import Strategy
 
-MOST_BETWEEN = 0.5
-"""Time between two steps that is taken for the scheduler's, as a share of the step."""
+MAX_GAP = 0.5
+"""Largest gap between two steps that counts as the scheduler's work, as a share of the step."""
 IN_FLIGHT = 8
-"""Steps of which outcome or time may be missing: overlap scheduling leaves one or two open, and
+"""Steps whose outcome or time may be unknown: overlap scheduling leaves one or two open, and
 events of a GPU are read late."""
 PLAIN = Strategy("off")
-REST = 4
-"""Steps of which only the first is chosen, of plain decoding of more than FEW requests."""
-FEW = 8
+PLAIN_RUN = 4
+"""Plain steps of more than SMALL_BATCH requests that share one selection."""
+SMALL_BATCH = 8
 
 
 @dataclass(slots=True)
-class _Step:
+class _TimedStep:
+    """A step of which the time or the outcome is not known yet."""
+
     strategy: Strategy
     batch_size: int
-    began: Any
-    ended: Any = None
-    next: Any = None
-    """When the step after it began."""
+    start: Moment
+    end: Moment = None
+    """The end of the step's own work."""
+    next_start: Moment = None
     accepted: Sequence[int] | None = None
-    endings: Sequence[int] = ()
-    repeated: Sequence[tuple[int, bool]] = ()
+    match_lengths: Sequence[int] = ()
+    match_outcomes: Sequence[tuple[int, bool]] = ()
     calibrates: bool = False
-    chosen: bool = True
-    """Not one of a rest, of which the policy is not told."""
+    selected: bool = True
+    """False for the later steps of a plain run, which the policy does not observe."""
 
 
 class Driver:
-    """Of one engine. `rests`: whether plain decoding may be let be for a few steps."""
+    """The driver of one engine; with `plain_runs`, plain steps of many requests come in runs."""
 
-    def __init__(self, policy: Policy, clock: Clock | None = None, rests: bool = False) -> None:
+    def __init__(
+        self, policy: Policy, clock: Clock | None = None, plain_runs: bool = False
+    ) -> None:
         self._policy, self._clock = policy, clock or Wall()
-        self._steps: deque[_Step] = deque(maxlen=IN_FLIGHT)
-        self.pinned: Strategy | None = None
-        """Used in the place of what the policy would choose; the policy goes on learning."""
-        self._turns: Callable[[int], Sequence[Strategy]] | None = None
-        self._taken = 0
-        self._may_rest, self._rest, self._rest_size = rests, 0, 0
+        self._steps: deque[_TimedStep] = deque(maxlen=IN_FLIGHT)
+        self.pinned_strategy: Strategy | None = None
+        """Replaces the policy's choice; the policy goes on learning."""
+        self._calibrated: AllowedStrategies | None = None
+        self._turns = 0
+        self._plain_runs, self._run_steps, self._run_size = plain_runs, 0, 0
 
-    def rests(self, batch_size: int) -> bool:
-        """Whether the next step, of so many requests, goes on as the one before, unasked."""
-        return self._rest > 0 and bucket(batch_size) == self._rest_size and self.pinned is None
+    def skips_selection(self, batch_size: int) -> bool:
+        """Return whether the next step, of so many requests, continues a plain run."""
+        same_size = bucket(batch_size) == self._run_size
+        return self._run_steps > 0 and same_size and self.pinned_strategy is None
 
-    def begin(self, batch_size: int, endings: Sequence[int] = ()) -> Strategy:
-        """A decode step begins: its strategy. `endings`: see `Policy`."""
+    def begin(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        """Begin a decode step and return its strategy; for `match_lengths` see `Policy`."""
+        # The beginning of this step is the end of the one before.
         now = self._clock.mark()
-        if self._steps and self._steps[-1].next is None:
-            self._steps[-1].next = now
-            self._tell()
-        if self.rests(batch_size):
-            self._rest -= 1
-            step = _Step(PLAIN, batch_size, now, chosen=False)
+        if self._steps and self._steps[-1].next_start is None:
+            self._steps[-1].next_start = now
+            self._report()
+        # Its strategy: of the plain run, pinned, next in the calibration, or the policy's choice.
+        if self.skips_selection(batch_size):
+            self._run_steps -= 1
+            step = _TimedStep(PLAIN, batch_size, now, selected=False)
         else:
-            strategy = self.pinned or self._turn(batch_size)
-            strategy = strategy or self._policy.choose(batch_size, endings)
-            step = _Step(strategy, batch_size, now, endings=endings, calibrates=self.calibrating)
-            self._begin_rest(step)
+            strategy = self.pinned_strategy or self._next_turn(batch_size)
+            strategy = strategy or self._policy.choose(batch_size, match_lengths)
+            step = _TimedStep(
+                strategy,
+                batch_size,
+                now,
+                match_lengths=match_lengths,
+                calibrates=self.calibrating,
+            )
+            self._begin_run(step)
         self._steps.append(step)
         return step.strategy
 
-    def _begin_rest(self, step: _Step) -> None:
-        many = step.strategy == PLAIN and step.batch_size > FEW
-        self._rest = REST - 1 if self._may_rest and many and not step.calibrates else 0
-        self._rest_size = bucket(step.batch_size)
+    def _begin_run(self, step: _TimedStep) -> None:
+        begins = step.strategy == PLAIN and step.batch_size > SMALL_BATCH and not step.calibrates
+        self._run_steps = PLAIN_RUN - 1 if self._plain_runs and begins else 0
+        self._run_size = bucket(step.batch_size)
 
-    def calibrate(self, possible: Callable[[int], Sequence[Strategy]] | None) -> None:
-        """From now on the `possible` strategies of a batch size take turns, of one step each: what
-        disturbs the machine disturbs all of them. None ends it."""
-        self._turns, self._taken, self._rest = possible, 0, 0
+    def calibrate(self, allowed: AllowedStrategies | None) -> None:
+        """Let the `allowed` strategies of a batch size take turns from now on; None ends it.
+
+        A turn is one step, so that a disturbance of the machine affects all of them.
+        """
+        self._calibrated, self._turns, self._run_steps = allowed, 0, 0
 
     @property
     def calibrating(self) -> bool:
-        """Whether strategies take turns."""
-        return self._turns is not None
+        """Whether the strategies take turns."""
+        return self._calibrated is not None
 
-    def _turn(self, batch_size: int) -> Strategy | None:
-        if self._turns is None:
+    def _next_turn(self, batch_size: int) -> Strategy | None:
+        if self._calibrated is None:
             return None
-        arms = self._turns(batch_size)
-        self._taken += 1
-        return arms[self._taken % len(arms)]
+        strategies = self._calibrated(batch_size)
+        self._turns += 1
+        return strategies[self._turns % len(strategies)]
 
-    def begin_again(self) -> None:
-        """What was done since the step began is no part of it: a drafter has caught up."""
+    def restart_timer(self) -> None:
+        """Exclude the time since the step began: the drafter has caught up in it."""
         if self._steps:
-            self._steps[-1].began = self._clock.mark()
+            self._steps[-1].start = self._clock.mark()
 
-    def end(self, repeated: Sequence[tuple[int, bool]] = ()) -> None:
-        """The work of the step that began last is done. `repeated`: see `Observation`."""
+    def end(self, match_outcomes: Sequence[tuple[int, bool]] = ()) -> None:
+        """End the work of the step that began last; for `match_outcomes` see `Observation`."""
         if self._steps:
-            self._steps[-1].ended = self._clock.mark()
-            self._steps[-1].repeated = repeated
+            self._steps[-1].end = self._clock.mark()
+            self._steps[-1].match_outcomes = match_outcomes
 
     def outcome(self, accepted: Sequence[int]) -> tuple[Strategy, Sequence[int]] | None:
-        """Drafts accepted in the oldest step of which that is not known yet; its strategy and
-        endings, or None where it only calibrated."""
+        """Record the accepted drafts of the oldest step without an outcome.
+
+        Returns its strategy and match lengths, or None if it only calibrated.
+        """
         for step in self._steps:
             if step.accepted is None:
                 step.accepted = accepted
-                self._tell()
-                return None if step.calibrates else (step.strategy, step.endings)
+                self._report()
+                return None if step.calibrates else (step.strategy, step.match_lengths)
         return None
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
+        """Pass the steps that are complete to the policy, oldest first."""
         while self._steps:
             step = self._steps[0]
             seconds = self._seconds(step)
             if seconds is None or step.accepted is None:
                 return
             self._steps.popleft()
-            if step.chosen and step.accepted and seconds > 0:
-                accepted = () if step.calibrates else step.accepted
-                seen = Observation(
-                    step.strategy, step.batch_size, accepted, seconds, step.endings, step.repeated
+            if step.selected and step.accepted and seconds > 0:
+                self._policy.observe(
+                    Observation(
+                        step.strategy,
+                        step.batch_size,
+                        () if step.calibrates else step.accepted,
+                        seconds,
+                        step.match_lengths,
+                        step.match_outcomes,
+                    )
                 )
-                self._policy.observe(seen)
 
-    def _seconds(self, step: _Step) -> float | None:
-        """Of a step; None as long as that is not known."""
-        if step.next is None:
+    def _seconds(self, step: _TimedStep) -> float | None:
+        """Return the time of a step; None while it is unknown."""
+        if step.next_start is None:
             return None
-        whole = self._clock.seconds(step.began, step.next)
-        work = whole if step.ended is None else self._clock.seconds(step.began, step.ended)
-        if whole is None or work is None:
+        total = self._clock.seconds(step.start, step.next_start)
+        work = total if step.end is None else self._clock.seconds(step.start, step.end)
+        if total is None or work is None:
             return None
-        return whole if whole <= work * (1 + MOST_BETWEEN) else work
+        return total if total <= work * (1 + MAX_GAP) else work

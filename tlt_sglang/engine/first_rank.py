@@ -1,6 +1,6 @@
-"""The first process of a tensor-parallel group: what it decides, all ranks do.
+"""The first rank of a tensor-parallel group, whose decisions all ranks follow.
 
-Runs in the scheduler process.
+Runs in the scheduler process. It holds no state: the groups are SGLang's.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def is_first() -> bool:
-    """Whether this process is it."""
+    """Return whether this process is the first rank."""
     from sglang.srt.runtime_context import get_parallel
 
     return bool(get_parallel().tp_group.is_first_rank)
 
 
 def exchange() -> Callable[[int], int] | None:
-    """What takes this rank's number and gives back the first one's; None where there is one rank.
+    """Return a function from this rank's number to the first rank's; None for a single rank.
 
-    Every rank has to call it as often as the others.
+    Every rank has to call that function as often as the others.
     """
     import torch
     from sglang.srt.runtime_context import get_parallel
@@ -31,16 +31,16 @@ def exchange() -> Callable[[int], int] | None:
     if group.world_size == 1:
         return None
 
-    def exchanged(own: int) -> int:
-        told = torch.tensor([own])
-        torch.distributed.broadcast(told, src=group.ranks[0], group=group.cpu_group)
-        return int(told)
+    def broadcast(own: int) -> int:
+        number = torch.tensor([own])
+        torch.distributed.broadcast(number, src=group.ranks[0], group=group.cpu_group)
+        return int(number)
 
-    return exchanged
+    return broadcast
 
 
-def gathered(part: torch.Tensor) -> torch.Tensor | None:
-    """On the first rank, the rows of all ranks' `part` [V / ranks, N] on CPU; None on the others.
+def gather(part: torch.Tensor) -> torch.Tensor | None:
+    """Return on the first rank the rows of all ranks' `part` [V / ranks, N] on CPU; None elsewhere.
 
     Every rank has to call it.
     """

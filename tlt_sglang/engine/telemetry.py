@@ -1,7 +1,7 @@
-"""What became of every strategy's steps: counts for the status, an event log, and Prometheus.
+"""Telemetry of every strategy's steps: counts for the status, an event log, and Prometheus.
 
-Runs in the scheduler process. Each step costs some additions and a look at the clock; what is
-written is written once a second, and at a change of strategy. Imports nothing of SGLang.
+Runs in the scheduler process. Each step costs a few additions and one reading of the clock; sinks
+are written once a second, and at a change of strategy. Imports nothing of SGLang.
 """
 
 from __future__ import annotations
@@ -9,53 +9,60 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tlt_sglang.errors import EnvironmentProblem
 from tlt_sglang.strategy.strategies import Strategy
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Counter
+
 SECONDS = 1.0
-"""Between two summaries."""
+"""Time between two summaries."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """Of a strategy; a request of a batch at a time."""
+    """The counts of one strategy; a step of a batch counts once for each request."""
 
-    rounds: int = 0
-    """Verify steps."""
+    verify_steps: int = 0
     proposed: int = 0
-    """Drafts; the token they follow is not one."""
+    """Drafts; the token that they follow is not counted."""
     accepted: int = 0
+    """Accepted drafts; the bonus token is not counted."""
     verified: int = 0
-    """Tokens that the target computed for it."""
+    """Tokens that the target computed."""
 
     def add(self, strategy: Strategy, accepted: Sequence[int]) -> None:
-        """A step, with the drafts accepted for each request."""
-        self.rounds += len(accepted)
+        """Add a step with the accepted drafts of each request."""
+        self.verify_steps += len(accepted)
         self.proposed += len(accepted) * (strategy.num_draft_tokens - 1)
         self.accepted += sum(accepted)
         self.verified += len(accepted) * strategy.num_draft_tokens
 
     def since(self, before: Tally) -> dict[str, int]:
-        """What came since `before`."""
+        """Return the counts since `before`."""
         return {name: value - getattr(before, name) for name, value in asdict(self).items()}
 
 
+StrategyCounts = Mapping[Strategy, Mapping[str, int]]
+"""For each strategy, the fields of a Tally and their counts."""
+
+
 class Sink(Protocol):
-    """Takes what happens."""
+    """Receives changes of strategy and summaries."""
 
     def switched(self, strategy: Strategy, batch_size: int) -> None:
-        """From now on steps are of `strategy`."""
+        """Note that steps are of `strategy` from now on."""
 
-    def summary(self, seconds: float, news: dict[Strategy, dict[str, int]], now: int) -> None:
-        """What each strategy did in these seconds, and how many requests run now."""
+    def summary(self, seconds: float, counts: StrategyCounts, running: int) -> None:
+        """Note the counts of the last `seconds`, and the requests that are running."""
 
 
 class Telemetry:
-    """Of one engine process."""
+    """The telemetry of one engine process."""
 
     def __init__(
         self,
@@ -63,51 +70,52 @@ class Telemetry:
         sinks: Sequence[Sink] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.tallies = {arm: Tally() for arm in strategies}
+        self.tallies = {strategy: Tally() for strategy in strategies}
         self.switches = 0
         self._sinks, self._clock = sinks, clock
-        self._told = {arm: Tally() for arm in strategies}
+        self._summarised = {strategy: Tally() for strategy in strategies}
         self._last = clock()
 
     def switched(self, strategy: Strategy, batch_size: int) -> None:
-        """A step of another strategy than the one before begins."""
+        """Count a change of strategy: the step that begins is of `strategy`."""
         self.switches += 1
         for sink in self._sinks:
             sink.switched(strategy, batch_size)
 
     def step(self, strategy: Strategy, accepted: Sequence[int]) -> None:
-        """Drafts accepted for each request in a step."""
+        """Count a step with the accepted drafts of each request."""
         self.tallies[strategy].add(strategy, accepted)
         if self._sinks and self._clock() - self._last >= SECONDS:
             self._summarise(len(accepted))
 
     def _summarise(self, running: int) -> None:
         now = self._clock()
-        news = {
-            arm: tally.since(self._told[arm])
-            for arm, tally in self.tallies.items()
-            if tally != self._told[arm]
+        counts = {
+            strategy: tally.since(self._summarised[strategy])
+            for strategy, tally in self.tallies.items()
+            if tally != self._summarised[strategy]
         }
         for sink in self._sinks:
-            sink.summary(now - self._last, news, running)
-        self._told = {arm: replace(tally) for arm, tally in self.tallies.items()}
+            sink.summary(now - self._last, counts, running)
+        self._summarised = {strategy: replace(tally) for strategy, tally in self.tallies.items()}
         self._last = now
 
     def report(self) -> dict[str, dict[str, int]]:
-        """The tallies, for `GET /tlt/status`."""
-        return {str(arm): asdict(tally) for arm, tally in self.tallies.items()}
+        """Return the tallies by strategy, for `GET /tlt/status`."""
+        return {str(strategy): asdict(tally) for strategy, tally in self.tallies.items()}
 
 
 class EventLog:
-    """A file of JSON lines, appended to; several engines may share it.
+    """Appends JSON lines to a file, which several engines may share.
 
-    `{"event": "strategy", "time": ..., "engine": pid, "strategy": name, "running": requests}` and,
-    once a second, `{"event": "steps", ..., "seconds": ..., "strategies": {name: tally}}`; the time
-    is in seconds since 1970. A disk that is full ends the log, not the engine.
+    A line is `{"event": "strategy_switch", "time": ..., "pid": ..., "strategy": name,
+    "running_requests": n}` or, once a second, `{"event": "summary", ..., "seconds": ...,
+    "strategies": {name: tally}}`; the time is in seconds since 1970. A full disk ends the log, not
+    the engine.
     """
 
     def __init__(self, path: str, clock: Callable[[], float] = time.time) -> None:
-        """Raises EnvironmentProblem if the file cannot be written."""
+        """Open the file; raise EnvironmentProblem if it cannot be written."""
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError as error:
@@ -121,13 +129,15 @@ class EventLog:
         """Lines that could not be written."""
 
     def switched(self, strategy: Strategy, batch_size: int) -> None:
-        """Kept until the next summary."""
-        self._add("strategy", strategy=str(strategy), running=batch_size)
+        """Add a line, which the next summary writes."""
+        self._add("strategy_switch", strategy=str(strategy), running_requests=batch_size)
 
-    def summary(self, seconds: float, news: dict[Strategy, dict[str, int]], now: int) -> None:
-        """Write what there is."""
-        told = {str(arm): tally for arm, tally in news.items()}
-        self._add("steps", seconds=round(seconds, 3), running=now, strategies=told)
+    def summary(self, seconds: float, counts: StrategyCounts, running: int) -> None:
+        """Add a line and write all lines that wait."""
+        by_name = {str(strategy): dict(tally) for strategy, tally in counts.items()}
+        self._add(
+            "summary", seconds=round(seconds, 3), running_requests=running, strategies=by_name
+        )
         text = "".join(self._lines).encode()
         try:
             os.write(self._file, text)
@@ -135,39 +145,44 @@ class EventLog:
             self.lost += len(self._lines)
         self._lines.clear()
 
-    def _add(self, event: str, **fields: Any) -> None:
-        told = {"event": event, "time": round(self._clock(), 3), "engine": os.getpid()} | fields
-        self._lines.append(json.dumps(told) + "\n")
+    def _add(self, event: str, **fields: object) -> None:
+        common = {"event": event, "time": round(self._clock(), 3), "pid": os.getpid()}
+        self._lines.append(json.dumps(common | fields) + "\n")
 
 
 class Metrics:
-    """Counters `tlt_*` for SGLang's `GET /metrics`, where it is started with --enable-metrics.
+    """Counts `tlt_*` for SGLang's `GET /metrics`, where it is started with --enable-metrics.
 
-    prometheus_client keeps them in files that the HTTP process adds up, as SGLang has set it up.
+    prometheus_client keeps the counters in files that the HTTP process adds up, as SGLang has set
+    it up.
     """
 
-    def __init__(self, registry: Any = None) -> None:
-        from prometheus_client import REGISTRY, Counter
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        import prometheus_client
 
-        registry = registry or REGISTRY
+        registry = registry or prometheus_client.REGISTRY
 
-        def counter(name: str, what: str) -> Any:
-            return Counter(f"tlt_{name}", what, ["strategy"], registry=registry)
+        def counter(name: str, description: str) -> Counter:
+            return prometheus_client.Counter(
+                f"tlt_{name}", description, ["strategy"], registry=registry
+            )
 
         self._counters = {
-            "rounds": counter("rounds", "Verify steps, one for each request of a batch."),
-            "proposed": counter("proposed_tokens", "Drafts."),
+            "verify_steps": counter(
+                "verify_steps", "Verify steps, one for each request of a batch."
+            ),
+            "proposed": counter("proposed_tokens", "Drafts that were verified."),
             "accepted": counter("accepted_tokens", "Drafts that were accepted."),
             "verified": counter("verified_tokens", "Tokens that the target computed."),
         }
-        self._switches = counter("switches", "Changes to this strategy.")
+        self._switches = counter("strategy_switches", "Changes to this strategy.")
 
     def switched(self, strategy: Strategy, batch_size: int) -> None:
-        """Count it."""
+        """Count a change of strategy."""
         self._switches.labels(str(strategy)).inc()
 
-    def summary(self, seconds: float, news: dict[Strategy, dict[str, int]], now: int) -> None:
-        """Add what came."""
-        for arm, tally in news.items():
+    def summary(self, seconds: float, counts: StrategyCounts, running: int) -> None:
+        """Add the counts of the last `seconds`."""
+        for strategy, tally in counts.items():
             for name, value in tally.items():
-                self._counters[name].labels(str(arm)).inc(value)
+                self._counters[name].labels(str(strategy)).inc(value)

@@ -9,7 +9,7 @@ Shapes: B requests, W verified tokens per request, V vocabulary, N hidden size, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -120,6 +120,8 @@ class ServerArgs(Protocol):
     model_path: str
     speculative_algorithm: str | None
     speculative_draft_model_path: str | None
+    max_running_requests: int | None
+    max_queued_requests: int | None
 
 
 class ModelRunner(Protocol):
@@ -223,3 +225,32 @@ class Scheduler(Protocol):
     running_batch: Batch | None
     waiting_queue: Sequence[Request]
     weight_updater: WeightUpdater
+
+
+class TokenizerManager(Protocol):
+    """`sglang.srt.managers.tokenizer_manager.TokenizerManager`, in the HTTP process."""
+
+    server_args: ServerArgs
+    model_config: ModelConfig
+    context_len: int
+
+    async def get_internal_state(self) -> list[dict[str, Any]]:
+        """Return the internal state of every scheduler."""
+
+    async def set_internal_state(self, obj: object) -> list[bool]:
+        """Send a `SetInternalStateReq` to every scheduler; return whether each took it."""
+
+    def generate_request(self, obj: object, request: None) -> AsyncIterator[object]:
+        """Generate for a `GenerateReqInput`."""
+
+    def abort_request(self, *, abort_all: bool) -> None:
+        """Abort requests."""
+
+    async def flush_cache(self, timeout_s: float) -> object:
+        """Flush the caches of every scheduler."""
+
+
+class GlobalState(Protocol):
+    """What `sglang.srt.entrypoints.http_server.get_global_state` returns."""
+
+    tokenizer_manager: TokenizerManager

@@ -1,4 +1,4 @@
-"""The warm-up that calibrates: which batches it decodes, and that it harms nobody."""
+"""The calibration: the batches it decodes, and that its failures do no harm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tlt_sglang.engine import calibration, engine
 
 
 class Manager:
-    """SGLang's tokenizer manager, as far as the warm-up sees it."""
+    """SGLang's tokenizer manager, reduced to the parts that the warm-up uses."""
 
     def __init__(self, has_pool: bool = True, queued: int | None = None) -> None:
         self.server_args = SimpleNamespace(max_running_requests=16, max_queued_requests=queued)
@@ -25,8 +25,8 @@ class Manager:
         self.fails: Exception | None = None
         self.hangs = False
 
-    async def set_internal_state(self, order: Any) -> list[bool]:
-        self.calls.append(order.server_args["tlt"]["calibrate"])
+    async def set_internal_state(self, request: Any) -> list[bool]:
+        self.calls.append(request.server_args["tlt"]["calibrate"])
         return [self.has_pool]
 
     async def generate_request(self, batch: Any, request: None) -> AsyncIterator[None]:
@@ -52,12 +52,13 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(manager: Manager) -> list[Any]:
-    asyncio.run(calibration.calibrate("null", manager))
+    tokenizer_manager: Any = manager
+    asyncio.run(calibration.calibrate("null", tokenizer_manager))
     return manager.calls
 
 
 END = ["abort", "flush", False]
-"""Requests that are left are gone before their steps count again."""
+"""Requests that are left end before the steps of others count again."""
 
 
 def test_the_smallest_a_middle_and_the_largest_batch() -> None:
@@ -79,11 +80,11 @@ def test_a_short_context_leaves_room_for_the_prompt() -> None:
     ]
 
 
-def test_engines_without_a_pool_are_left_alone() -> None:
+def test_engines_without_a_pool_do_not_calibrate() -> None:
     assert run(Manager(has_pool=False)) == [True, *END]
 
 
-def test_what_is_refused_keeps_no_server_from_starting(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_does_not_stop_the_start(caplog: pytest.LogCaptureFixture) -> None:
     manager = Manager()
     manager.fails = ValueError("the queue is full")
     assert run(manager) == [True, *END]

@@ -113,7 +113,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     return Worker()
 
 
-def test_only_what_is_missing_is_built(worker: Worker) -> None:
+def test_only_what_is_missing_is_built(worker: Any) -> None:
     """SGLang has built the tree, and n-grams are verified in the graphs of the chain."""
     captured = {OFF: [1, 2, 4], CHAIN: [1, 2], TREE: [1], NGRAM: [1, 2]}
     states = RuntimeStates(worker, [OFF, CHAIN, TREE, NGRAM], captured)
@@ -129,17 +129,17 @@ def test_only_what_is_missing_is_built(worker: Worker) -> None:
         assert worker.topk == worker._draft_worker.topk == 1
 
 
-def test_without_a_plan_sglang_names_the_batch_sizes(worker: Worker) -> None:
+def test_without_a_plan_sglang_names_the_batch_sizes(worker: Any) -> None:
     RuntimeStates(worker, [NGRAM, CHAIN])
     assert worker.built == [(3, 1, 4, ALL_SIZES)]
 
 
-def test_batch_sizes_outside_the_plan_are_not_captured(worker: Worker) -> None:
+def test_batch_sizes_outside_the_plan_are_not_captured(worker: Any) -> None:
     RuntimeStates(worker, [OFF, CHAIN], {OFF: [1]})
     assert worker.built == [(3, 1, 4, []), (0, 1, 1, [1])]
 
 
-def test_the_configuration_is_as_before_afterwards(worker: Worker) -> None:
+def test_the_configuration_is_as_before_afterwards(worker: Any) -> None:
     RuntimeStates(worker, [OFF, CHAIN], {OFF: [1]})
     assert SPEC.speculative_eagle_topk == 4
     assert GRAPH.cuda_graph_config == {"decode": {"bs": ALL_SIZES}}
