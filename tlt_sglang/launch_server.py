@@ -79,7 +79,7 @@ def _parser() -> command_line.Parser:
         help="Turn TLT on: speculative decoding with the drafter that "
         "--speculative-draft-model-path names or that is shipped for the model, or with n-grams",
     )
-    flags.add_config_flag(server)
+    flags.add_config_flag(server, effect=", which turns TLT on")
     for group in dict.fromkeys(setting.group for setting in SETTINGS.values()):
         added = [setting for setting in SETTINGS.values() if setting.group == group]
         flags.add_flags(parser.add_argument_group(group.title.lower()), added)

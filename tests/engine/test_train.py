@@ -162,8 +162,8 @@ def test_bad_targets(tmp_path: Path, refused: Refused) -> None:
 
 def test_bad_flags(tmp_path: Path, refused: Refused) -> None:
     for flags, says in (
-        (["--minutes", "0"], "is no time to train in"),
-        (["--temperatures", "hot"], "is no list such as"),
+        (["--minutes", "0"], "--minutes must be greater than 0, not 0."),
+        (["--temperatures", "hot"], "is not a list of temperatures; write a list such as 0,1."),
         (["--epochs", "none"], "Bad flags: argument --epochs"),
     ):
         assert says in refused(tmp_path, tmp_path, *flags)

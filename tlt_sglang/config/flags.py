@@ -43,13 +43,12 @@ def add_flag(group: FlagGroup, setting: Setting, default: str | None = None) -> 
     )
 
 
-def add_config_flag(group: FlagGroup) -> None:
-    """Add the flag that names a configuration file."""
+def add_config_flag(group: FlagGroup, effect: str = "") -> None:
+    """Add the flag that names a configuration file, with its `effect` besides being read."""
     group.add_argument(
         "--tlt-config",
         metavar="FILE",
-        help=f"TOML file with settings; the server turns TLT on (default: {VARIABLE} of the "
-        "environment)",
+        help=f"TOML file with settings{effect} (default: the environment variable {VARIABLE})",
     )
 
 

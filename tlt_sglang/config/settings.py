@@ -93,10 +93,9 @@ class Config:
     max_batch: int | None = setting(
         None,
         whole(0, remedy="write a number of requests"),
-        "Largest number of running requests for which the engine speculates; needs off among the "
-        "strategies",
+        "Largest number of running requests with speculation; needs off among the strategies",
         SPECULATION,
-        default_text="as many as pay",
+        default_text="decided by the policy",
     )
     ngram_memory_mb: int = setting(
         64,
@@ -135,8 +134,8 @@ class Config:
     graph_memory_gb: float | None = setting(
         None,
         decimal(0, 1e6, above=True, metavar="GB", remedy="write gigabytes"),
-        "Memory for captured CUDA graphs in GB; if it is too little, the graphs whose loss lowers "
-        "the expected throughput least are left out (see tlt plan)",
+        "Memory for captured CUDA graphs in GB; if not all of them fit, those that add least to "
+        "the expected throughput are left out, as tlt plan shows",
         SPECULATION,
         default_text="unlimited",
     )
@@ -156,7 +155,8 @@ class Config:
     store: str | None = setting(
         None,
         text("DIR", "write the path of a folder"),
-        "Folder of drafter versions (the weight store); turns the harvest log and hot swap on",
+        "Folder of drafter versions, the weight store; an engine with a store logs hidden states "
+        "for training and swaps new versions in",
         DRAFTER,
         used_by=("engine", "sidecar"),
     )
@@ -189,23 +189,23 @@ class Config:
     coordinator_key: str | None = setting(
         None,
         _FILE,
-        "CURVE key file for tcp://, the secret key for the coordinator and the public key for the "
-        "others",
+        "CURVE key file for tcp://: the secret key for the coordinator, the public key for engines "
+        "and trainers",
         COORDINATION,
         used_by=("engine", "sidecar", "coordinator"),
     )
     device_name: str | None = setting(
         None,
         text("NAME", "write a name without blanks"),
-        "Name of this engine's device at the coordinator",
+        "Name of the device at the coordinator",
         COORDINATION,
-        default_text="the host and its GPU or cores",
+        default_text="the engine's host and GPU or cores",
         used_by=("engine", "sidecar"),
     )
     preempt_ms: int = setting(
         500,
         _MILLISECONDS,
-        "Time within which a trainer must leave the device in ms",
+        "Time limit in ms for a trainer to leave the device",
         COORDINATION,
         used_by=("sidecar", "coordinator"),
     )
@@ -218,19 +218,19 @@ class Config:
     coordinator_dwell_ms: int = setting(
         500,
         whole(0, 10**9, metavar="MS", remedy="write milliseconds"),
-        "Time that a device must be idle before training starts in ms",
+        "Idle time in ms before a device is given to training",
         COORDINATION,
     )
     coordinator_timeout_ms: int = setting(
         5000,
         _MILLISECONDS,
-        "Silence after which the coordinator forgets a member in ms",
+        "Silence in ms after which the coordinator forgets a member",
         COORDINATION,
     )
     sidecar: SidecarMode | None = setting(
         None,
         choice(get_args(SidecarMode)),
-        "Train the drafter beside the server: while the engine is idle, or always",
+        "Train the drafter beside the server: only while the engine is idle, or always",
         SIDECAR,
         default_text="no training",
         used_by=("launcher",),
@@ -257,7 +257,7 @@ class Config:
     sidecar_learning_rate: float = setting(
         1e-3,
         decimal(0, 1e3, above=True, metavar="LR", remedy="write a number greater than 0"),
-        "Learning rate",
+        "Learning rate of the sidecar",
         SIDECAR,
     )
     sidecar_batch_tokens: int = setting(

@@ -7,52 +7,48 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlt_sglang.config import command_line as commands
-from tlt_sglang.config.flags import Parser
+from tlt_sglang.config import command_line
+from tlt_sglang.config.command_line import Parser, positive_number, whole_number
 from tlt_sglang.errors import ConfigError
+
+MODEL = "Target: a folder, a hub id, or smollm2-135m"
+SEED = "Seed of the random numbers (default: %(default)s)"
+AT_ONCE = "Number of requests in flight (default: %(default)s)"
+
+WHOLE_VOCABULARY = 2**62
+"""SGLang takes the LM head of an EAGLE drafter from the target, with every token."""
+
+
+def data(argv: Sequence[str]) -> int:
+    """Run `tlt data` and return its exit status."""
+    return main(["data", *argv])
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run `tlt train` and return its exit status."""
+    return main(["train", *argv])
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 a problem (one sentence), 2 bad usage, 130 interrupted."""
+    """Run the command that `argv` begins with.
+
+    Returns the exit status: 0 done, 1 a problem, 2 bad usage, 130 interrupted.
+    """
     command, rest = argv[0], argv[1:]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return commands.run(command, _data if command == "data" else _train, rest)
+        return command_line.run(command, _data if command == "data" else _train, rest)
     except KeyboardInterrupt:
         print(f"tlt {command}: interrupted; start it again to go on.", file=sys.stderr)
         return 130
 
 
+# ---- tlt data ------------------------------------------------------------------------------------
+
+
 def _data(argv: Sequence[str]) -> None:
-    parser = Parser("tlt data", "Make prompts to train a drafter on.")
-    parser.add_argument("--model", required=True, help="a folder, a hub id, or smollm2-135m")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines")
-    parser.add_argument(
-        "--instructions",
-        type=commands.amount,
-        default=1000,
-        metavar="N",
-        help="made up by the model (default: 1000)",
-    )
-    parser.add_argument(
-        "--composed",
-        type=commands.amount,
-        default=500,
-        metavar="N",
-        help="composed of forms and subjects (default: 500)",
-    )
-    parser.add_argument(
-        "--reasoning",
-        type=commands.amount,
-        default=500,
-        metavar="N",
-        help="problems of reasoning-gym (default: 500)",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--at-once", type=commands.count, default=32, metavar="N", help="requests in flight"
-    )
-    if commands.helped(parser, argv):
+    parser = _data_parser()
+    if command_line.print_help(parser, argv):
         return
     args = parser.parse_args(argv)
     from tlt_sglang.training.make_prompts import make_prompts
@@ -68,54 +64,53 @@ def _data(argv: Sequence[str]) -> None:
     )
 
 
-def _train(argv: Sequence[str]) -> None:
-    parser = Parser("tlt train", "Train a drafter on what the target itself answers.")
+def _data_parser() -> Parser:
+    parser = Parser("tlt data", "Generate prompts for the training of a drafter.")
     add = parser.add_argument
-    add("--model", required=True, help="the target: a folder, a hub id, or smollm2-135m")
+    add("--model", required=True, metavar="MODEL", help=MODEL)
     add(
-        "--data",
+        "--out",
         type=Path,
         required=True,
         metavar="FILE",
-        help='lines of {"prompt": ...} or {"messages": [...]}, with or without "response", or of '
-        '{"text": ...}',
+        help="File to write the prompts to, as JSON lines",
     )
-    add("--out", type=Path, required=True, metavar="DIR", help="the drafter, and work/ beside it")
-    add("--algorithm", choices=["eagle", "eagle3"], default="eagle3")
-    add("--minutes", type=float, metavar="M", help="train so long, in the place of --epochs")
-    add("--epochs", type=commands.count, default=4, metavar="N")
     add(
-        "--steps",
-        type=commands.count,
+        "--instructions",
+        type=whole_number,
+        default=1000,
         metavar="N",
-        help="simulated draft steps (default: 3, with eagle 1)",
+        help="Number of instructions that the model invents (default: %(default)s)",
     )
-    add("--learning-rate", type=float, default=1e-3, metavar="LR")
-    add("--batch-tokens", type=commands.count, default=2048, metavar="N", help="of a packed batch")
-    add("--accumulate", type=commands.count, default=1, metavar="N", help="batches of one step")
     add(
-        "--draft-vocab",
-        type=commands.count,
-        default=8192,
+        "--composed",
+        type=whole_number,
+        default=500,
         metavar="N",
-        help="most frequent tokens that an eagle3 drafter knows",
+        help="Number of requests composed of forms and subjects (default: %(default)s)",
     )
-    add("--temperatures", default="0,1", metavar="T[,T]", help="of the answers, in turn")
-    add("--max-new-tokens", type=commands.count, default=256, metavar="N", help="of an answer")
-    add("--at-once", type=commands.count, default=32, metavar="N", help="requests in flight")
-    add("--start-from", type=Path, metavar="DIR", help="a drafter to go on from")
     add(
-        "--precision",
-        choices=["auto", "float32", "bfloat16"],
-        default="auto",
-        help="of training (auto: bfloat16 on CUDA, float32 on CPU)",
+        "--reasoning",
+        type=whole_number,
+        default=500,
+        metavar="N",
+        help="Number of problems from reasoning-gym (default: %(default)s)",
     )
-    add("--seed", type=int, default=0)
-    if commands.helped(parser, argv):
+    add("--seed", type=int, default=0, metavar="N", help=SEED)
+    add("--at-once", type=positive_number, default=32, metavar="N", help=AT_ONCE)
+    return parser
+
+
+# ---- tlt train -----------------------------------------------------------------------------------
+
+
+def _train(argv: Sequence[str]) -> None:
+    parser = _train_parser()
+    if command_line.print_help(parser, argv):
         return
     args = parser.parse_args(argv)
     if args.minutes is not None and args.minutes <= 0:
-        raise ConfigError(f"--minutes {args.minutes:g} is no time to train in; give more than 0.")
+        raise ConfigError(f"--minutes must be greater than 0, not {args.minutes:g}.")
     from tlt_sglang.training.offline import Options, train
     from tlt_sglang.training.trainer import Settings
 
@@ -136,8 +131,7 @@ def _train(argv: Sequence[str]) -> None:
         args.out,
         args.algorithm,
         settings,
-        # SGLang takes EAGLE's head from the target, whole.
-        2**62 if eagle else args.draft_vocab,
+        WHOLE_VOCABULARY if eagle else args.draft_vocab,
         _temperatures(args.temperatures),
         args.max_new_tokens,
         args.at_once,
@@ -146,11 +140,113 @@ def _train(argv: Sequence[str]) -> None:
     print(train(options))
 
 
+def _train_parser() -> Parser:
+    parser = Parser("tlt train", "Train a drafter on the target's own answers.")
+    add = parser.add_argument_group("model and data").add_argument
+    add("--model", required=True, metavar="MODEL", help=MODEL)
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='Training data, as JSON lines: {"prompt": ...} or {"messages": [...]}, each with or '
+        'without "response", or {"text": ...}',
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Folder to write the drafter to; DIR/work holds answers and checkpoints",
+    )
+    add("--start-from", type=Path, metavar="DIR", help="Drafter to start from (default: none)")
+    add(
+        "--temperatures",
+        default="0,1",
+        metavar="T[,T]",
+        help="Temperatures of the target's answers, used in turn (default: %(default)s)",
+    )
+    add(
+        "--max-new-tokens",
+        type=positive_number,
+        default=256,
+        metavar="N",
+        help="Largest number of tokens in an answer (default: %(default)s)",
+    )
+    add("--at-once", type=positive_number, default=32, metavar="N", help=AT_ONCE)
+    _add_training_flags(parser)
+    return parser
+
+
+def _add_training_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("training").add_argument
+    add(
+        "--algorithm",
+        choices=["eagle", "eagle3"],
+        default="eagle3",
+        help="Architecture of the drafter (default: %(default)s)",
+    )
+    add(
+        "--draft-vocab",
+        type=positive_number,
+        default=8192,
+        metavar="N",
+        help="Number of tokens in the vocabulary of an eagle3 drafter, the most frequent ones "
+        "(default: %(default)s)",
+    )
+    add(
+        "--epochs",
+        type=positive_number,
+        default=4,
+        metavar="N",
+        help="Number of passes over the data (default: %(default)s)",
+    )
+    add("--minutes", type=float, metavar="M", help="Training time in minutes, instead of --epochs")
+    add(
+        "--steps",
+        type=positive_number,
+        metavar="N",
+        help="Number of simulated draft steps (default: 3 for eagle3, 1 for eagle)",
+    )
+    add(
+        "--learning-rate",
+        type=float,
+        default=1e-3,
+        metavar="LR",
+        help="Highest learning rate (default: %(default)s)",
+    )
+    add(
+        "--batch-tokens",
+        type=positive_number,
+        default=2048,
+        metavar="N",
+        help="Largest number of tokens in a packed batch (default: %(default)s)",
+    )
+    add(
+        "--accumulate",
+        type=positive_number,
+        default=1,
+        metavar="N",
+        help="Number of batches in an optimizer step (default: %(default)s)",
+    )
+    add(
+        "--precision",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="Precision of matrix products; auto is bfloat16 on CUDA and float32 on CPU "
+        "(default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help=SEED)
+
+
 def _temperatures(text: str) -> tuple[float, ...]:
+    """Return the temperatures in a list such as 0,1; raises ConfigError."""
     try:
-        found = tuple(float(part) for part in text.split(","))
+        temperatures = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not found or any(not 0 <= temperature < 10 for temperature in found):
-        raise ConfigError(f"--temperatures {text!r} is no list such as 0,1.")
-    return found
+        temperatures = ()
+    if not temperatures or any(not 0 <= temperature < 10 for temperature in temperatures):
+        raise ConfigError(
+            f"--temperatures {text!r} is not a list of temperatures; write a list such as 0,1."
+        )
+    return temperatures
