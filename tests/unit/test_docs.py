@@ -19,7 +19,7 @@ PAGES = sorted(
 FENCE = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[(?:[^\[\]]|\\.)*\]\(([^()\s]+)\)")
-FOLDERS = ("benchmarks", "docs", "launch", "patches", "requirements", "tests", "tlt_sglang", ".ci")
+FOLDERS = (".ci", "benchmarks", "docs", "launch", "patches", "requirements", "tests", "tlt_sglang")
 FILE = re.compile(rf"(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*")
 """What a path of this repository looks like; others are placeholders or files of a user's."""
 
