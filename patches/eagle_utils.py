@@ -106,7 +106,7 @@ def _penalise(verify_input: Any, batch: Any, logits_output: Any) -> None:
             verify_input.retrieve_next_token.view(shape),
             verify_input.retrieve_next_sibling.view(shape),
         )
-        head.changed()
+        head.invalidate()
         # This is a copy for one forward: nothing is left for upstream to apply.
         info.acc_additive_penalties = info.acc_scaling_penalties = None
 
@@ -124,7 +124,7 @@ def _sample(**arguments: Any) -> None:
 def _sample_chain(**arguments: Any) -> None:
     from tlt_sglang.cpu import sampling
 
-    sampling.verify_drawn(**arguments)
+    sampling.verify_rejection(**arguments)
 
 
 def _replaced(name: str, value: Any, why: str, digest: str) -> Any:

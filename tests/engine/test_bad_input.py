@@ -88,7 +88,7 @@ CASES = {
     ),
     "no such folder for events": (["--tlt-events", ""], "write the path of a file"),
     "no memory": (["--max-total-tokens", "100000000000"], "GiB of memory are free"),
-    "no tokens": (["--max-total-tokens", "0"], "leaves no room"),
+    "no tokens": (["--max-total-tokens", "0"], "is too small"),
     "no requests": (["--max-running-requests", "0"], "serves nobody"),
     "page size": (["--page-size", "16"], "--page-size 16 is not served on CPU"),
     "tensor parallelism": (["--tp", "4096"], "--tp-size 4096 needs a core for each rank"),

@@ -77,8 +77,8 @@ def hook():
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from tlt_sglang.cpu import drafting
 
-    step = drafting._Drafter.step
-    drafting._Drafter.step = functools.partialmethod(
+    step = drafting._CpuDrafter.step
+    drafting._CpuDrafter.step = functools.partialmethod(
         lambda drafter, *args: without_the_framework(step, drafter, *args)
     )
     HookRegistry.register(TARGET, around, HookType.AROUND)

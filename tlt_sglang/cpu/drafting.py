@@ -1,20 +1,21 @@
-"""The drafter's part of a decode step on CPU: its layer and its head, and nothing around them.
+"""The drafter's part of a decode step on CPU: its layer and its head, without the framework.
 
 SGLang drafts through a model runner, a forward batch and a logits processor for every step of a
-chain. On CUDA a captured graph takes the place of all that; on CPU it takes longer than the layer.
-This is what SGLang's eager code computes, for the EAGLE-3 drafters that `decoder` takes apart.
-Others keep SGLang's own.
+chain. On CUDA a captured graph replaces all that; on CPU it takes longer than the layer. The
+functions here compute what SGLang's eager code computes, for the EAGLE-3 drafters that `decoder`
+supports, and call SGLang's code for the others. They choose no strategy.
 
-A draft-extend goes over the tokens that were committed, and its head over the last of each request;
-SGLang's goes over all that were verified.
+A draft-extend runs over the committed tokens, and its head over the last of each request; SGLang's
+runs over all verified tokens.
 
-Runs in the scheduler process. Shapes: B requests, T tokens, D draft vocabulary, N hidden size.
+Runs in the scheduler process. Shapes: B requests, R requests with pending tokens, T tokens,
+D draft vocabulary, N hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,67 +24,96 @@ from tlt_sglang.cpu import decoder, linear
 from tlt_sglang.cpu.attention import LONG_EXTEND, CpuAttnBackend
 from tlt_sglang.cpu.kernels.argmax import argmax
 from tlt_sglang.cpu.kernels.committed import Committed, committed
-from tlt_sglang.engine.pending import PendingBatch
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.layers import DrafterModel, DraftForwardBatch
+    from tlt_sglang.upstream.protocols import Batch, SamplingInfo, StepResult, Upstream
+
+Draft = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Parents, indices of the best scores, draft tokens [B, drafts], and draft probs or None."""
 
 
-def draft(original: Callable[..., Any], worker: Any, forward_batch: Any) -> Any:
-    """(parents, places of the best scores, draft tokens [B, drafts], distributions or None).
+class PendingInput(Protocol):
+    """The tokens that the drafter has not computed yet, of R requests one after the other."""
 
-    Takes the place of `EagleDraftWorker.draft_forward`, and calls it where it must.
-    """
+    @property
+    def counts(self) -> Sequence[int]:
+        """The number of tokens of each request."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """The tokens [T] int64, each the one after its position."""
+
+    @property
+    def features(self) -> Tensor:
+        """The target's features [T, 3N] at these positions."""
+
+
+def draft(original: Upstream, worker: Any, forward_batch: DraftForwardBatch) -> Draft:
+    """Draft as `EagleDraftWorker.draft_forward` does, which is called for unsupported drafters."""
     from sglang.srt.runtime_context import get_spec
     from sglang.srt.speculative import eagle_worker_v2 as upstream
 
+    # Unsupported drafters and batches take SGLang's own path.
     drafter, size = _drafter(worker), forward_batch.batch_size
-    steps, topk, known = worker.speculative_num_steps, worker.topk, worker.hot_token_id
-    parents, places = worker._topk1_parents_prealloc, worker._topk1_score_indices_prealloc
+    steps, topk, target_ids = worker.speculative_num_steps, worker.topk, worker.hot_token_id
+    parents, score_indices = worker._topk1_parents_prealloc, worker._topk1_score_indices_prealloc
     fits = topk > 1 or size <= len(parents)
     if drafter is None or forward_batch.forward_mode.is_idle() or not fits:
-        return original(worker, forward_batch)
-    ahead, info = forward_batch.spec_info, forward_batch.sampling_info
-    hidden, positions = ahead.hidden_states, forward_batch.positions
-    chance, token = ahead.topk_p, ahead.topk_index if known is None else known[ahead.topk_index]
+        result: Draft = original(worker, forward_batch)
+        return result
+
+    # The first tokens come from the last draft-extend.
+    draft_input, info = forward_batch.spec_info, forward_batch.sampling_info
+    hidden, positions = draft_input.hidden_states, forward_batch.positions
+    topk_p, token = draft_input.topk_p, draft_input.topk_index
+    if target_ids is not None:
+        token = target_ids[token]
     slots = upstream.per_step_draft_out_cache_loc(forward_batch.out_cache_loc, size, topk, steps)
     slots = slots.contiguous()
-    sampled = get_spec().speculative_use_rejection_sampling and not info.is_all_greedy
-    distributions = [ahead.draft_probs] if sampled else []
+    sampling = get_spec().speculative_use_rejection_sampling and not info.is_all_greedy
+    step_probs: list[Tensor | None] = [draft_input.draft_probs] if sampling else []
+
+    # Every further step reads the tokens of the one before; the last step only selects.
     chain, tree, scores = [], [], None
     for step in range(steps):
         if topk == 1:
             ids = token.flatten()
             chain.append(token)
         else:
-            ids, hidden, scores, grown = upstream.select_top_k_tokens(
-                step, chance, token, hidden, scores, topk
+            ids, hidden, scores, level = upstream.select_top_k_tokens(
+                step, topk_p, token, hidden, scores, topk
             )
-            tree.append(grown)
+            tree.append(level)
         if step == steps - 1:
             break
         backend = worker.draft_attn_backend.attn_backends[step]
         out, hidden = drafter.step(ids, hidden, positions, slots[step], backend)
-        probs, chance, token = _propose(
-            drafter.logits(out), topk, info if sampled else None, positions + 1, step + 1
+        probs, topk_p, token = _propose(
+            drafter.logits(out), topk, info if sampling else None, positions + 1, step + 1
         )
-        if sampled:
-            distributions.append(probs)
+        if sampling:
+            step_probs.append(probs)
         positions.add_(1)
-        if known is not None:
-            token = known[token]
-    drawn = torch.stack(distributions, dim=1) if sampled else None
+        if target_ids is not None:
+            token = target_ids[token]
+
+    # A tree keeps the best nodes of all levels, a chain every token.
+    draft_probs = torch.stack(step_probs, dim=1) if sampling else None  # type: ignore[arg-type]
     if topk > 1:
-        told = upstream.organize_draft_results(
+        parents, score_indices, tokens = upstream.organize_draft_results(
             *map(list, zip(*tree, strict=True)), worker.speculative_num_draft_tokens
         )
-        return *told, drawn
-    return parents[:size], places[:size], torch.cat(chain, dim=1), drawn
+        return parents, score_indices, tokens, draft_probs
+    return parents[:size], score_indices[:size], torch.cat(chain, dim=1), draft_probs
 
 
 def extend(
-    original: Callable[..., Any], worker: Any, batch: Any, result: Any, **kwargs: Any
+    original: Upstream, worker: Any, batch: Batch, result: StepResult, **kwargs: object
 ) -> None:
-    """Let the drafter see what was committed; fills `result.next_draft_input`.
+    """Run the drafter over the committed tokens; fills `result.next_draft_input`.
 
-    Takes the place of `EagleDraftWorker._draft_extend_for_decode`, and calls it where it must.
+    Replaces `EagleDraftWorker._draft_extend_for_decode`, and calls it for unsupported drafters.
     """
     from sglang.srt.runtime_context import get_spec
 
@@ -91,75 +121,87 @@ def extend(
     if drafter is None or batch.forward_mode.is_idle():
         original(worker, batch, result, **kwargs)
         return
-    seen = committed(
+
+    # One pass over the committed tokens; rejected drafts are left out.
+    tokens = committed(
         result.accept_lens,
         batch.seq_lens,
         batch.req_pool_indices,
         worker.speculative_num_draft_tokens,
     )
-    logits, hidden = drafter.see(
-        seen,
-        result.next_token_ids[seen.places].to(torch.int64),
-        result.logits_output.hidden_states[seen.places],
-        batch.out_cache_loc[seen.places],
+    logits, hidden = drafter.extend(
+        tokens,
+        result.next_token_ids[tokens.indices].to(torch.int64),
+        result.logits_output.hidden_states[tokens.indices],
+        batch.out_cache_loc[tokens.indices],
     )
-    ahead = result.next_draft_input
-    sampled = get_spec().speculative_use_rejection_sampling
-    probs, ahead.topk_p, ahead.topk_index = _propose(
-        logits, worker.topk, batch.sampling_info if sampled else None, result.new_seq_lens
+
+    # The first draft tokens of the next step.
+    draft_input = result.next_draft_input
+    sampling = get_spec().speculative_use_rejection_sampling
+    probs, draft_input.topk_p, draft_input.topk_index = _propose(
+        logits, worker.topk, batch.sampling_info if sampling else None, result.new_seq_lens
     )
-    if sampled:
-        ahead.draft_probs = probs
-    ahead.hidden_states = hidden
-    ahead.cuda_graph_compatible = True
+    if sampling:
+        assert probs is not None
+        draft_input.draft_probs = probs
+    draft_input.hidden_states = hidden
+    draft_input.cuda_graph_compatible = True
 
 
 def catch_up(
-    worker: Any, rows: Tensor, pending: PendingBatch, lengths: Tensor, counts: Tensor
+    worker: Any, rows: Tensor, pending: PendingInput, lengths: Tensor, counts: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """The drafter's logits [R, D] and hidden states [R, N] after the last token that was missed.
+    """Run the drafter over pending tokens; return logits [R, D] and hidden states [R, N].
 
-    Of R requests; rows: of the request table; lengths: tokens with what was missed; counts: tokens
-    missed, all [R]. None where SGLang's own code has to do it.
+    Both belong to the last pending token of each request. `rows` are rows of the request table,
+    `lengths` tokens including the pending ones, `counts` pending tokens, all [R]. Returns None for
+    unsupported drafters and long inputs, which take SGLang's own path.
     """
     drafter, longest = _drafter(worker), max(pending.counts)
     if drafter is None or longest > LONG_EXTEND:
         return None
-    seen = committed(counts, lengths - counts, rows, longest)
-    slots = worker.req_to_token_pool.req_to_token[seen.rows, seen.positions].to(torch.int64)
-    return drafter.see(seen, pending.tokens, pending.features, slots)
+    tokens = committed(counts, lengths - counts, rows, longest)
+    table = worker.req_to_token_pool.req_to_token
+    slots = table[tokens.rows, tokens.positions].to(torch.int64)
+    return drafter.extend(tokens, pending.tokens, pending.features, slots)
 
 
-class _Drafter:
-    """A drafter taken apart."""
+class _CpuDrafter:
+    """A drafter as its stack of layers and its head."""
 
-    def __init__(self, model: Any, stack: decoder.Stack, backend: CpuAttnBackend) -> None:
+    def __init__(self, model: DrafterModel, stack: decoder.Stack, backend: CpuAttnBackend) -> None:
         self._model, self._stack, self._backend = model, stack, backend
 
-    def see(
-        self, seen: Committed, ids: Tensor, features: Tensor, slots: Tensor
+    def extend(
+        self, tokens: Committed, ids: Tensor, features: Tensor, slots: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One pass over ids [T] that were committed, beside features [T, 3N]: (logits [B, D], what
-        the next step takes [B, N]) after the last of each request."""
-        self._backend.use_queries(seen.rows, seen.positions + 1)
-        out, hidden = self.step(ids, features, seen.positions, slots, self._backend)
-        return self.logits(out[seen.last]), hidden[seen.last]
+        """Run one pass over committed ids [T] with features [T, 3N].
+
+        Returns logits [B, D] and the hidden states for the next step [B, N], both after the last
+        token of each request.
+        """
+        self._backend.plan_queries(tokens.rows, tokens.positions + 1)
+        out, hidden = self.step(ids, features, tokens.positions, slots, self._backend)
+        return self.logits(out[tokens.last]), hidden[tokens.last]
 
     def step(
         self, ids: Tensor, hidden: Tensor, positions: Tensor, slots: Tensor, backend: CpuAttnBackend
     ) -> tuple[Tensor, Tensor]:
-        """One pass: ids [T] beside hidden [T, N or 3N] -> (what the head takes, what the next step
-        takes), each [T, N]."""
+        """Run one pass over ids [T] with hidden [T, N or 3N].
+
+        Returns the input of the head and the hidden states for the next step, each [T, N].
+        """
         return decoder.draft(self._model.model, self._stack, ids, hidden, positions, slots, backend)
 
     def logits(self, out: Tensor) -> Tensor:
-        """[T, D] of what the head takes [T, N]; SGLang pads its rows."""
+        """Return logits [T, D] of the head's input [T, N], without SGLang's padding."""
         vocab = self._model.logits_processor.config.vocab_size
         return linear.linear(out, self._model.lm_head.weight, None)[:, :vocab]
 
 
-def _drafter(worker: Any) -> _Drafter | None:
-    """None where SGLang's own code has to do it."""
+def _drafter(worker: Any) -> _CpuDrafter | None:
+    """Return the worker's drafter, or None if SGLang's own code has to run it."""
     from sglang.srt.models.llama_eagle3 import LlamaForCausalLMEagle3
 
     model, backend = worker.draft_runner.model, worker.draft_runner.attn_backend
@@ -172,18 +214,20 @@ def _drafter(worker: Any) -> _Drafter | None:
     ):
         return None
     stack = decoder.drafter(model.model)
-    return None if stack is None else _Drafter(model, stack, backend)
+    return None if stack is None else _CpuDrafter(model, stack, backend)
 
 
 def _propose(
-    logits: Tensor, topk: int, info: Any, positions: Tensor, step: int = 0
+    logits: Tensor, topk: int, info: SamplingInfo | None, positions: Tensor, step: int = 0
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """(distribution or None, chances, draft ids), the latter [B, topk], of logits [B, D]: drawn
-    where there is the `info` of how requests sample, and else the most likely ones."""
+    """Return draft probs or None, and probs and ids [B, topk] of draft tokens, for logits [B, D].
+
+    With the sampling parameters `info` the tokens are sampled; without, they are the most likely.
+    """
     from sglang.srt.speculative import eagle_worker_v2 as upstream
 
     if info is not None:
-        told: tuple[Tensor, Tensor, Tensor] = upstream.sample_draft_proposal(
+        proposal: tuple[Tensor, Tensor, Tensor] = upstream.sample_draft_proposal(
             logits,
             info.temperatures,
             info.top_ks,
@@ -191,7 +235,7 @@ def _propose(
             positions=positions,
             draft_step=step,
         )
-        return told
+        return proposal
     if topk == 1:
         token = argmax(logits).unsqueeze(-1)
         return None, torch.ones_like(token, dtype=torch.float32), token

@@ -1,7 +1,7 @@
-"""Kernels by name, loaded when they are first called.
+"""Kernels by name, loaded at their first call.
 
-Every process of SGLang imports `sgl_kernel`, and with it our stand-in; only the scheduler calls
-what is in it. Loading the kernels takes more than a second, which the others are spared.
+Runs in every process of SGLang, because each imports `sgl_kernel`, and with it our stand-in. Only
+the scheduler calls the kernels; the other processes are spared the second that loading them takes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 def kernel(name: str) -> Callable[..., Any]:
-    """The function `name` of `tlt_sglang.cpu.kernels`."""
+    """Return a function that calls `name` of `tlt_sglang.cpu.kernels`."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         from tlt_sglang.cpu import kernels
@@ -26,7 +26,7 @@ def kernel(name: str) -> Callable[..., Any]:
 
 
 def register_murmur_hash() -> None:
-    """Make ``torch.ops.sgl_kernel.murmur_hash32_cpu``, which SGLang calls on CPU; idempotent."""
+    """Define ``torch.ops.sgl_kernel.murmur_hash32_cpu``, which SGLang calls on CPU; idempotent."""
     if hasattr(torch.ops.sgl_kernel, "murmur_hash32_cpu"):
         return
     _library().define(
@@ -44,5 +44,5 @@ def _shape_of_hash(
 
 @functools.cache
 def _library() -> Any:
-    """Kept: the operator goes when its library does."""
+    """Return the operator library; cached, because its operators vanish with it."""
     return torch.library.Library("sgl_kernel", "FRAGMENT")  # type: ignore[no-untyped-call]

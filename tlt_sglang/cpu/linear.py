@@ -1,16 +1,16 @@
-"""Linear layers on weights that were packed once, ahead of time (`kernels.matrix`).
+"""Linear layers on weights that are packed when they are loaded (`kernels.matrix`).
 
-Why: a decode or verify step reads every weight once, so its time is the time to stream them; packed
-weights stream at the memory's speed for one row and for eight. And the packed product is
-row-invariant: a row's result does not depend on the rows beside it, which makes a token's logits in
-a verify step bitwise those of a plain decode step.
+A decode or verify step reads every weight once, so it takes as long as reading them; packed weights
+are read at the memory's speed for one row and for eight. The packed product is also row-invariant:
+a row's result does not depend on the rows beside it, which makes a token's logits in a verify step
+bitwise those of a plain decode step.
 
 A drafter's weights may be packed in eight bits (`narrow`), which are read in a quarter of the time:
-what it computes decides how many drafts are accepted, and nothing else.
+its results decide how many drafts are accepted, and nothing else.
 
 Packs are kept by the address of the weight, so that tied weights share one. `repack` is called
-wherever SGLang says that a weight has changed (its `process_weights_after_loading` hook), `forget`
-when it is about to (`restore_weights_before_loading`). Runs in the scheduler process.
+wherever SGLang reports that a weight has changed (its `process_weights_after_loading` hook),
+`forget` before a weight changes (`restore_weights_before_loading`). Runs in the scheduler process.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ from tlt_sglang.cpu.kernels import matrix, vector
 
 @dataclass(frozen=True, slots=True)
 class _Pack:
-    weight: torch.Tensor  # [N, K], kept alive: its address is the key
+    """A weight and its packed copy."""
+
+    weight: torch.Tensor  # [N, K], kept alive, because its address is the key
     packed: matrix.Packed
 
 
 _packs: dict[int, _Pack] = {}
-_narrowed: dict[int, torch.Tensor] = {}  # weights to pack in eight bits, by address; kept alive
+_narrowed: dict[int, torch.Tensor] = {}  # eight-bit weights by address; kept alive
 _generation = 0
 
 
 def generation() -> int:
-    """Counts up whenever a pack is made or dropped, so that users of `product` can renew theirs."""
+    """Return a count of the changes of packs, by which users of `product` know when to renew it."""
     return _generation
 
 
 def packable(weight: torch.Tensor) -> bool:
-    """Whether `weight` is a plain float32 matrix in main memory."""
+    """Return whether `weight` is a plain float32 matrix in main memory."""
     return (
         weight.dtype == torch.float32
         and weight.device.type == "cpu"
@@ -52,18 +54,18 @@ def packable(weight: torch.Tensor) -> bool:
 
 
 def repack(weight: torch.Tensor) -> None:
-    """Pack `weight` [N, K] as it is now, replacing an older pack of it."""
+    """Pack the present values of `weight` [N, K], replacing an older pack."""
     global _generation
     if not packable(weight):
         return
-    now = weight.detach()
+    values = weight.detach()
     narrow = weight.data_ptr() in _narrowed
     _generation += 1
-    _packs[weight.data_ptr()] = _Pack(now, matrix.pack(now, narrow))
+    _packs[weight.data_ptr()] = _Pack(values, matrix.pack(values, narrow))
 
 
 def narrow(weights: Iterable[torch.Tensor]) -> None:
-    """From now on pack these, where they are packed at all, in eight bits."""
+    """Pack these weights in eight bits from now on, as far as they are packed."""
     for weight in weights:
         if packed(weight):
             _narrowed[weight.data_ptr()] = weight
@@ -71,26 +73,26 @@ def narrow(weights: Iterable[torch.Tensor]) -> None:
 
 
 def renew() -> None:
-    """Pack those of `narrow` that have no pack: SGLang does not say of some when they are whole."""
+    """Pack the eight-bit weights that have no pack; SGLang has no hook for some of them."""
     for weight in _narrowed.values():
         if not packed(weight):
             repack(weight)
 
 
 def forget(weight: torch.Tensor) -> None:
-    """Drop the pack of `weight`, if any: it is read plainly until `repack`."""
+    """Drop the pack of `weight`, if any; `linear` uses the weight itself until `repack`."""
     global _generation
     if _packs.pop(weight.data_ptr(), None) is not None:
         _generation += 1
 
 
 def packed(weight: torch.Tensor) -> bool:
-    """Whether `weight` has a pack that `linear` will use."""
+    """Return whether `weight` has a pack, which `linear` then uses."""
     return _pack_of(weight) is not None
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]."""
+    """Return x [..., K] times weight [N, K] transposed, plus bias [N]: [..., N]."""
     pack = _pack_of(weight)
     if pack is None or x.dtype != torch.float32:
         return torch.nn.functional.linear(x, weight, bias)
@@ -101,8 +103,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 def linear_largest(
     x: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `linear` of x [T, K], without a bias, and the place of the largest of each row [T], or
-    None where that is not found on the way."""
+    """Return `linear` of x [T, K] without a bias, and the argmax of each row [T].
+
+    The argmax is None for a weight whose product does not compute it.
+    """
     pack = _pack_of(weight)
     if pack is None or x.dtype != torch.float32 or x.dim() != 2:
         return linear(x, weight, None), None
@@ -112,9 +116,9 @@ def linear_largest(
 def product(
     weight: torch.Tensor, bias: torch.Tensor | None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`linear` with its lookups done: valid until `generation` changes.
+    """Return `linear` for a fixed weight, valid until `generation` changes.
 
-    x [T, K] float32, contiguous -> [T, N].
+    It takes x [T, K] float32, contiguous, and returns [T, N].
     """
     pack = _pack_of(weight)
     if pack is None:
@@ -127,8 +131,10 @@ def product(
 def gated(
     weight: torch.Tensor, bias: torch.Tensor | None
 ) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """As `product`, of an MLP's gate and up in one weight [2N, K], up to what its down takes:
-    x [T, K] -> out [T, N] = silu(gate) * up, both float32 and contiguous."""
+    """Return the first half of an MLP for a fixed weight [2N, K] of gate and up, as `product` does.
+
+    It takes x [T, K] and writes out [T, N] = silu(gate) * up, both float32 and contiguous.
+    """
     pack = _pack_of(weight)
     if pack is not None and bias is None and pack.packed.halves:
         return partial(matrix.multiply_gated, packed=pack.packed)

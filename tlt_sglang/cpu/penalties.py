@@ -1,33 +1,36 @@
-"""Penalties in a verify step: every token is penalised for all tokens before it, as in plain steps.
+"""Exact penalties in a verify step: a token is penalised for all tokens before it.
 
-Upstream calls its verification relaxed. It counts the last token of each step only (with n-grams
-none), and treats the drafts of one step as if none of the others had been said; so its output is
-not that of plain decoding, and `min_new_tokens` counts steps. Here the penalties of each row are
-computed from the tokens that were said and the drafts on the way to it.
+Upstream calls its own verification relaxed. It counts only the last token of each step (with
+n-grams none) and evaluates each draft as if there were no others before it; so its output is not
+that of plain decoding, and `min_new_tokens` counts steps. Here the penalties of each row are
+computed from the committed tokens and the drafts on the path to it.
 
-Exact where the scheduler has all committed tokens at hand, as without overlap. Runs in the
-scheduler process. Shapes: B requests, W rows of each (its tree, root first), V vocabulary.
+They are exact if the scheduler has all committed tokens, as it has without overlap. Runs in the
+scheduler process. Shapes: B requests, W rows per request (its tree, root first), V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.layers import SampledRequest, SamplingParams
 
 
 def apply(
     logits: torch.Tensor,
-    requests: Sequence[Any],
+    requests: Sequence[SampledRequest],
     drafts: torch.Tensor,
     next_token: torch.Tensor,
     next_sibling: torch.Tensor,
 ) -> None:
     """Penalise logits [B * W, V] in place.
 
-    `drafts` [B, W] are the tokens of the trees, the root being the last one that was said.
-    `next_token` and `next_sibling` [B, W] give each node's first child and next sibling, or -1.
+    `drafts` [B, W] are the tokens of the trees, whose root is the last committed token.
+    `next_token` and `next_sibling` [B, W] are each node's first child and next sibling, or -1.
     """
     width = drafts.shape[1]
     trees = zip(drafts.tolist(), next_token.tolist(), next_sibling.tolist(), strict=True)
@@ -36,40 +39,41 @@ def apply(
         if not _penalised(parameters):
             continue
         stops = _stop_tokens(request)
-        said = list(request.output_ids)
+        output = list(request.output_ids)
         for row, path in enumerate(paths(children, siblings)):
-            _penalise(
-                logits[i * width + row], said + [tokens[node] for node in path], parameters, stops
-            )
+            drafted = [tokens[node] for node in path]
+            _penalise(logits[i * width + row], output + drafted, parameters, stops)
 
 
 def paths(children: Sequence[int], siblings: Sequence[int]) -> list[list[int]]:
-    """For each node of a tree the nodes from the root to it, without the root; [] if not in it."""
-    found: list[list[int]] = [[] for _ in children]
+    """Return the path of each node of a tree, without the root; [] for a node outside the tree."""
+    paths: list[list[int]] = [[] for _ in children]
     waiting = [0]
     while waiting:
         node = waiting.pop()
         child = children[node]
         while child >= 0:
-            found[child] = [*found[node], child]
+            paths[child] = [*paths[node], child]
             waiting.append(child)
             child = siblings[child]
-    return found
+    return paths
 
 
-def _penalise(logits_V: torch.Tensor, said: list[int], parameters: Any, stops: list[int]) -> None:
-    """One row, in upstream's order: what is added first, then what is multiplied."""
-    if len(said) < parameters.min_new_tokens:
+def _penalise(
+    logits_V: torch.Tensor, tokens: list[int], parameters: SamplingParams, stops: list[int]
+) -> None:
+    """Penalise one row in upstream's order: additive penalties first, then the scaling one."""
+    if len(tokens) < parameters.min_new_tokens:
         logits_V[stops] = -torch.inf
-    counts = torch.bincount(torch.tensor(said, dtype=torch.int64), minlength=len(logits_V))
-    found = counts.nonzero().flatten()
-    scores = logits_V[found]
-    scores -= parameters.frequency_penalty * counts[found] + parameters.presence_penalty
+    counts = torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=len(logits_V))
+    ids = counts.nonzero().flatten()
+    scores = logits_V[ids]
+    scores -= parameters.frequency_penalty * counts[ids] + parameters.presence_penalty
     factor = parameters.repetition_penalty
-    logits_V[found] = torch.where(scores < 0, scores * factor, scores / factor)
+    logits_V[ids] = torch.where(scores < 0, scores * factor, scores / factor)
 
 
-def _penalised(parameters: Any) -> bool:
+def _penalised(parameters: SamplingParams) -> bool:
     return bool(
         parameters.frequency_penalty
         or parameters.presence_penalty
@@ -78,12 +82,12 @@ def _penalised(parameters: Any) -> bool:
     )
 
 
-def _stop_tokens(request: Any) -> list[int]:
-    """The tokens that may not come before `min_new_tokens`; the same set as upstream's."""
-    found = set(request.sampling_params.stop_token_ids or ()) | set(request.eos_token_ids or ())
+def _stop_tokens(request: SampledRequest) -> list[int]:
+    """Return the tokens that are excluded before `min_new_tokens`; the same set as upstream's."""
+    ids = set(request.sampling_params.stop_token_ids or ()) | set(request.eos_token_ids or ())
     tokenizer = request.tokenizer
     if tokenizer is not None:
-        found |= set(tokenizer.additional_stop_token_ids or ())
+        ids |= set(tokenizer.additional_stop_token_ids or ())
         if tokenizer.eos_token_id is not None:
-            found.add(tokenizer.eos_token_id)
-    return sorted(found)
+            ids.add(tokenizer.eos_token_id)
+    return sorted(ids)

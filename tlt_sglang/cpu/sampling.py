@@ -1,43 +1,49 @@
-"""Verification on CPU: temperature, top-k, top-p and min-p, exactly as the target has it.
+"""Verification on CPU with temperature, top-k, top-p and min-p, exact for the target.
 
 Greedy batches are verified without SGLang's `eagle_sample`, whose argmax takes several times as
-long. For the others that draws its coins from the batch's sampling parameters and then calls a
-kernel that gets the coins but not the parameters; `remember` carries them from the one call to the
-other (the scheduler is single-threaded). Runs in the scheduler process.
+long. For other batches that function draws coins from the batch's sampling parameters and then
+calls a kernel with the coins but without the parameters; `remember` carries them from one call to
+the other (the scheduler is single-threaded). Runs in the scheduler process.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tlt_sglang.cpu import head
 from tlt_sglang.cpu.kernels import tree_speculative_sampling_target_only, verify_tree_greedy_cpu
 
-_parameters: Any = None
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import SamplingInfo, VerifyInput
+
+_sampling_info: SamplingInfo | None = None
 
 
-def remember(sampling_info: Any) -> None:
-    """The sampling parameters of the batch that is verified next."""
-    global _parameters
-    _parameters = sampling_info
+def remember(sampling_info: SamplingInfo) -> None:
+    """Keep the sampling parameters of the batch that is verified next."""
+    global _sampling_info
+    _sampling_info = sampling_info
 
 
 def verify_greedy(
-    verify_input: Any, logits: torch.Tensor
+    verify_input: VerifyInput, logits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What SGLang's `eagle_sample` returns where the most likely token of each row of logits [T, V]
-    is the target's: (tokens [T], committed tokens of each request [B], their rows [B, depth])."""
+    """Return what SGLang's `eagle_sample` returns for a greedy batch with logits [T, V].
+
+    These are the target's tokens [T], the number of tokens that each request commits [B], and the
+    rows of those tokens [B, depth].
+    """
     width = verify_input.draft_token_num
-    wanted = head.most_likely(logits).view(-1, width)
+    target = head.most_likely(logits).view(-1, width)
     if width == 1:  # nothing was drafted
-        size = len(wanted)
-        one, rows = torch.ones(size, dtype=torch.int32), torch.arange(size, dtype=torch.int32)
-        return wanted.view(-1).to(torch.int32), one, rows.view(-1, 1)
-    predicts = torch.zeros(wanted.numel(), dtype=torch.int32)
-    rows = torch.full((len(wanted), verify_input.max_tree_depth), -1, dtype=torch.int32)
-    correct = torch.empty(len(wanted), dtype=torch.int32)
+        size = len(target)
+        ones, rows = torch.ones(size, dtype=torch.int32), torch.arange(size, dtype=torch.int32)
+        return target.view(-1).to(torch.int32), ones, rows.view(-1, 1)
+    predicts = torch.zeros(target.numel(), dtype=torch.int32)
+    rows = torch.full((len(target), verify_input.max_tree_depth), -1, dtype=torch.int32)
+    correct = torch.empty(len(target), dtype=torch.int32)
     verify_tree_greedy_cpu(
         predicts,
         rows,
@@ -46,27 +52,27 @@ def verify_greedy(
         verify_input.retrieve_index,
         verify_input.retrieve_next_token,
         verify_input.retrieve_next_sibling,
-        wanted,
+        target,
     )
     return predicts, correct + 1, rows
 
 
-def verify(*, draft_probs: Any, **arguments: Any) -> None:
-    """Accept drafts and sample the bonus token; the kernel's own docstring has the arguments.
+def verify(*, draft_probs: torch.Tensor, **arguments: Any) -> None:
+    """Accept drafts and sample the bonus token; for the arguments see the kernel.
 
-    These drafts are single tokens without a distribution: `draft_probs` is all zeros.
+    The drafts have no distribution: `draft_probs` is all zeros.
     """
     _verify(draft_probs=None, **arguments)
 
 
-def verify_drawn(**arguments: Any) -> None:
-    """The same for chains that were drawn from `draft_probs`."""
-    _verify(drawn=True, **arguments)
+def verify_rejection(**arguments: Any) -> None:
+    """Verify chains of samples of `draft_probs` by rejection sampling."""
+    _verify(rejection=True, **arguments)
 
 
 def _verify(**arguments: Any) -> None:
-    global _parameters
-    info, _parameters = _parameters, None
+    global _sampling_info
+    info, _sampling_info = _sampling_info, None
     assert info is not None, "verification without sampling parameters"
     tree_speculative_sampling_target_only(
         top_ks=info.top_ks if info.need_top_k_sampling else None,

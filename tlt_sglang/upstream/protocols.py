@@ -40,6 +40,12 @@ class ForwardMode(Protocol):
     def is_extend(self) -> bool:
         """Return whether prompts are prefilled."""
 
+    def is_decode(self) -> bool:
+        """Return whether every request computes one token."""
+
+    def is_target_verify(self) -> bool:
+        """Return whether drafts are verified."""
+
 
 class SamplingInfo(Protocol):
     """`sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo`."""
@@ -47,6 +53,11 @@ class SamplingInfo(Protocol):
     is_all_greedy: bool
     temperatures: torch.Tensor  # [B, 1]
     top_ks: torch.Tensor  # [B]
+    top_ps: torch.Tensor  # [B]
+    min_ps: torch.Tensor  # [B]
+    need_top_k_sampling: bool
+    need_top_p_sampling: bool
+    need_min_p_sampling: bool
     sampling_seed: torch.Tensor | None  # [B]
 
 
@@ -58,6 +69,7 @@ class DraftInput(Protocol):
     hidden_states: torch.Tensor  # [B, N]
     draft_probs: torch.Tensor  # [B, V], under rejection sampling
     bonus_tokens: torch.Tensor  # [B]
+    cuda_graph_compatible: bool
 
 
 class VerifyInput(Protocol):
@@ -65,6 +77,11 @@ class VerifyInput(Protocol):
 
     draft_token: torch.Tensor  # [B * W]
     draft_probs: torch.Tensor | None  # [B, W - 1, V]
+    draft_token_num: int  # W
+    max_tree_depth: int
+    retrieve_index: torch.Tensor  # [B, W]
+    retrieve_next_token: torch.Tensor  # [B, W]
+    retrieve_next_sibling: torch.Tensor  # [B, W]
     topk: int
 
 
@@ -100,6 +117,7 @@ class Batch(Protocol):
     """A DraftInput before a draft, a VerifyInput after it."""
     seq_lens: torch.Tensor  # [B], committed tokens
     req_pool_indices: torch.Tensor  # [B]
+    out_cache_loc: torch.Tensor  # KV slots of the tokens that a forward writes
     input_ids: torch.Tensor
     prefix_lens: Sequence[int]
     extend_lens: Sequence[int]
@@ -118,6 +136,7 @@ class ServerArgs(Protocol):
     """`sglang.srt.server_args.ServerArgs`, as far as it is read after its resolution."""
 
     model_path: str
+    tp_size: int
     speculative_algorithm: str | None
     speculative_draft_model_path: str | None
     max_running_requests: int | None

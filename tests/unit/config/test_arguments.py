@@ -234,7 +234,7 @@ def test_defaults_on_cpu(tmp_path: Path) -> None:
         "sleep_on_idle": True,
         "max_running_requests": 16,
         "speculative_ngram_capacity": 1_000_000,
-        "max_total_tokens": memory.MOST_TOKENS,
+        "max_total_tokens": memory.MAX_TOKENS,
         "mem_fraction_static": 0.95,
     }
 
@@ -296,8 +296,8 @@ def test_what_the_cpu_takes(tmp_path: Path, dtype: str, backend: str | None) -> 
             {"attention_backend": "triton"},
             "--attention-backend triton does not run on CPU; leave it out.",
         ),
-        ({"max_total_tokens": 0}, "--max-total-tokens 0 leaves no room; give at least 1."),
-        ({"max_total_tokens": -5}, "--max-total-tokens -5 leaves no room; give at least 1."),
+        ({"max_total_tokens": 0}, "--max-total-tokens 0 is too small; use at least 1."),
+        ({"max_total_tokens": -5}, "--max-total-tokens -5 is too small; use at least 1."),
         (
             {"max_total_tokens": 10**11},
             "A KV cache of 100000000000 tokens needs 95367.4 GiB and 8.0 GiB of memory are free; "
@@ -399,7 +399,7 @@ def test_a_model_with_other_names_gets_sglangs_pool(tmp_path: Path) -> None:
 def test_the_language_model_of_several_counts(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"text_config": MODEL}))
     fields = native_fields(Config(), Flags(str(tmp_path)), "cpu")
-    assert fields["max_total_tokens"] == memory.MOST_TOKENS
+    assert fields["max_total_tokens"] == memory.MAX_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -421,14 +421,14 @@ def test_the_language_model_of_several_counts(tmp_path: Path) -> None:
 def test_odd_numbers_in_the_models_config(tmp_path: Path, name: str, value: Any) -> None:
     args = Flags(save(tmp_path, **{name: value}))
     assert message(native_fields, Config(), args, "cpu") == (
-        f"config.json of the model gives {name} {value!r}; it has to be a number from 1 on."
+        f"{name} in the model's config.json is {value!r}; it must be an integer above 0."
     )
 
 
 def test_more_heads_than_there_is_room_for(tmp_path: Path) -> None:
     args = Flags(save(tmp_path, hidden_size=2))
     assert message(native_fields, Config(), args, "cpu") == (
-        "config.json of the model gives head_dim 0; it has to be a number from 1 on."
+        "head_dim in the model's config.json is 0; it must be an integer above 0."
     )
 
 

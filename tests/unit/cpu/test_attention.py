@@ -36,12 +36,12 @@ class Pool:
     def queries(self, count: int) -> torch.Tensor:
         return self.normal(count, self.heads, self.dim)
 
-    def run(self, plan: attention.Plan, q: torch.Tensor) -> torch.Tensor:
+    def run(self, plan: attention.AttentionPlan, q: torch.Tensor) -> torch.Tensor:
         out = torch.full_like(q, torch.nan)
         attention.attend(plan, q, self.keys, self.values, self.scale, out)
         return out
 
-    def check(self, plan: attention.Plan, q: torch.Tensor, slots: list[list[int]]) -> None:
+    def check(self, plan: attention.AttentionPlan, q: torch.Tensor, slots: list[list[int]]) -> None:
         wanted = reference.attend(q, self.keys, self.values, slots, self.scale)
         torch.testing.assert_close(self.run(plan, q), wanted, atol=2e-6, rtol=2e-5)
 
@@ -74,7 +74,7 @@ def test_a_chain_is_an_extend_of_one_width(width: int) -> None:
     prefix = pool.lengths(0, 90)
     plan = attention.plan_chain(pool.table, pool.rows, prefix, width)
     wanted = attention.plan_extend(pool.table, pool.rows, prefix, torch.full((len(prefix),), width))
-    assert torch.equal(plan.rows, wanted.rows) and torch.equal(plan.seen, wanted.seen)
+    assert torch.equal(plan.rows, wanted.rows) and torch.equal(plan.visible, wanted.visible)
     q = pool.queries(len(plan.rows))
     assert torch.equal(pool.run(plan, q), pool.run(wanted, q))
 
@@ -131,7 +131,7 @@ def test_alone_and_on_the_team_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     q = pool.queries(len(pool.rows))
     results = []
     for threshold in (0, 10**9):
-        monkeypatch.setattr(attention, "WORTH_A_TEAM", threshold)
+        monkeypatch.setattr(attention, "PARALLEL_SIZE", threshold)
         results.append(pool.run(plan, q))
     assert torch.equal(*results)
 

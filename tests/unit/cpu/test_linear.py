@@ -159,13 +159,13 @@ def test_the_most_likely_tokens_come_with_the_logits(outputs: int) -> None:
     torch.manual_seed(outputs)
     weight = torch.randn(outputs, 48)
     linear.repack(weight)
-    for rows in (1, 2, 12, 13, 40, head.MOST_ROWS + 1):
+    for rows in (1, 2, 12, 13, 40, head.MAX_ROWS + 1):
         x = torch.randn(rows, 48).round_()
         x[rows // 2] = 0  # all alike: the first of them
         x[rows // 3, 5] = torch.nan
         logits = head.logits(x, weight, greedy=True)
-        known = outputs != 4100 and rows <= head.MOST_ROWS
-        assert (head._tokens is not None) == known
+        known = outputs != 4100 and rows <= head.MAX_ROWS
+        assert (head._argmax is not None) == known
         assert torch.equal(logits.nan_to_num(7.0), linear.linear(x, weight, None).nan_to_num(7.0))
         assert torch.equal(head.most_likely(logits[:, :]), logits.argmax(-1))
         assert head._logits is None  # nobody keeps them
@@ -189,7 +189,7 @@ def test_changed_logits_have_other_tokens() -> None:
     linear.repack(weight)
     logits = head.logits(x, weight, greedy=True)
     logits.neg_()
-    head.changed()
+    head.invalidate()
     assert torch.equal(head.most_likely(logits), logits.argmax(-1))
     unasked = head.logits(x, weight, greedy=False).neg_()
     assert torch.equal(head.most_likely(unasked), unasked.argmax(-1))

@@ -212,7 +212,7 @@ def chain(
         torch.as_tensor(finals, dtype=torch.float32),
         target.expand(batch, *target.shape).contiguous(),
         draft.expand(batch, *draft.shape),
-        drawn=True,
+        rejection=True,
     )
     return predicts[index.long()], accepted + 1
 
@@ -267,7 +267,7 @@ def test_reference_of_chains(seed: int) -> None:
     for module in (kernels, reference):
         outputs = [torch.zeros(batch * n).int(), torch.full((batch, n - seed % 2), -1).int()]
         outputs.append(torch.zeros(batch).int())
-        module.tree_speculative_sampling_target_only(*outputs, *inputs, drawn=True)
+        module.tree_speculative_sampling_target_only(*outputs, *inputs, rejection=True)
         results.append(outputs)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -291,7 +291,7 @@ def test_a_greedy_request_in_a_sampled_chain(right: bool) -> None:
         torch.tensor([LARGEST_COIN]),
         target[None].clone(),
         (draft / draft.sum())[None],
-        drawn=True,
+        rejection=True,
         top_ks=torch.tensor([1]),
     )
     assert int(predicts[0]) == best and bool(accepted[0]) == right

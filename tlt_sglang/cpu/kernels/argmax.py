@@ -1,15 +1,13 @@
-"""The most likely token of each row of logits, on every core.
+"""Argmax over each row of logits, on every core.
 
-A row is read once, in blocks of which only the largest number is looked for; where it stands is
-looked up in the best block alone. Floats are compared by their bits, as integers, of which LLVM
-makes vectors.
+A row is read once, in blocks: only the largest number of each block is computed, and its index is
+searched in the best block alone. Floats are compared by their bits, as integers, which LLVM
+vectorises.
 
 Runs in the scheduler process. Knows nothing of SGLang.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,62 +17,62 @@ from tlt_sglang.cpu.kernels.compile import Array, inline
 from tlt_sglang.cpu.kernels.team import next_item, pointer_to, start
 
 BLOCK = 1024
-WORTH_A_TEAM = 65_536
-"""Numbers from which on the other cores are worth waking."""
+PARALLEL_SIZE = 65_536
+"""Inputs with fewer numbers are computed by one thread, as waking the others takes longer."""
 
-_MAGNITUDE, _INFINITY, _MOST = np.int32(0x7FFFFFFF), np.int32(0x7F800000), np.int32(0x7FFFFFFF)
-"""Of the bits of a float32: all but the sign; infinity; what no number has."""
+_MAGNITUDE, _INFINITY, _LARGEST = np.int32(0x7FFFFFFF), np.int32(0x7F800000), np.int32(0x7FFFFFFF)
+"""Bits of a float32: all but the sign; infinity; and the key of NaN, above any number's."""
 
 
 def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The place of the first of the largest of each row: [T, V] float32 -> [T] int64.
+    """Return the first index of the largest number of each row: [T, V] float32 -> [T] int64.
 
-    As torch has it: what is not a number (NaN) is larger than any that is.
+    As in torch, NaN is larger than any number.
     """
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
     rows, width = logits.shape
     out = torch.empty(rows, dtype=torch.int64)
     data = np.array([0, rows, width, logits.stride(0), logits.data_ptr(), out.data_ptr()], np.int64)
-    together = rows > 1 and rows * width >= WORTH_A_TEAM
-    start(together)(_task.address, data.ctypes.data)
+    parallel = rows > 1 and rows * width >= PARALLEL_SIZE
+    start(parallel)(_task.address, data.ctypes.data)
     return out
 
 
 @inline()
-def _order(bits: Any) -> Any:
-    """An integer for the bits of a float32: the larger, the larger the number."""
+def _sort_key(bits: np.int32) -> np.int32:
+    """Map the bits of a float32 to an integer that is ordered like the number."""
     size = np.int32(bits & _MAGNITUDE)
     signed = size if bits >= 0 else np.int32(-size)
-    return signed if size <= _INFINITY else _MOST
+    return signed if size <= _INFINITY else _LARGEST
 
 
 @inline()
-def largest_order(part: Array) -> Any:
-    """The largest of what orders some numbers, given as their bits."""
-    largest = np.int32(-_MOST)
+def largest_key(part: Array) -> np.int32:
+    """Return the largest sort key of numbers that are passed as their bits."""
+    largest = np.int32(-_LARGEST)
     for i in range(part.size):
-        order = _order(part[i])
-        largest = order if order > largest else largest
+        key = _sort_key(part[i])
+        largest = key if key > largest else largest
     return largest
 
 
 @inline()
 def first_of_largest(row: Array) -> int:
-    """The place of the first of the largest of some numbers, given as their bits."""
-    best, block = np.int32(-_MOST), 0
+    """Return the first index of the largest of numbers that are passed as their bits."""
+    best, block = np.int32(-_LARGEST), 0
     for begin in range(0, row.size, BLOCK):
-        largest = largest_order(row[begin : begin + BLOCK])
+        largest = largest_key(row[begin : begin + BLOCK])
         if largest > best:
             best, block = largest, begin
     for i in range(block, min(block + BLOCK, row.size)):
-        if _order(row[i]) == best:
+        if _sort_key(row[i]) == best:
             return i
     return block
 
 
-def _work(pointer: Any) -> None:
-    """What each thread of the team does: one row after the other."""
+def _work(pointer: int) -> None:
+    """Run on each thread of the team: take one row after the other."""
     data = carray(pointer, (6,), np.int64)
     rows, width, stride = data[1], data[2], data[3]
     out = carray(pointer_to(data[5]), (rows,), np.int64)

@@ -1,11 +1,11 @@
 """Paged attention for CPU: one query at a time, the same arithmetic in every mode.
 
 Decode, extend, target-verify (chain and tree) and draft steps differ only in which KV slots a query
-sees: the first `seen` slots of its request's table row, and then a few more of its own (its
-ancestors in a tree, its branch of a draft). A plan (`plan_*`) says so once a forward; `attend` then
-writes out each query's slots in position order and attends over that list. A token's attention
-output is therefore bitwise the same whether it was decoded alone, verified inside a tree, or
-prefilled: what makes greedy output under speculation identical to greedy output without it.
+sees: the first `visible` slots of its request's table row, then a few more of its own (its
+ancestors in a tree, its branch of a draft). A plan (`plan_*`) records this once per forward;
+`attend` then lists each query's slots in position order and attends over that list. A token's
+attention output is therefore bitwise the same whether it was decoded alone, verified inside a tree,
+or prefilled, which makes greedy output with speculation identical to greedy output without it.
 
 Shapes, here and in `reference`: T queries, S KV slots, H query heads, K key/value heads
 (H = K * G), D head size, R rows of the request table, C its columns, E extra slots at most.
@@ -16,7 +16,6 @@ Runs in the scheduler process. Knows nothing of SGLang.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,45 +25,45 @@ from tlt_sglang.cpu.kernels.compile import Array, inline, kernel
 from tlt_sglang.cpu.kernels.sums import scores_64, scores_128, weighted_64, weighted_128
 from tlt_sglang.cpu.kernels.team import next_item, pointer_to, start
 
-WORTH_A_TEAM = 8192
-"""Queries x slots x heads from which every core helps; less is done before the others wake."""
+PARALLEL_SIZE = 8192
+"""With fewer queries x slots x heads one thread computes alone, as waking others takes longer."""
 
 _LOG2E = np.float32(1.4426950408889634)
 # Minimax polynomial of 2**f on [-0.5, 0.5]; its relative error is below one fp32 ulp.
 _C0, _C1, _C2 = np.float32(1.0), np.float32(0.6931471805599453), np.float32(0.2402265069591007)
 _C3, _C4 = np.float32(0.05550410866482158), np.float32(0.009618129107628477)
 _C5, _C6 = np.float32(0.0013333558146428443), np.float32(0.00015403530393381608)
-_LEAST, _MOST = np.float32(-126.0), np.float32(127.0)
+_MIN_EXPONENT, _MAX_EXPONENT = np.float32(-126.0), np.float32(127.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What each of T queries sees, as of one forward."""
+class AttentionPlan:
+    """The KV slots that each of T queries of one forward sees."""
 
     rows: torch.Tensor  # [T] int64: the request's row of the table
-    seen: torch.Tensor  # [T] int64: slots at the head of that row
+    visible: torch.Tensor  # [T] int64: visible slots at the beginning of that row
     extra: torch.Tensor  # [T, E] int32: further slots, in position order
-    counts: torch.Tensor  # [T] int64: how many of those
-    data: Array  # what the task reads; the per-layer part is filled in by `attend`
+    counts: torch.Tensor  # [T] int64: number of further slots
+    data: Array  # arguments of the task; `attend` fills in those of a layer
 
 
 def _plan(
     rows: torch.Tensor,
-    seen: torch.Tensor,
+    visible: torch.Tensor,
     table: torch.Tensor,
     extra: torch.Tensor | None = None,
     counts: torch.Tensor | None = None,
-) -> Plan:
+) -> AttentionPlan:
     tokens = len(rows)
     if extra is None or counts is None:
         extra = torch.empty((tokens, 0), dtype=torch.int32)
         counts = torch.zeros(tokens, dtype=torch.int64)
-    rows, seen = rows.to(torch.int64).contiguous(), seen.to(torch.int64).contiguous()
-    longest = int((seen + counts).max()) if tokens else 0
+    rows, visible = rows.to(torch.int64).contiguous(), visible.to(torch.int64).contiguous()
+    longest = int((visible + counts).max()) if tokens else 0
     data = np.zeros(20, np.int64)
     data[1:13] = (
         rows.data_ptr(),
-        seen.data_ptr(),
+        visible.data_ptr(),
         extra.data_ptr(),
         counts.data_ptr(),
         table.data_ptr(),
@@ -76,39 +75,41 @@ def _plan(
         0,
         0,
     )
-    return Plan(rows, seen, extra, counts, data)
+    return AttentionPlan(rows, visible, extra, counts, data)
 
 
-def plan_decode(table: torch.Tensor, rows: torch.Tensor, lens: torch.Tensor) -> Plan:
-    """One query a request, which sees all its `lens` [B] tokens. table [R, C] int32, rows [B]."""
+def plan_decode(table: torch.Tensor, rows: torch.Tensor, lens: torch.Tensor) -> AttentionPlan:
+    """Plan one query per request, which sees all `lens` [B] tokens. table [R, C], rows [B]."""
     return _plan(rows, lens, table)
 
 
 def plan_extend(
     table: torch.Tensor, rows: torch.Tensor, prefix: torch.Tensor, extend: torch.Tensor
-) -> Plan:
-    """Causal: request i adds extend[i] queries after prefix[i] tokens. rows, prefix, extend [B]."""
+) -> AttentionPlan:
+    """Plan causal queries: request i adds extend[i] of them after prefix[i] tokens; all [B]."""
     extend = extend.to(torch.int64)
     owner = torch.repeat_interleave(torch.arange(len(rows)), extend)
     first = torch.cumsum(extend, 0) - extend
-    place = torch.arange(len(owner)) - first[owner]
-    return _plan(rows[owner], prefix[owner] + place + 1, table)
+    offset = torch.arange(len(owner)) - first[owner]
+    return _plan(rows[owner], prefix[owner] + offset + 1, table)
 
 
-def plan_chain(table: torch.Tensor, rows: torch.Tensor, prefix: torch.Tensor, width: int) -> Plan:
-    """Causal: each request adds `width` queries after prefix[i] tokens. rows, prefix [B]."""
+def plan_chain(
+    table: torch.Tensor, rows: torch.Tensor, prefix: torch.Tensor, width: int
+) -> AttentionPlan:
+    """Plan causal queries: each request adds `width` after prefix[i] tokens. rows, prefix [B]."""
     if width == 1:
         return _plan(rows, prefix + 1, table)
-    seen = prefix.unsqueeze(1) + torch.arange(1, width + 1)
-    return _plan(rows.repeat_interleave(width), seen.view(-1), table)
+    visible = prefix.unsqueeze(1) + torch.arange(1, width + 1)
+    return _plan(rows.repeat_interleave(width), visible.view(-1), table)
 
 
 def plan_tree(
     table: torch.Tensor, rows: torch.Tensor, prefix: torch.Tensor, mask: torch.Tensor
-) -> Plan:
-    """Request i adds N queries; query j sees prefix[i] tokens and mask[i, j] of the N candidates.
+) -> AttentionPlan:
+    """Plan a tree: request i adds N queries; query j sees prefix[i] tokens and mask[i, j].
 
-    mask [B, N, N] bool, row = query, column = candidate, whose slot stands at column
+    mask [B, N, N] bool: the row is the query, the column a candidate, whose slot is in column
     prefix[i] + candidate of the request's table row.
     """
     batch, width = mask.shape[:2]
@@ -135,13 +136,13 @@ def plan_branches(
     topk: int,
     num_steps: int,
     step: int,
-) -> Plan:
-    """Draft step `step`: topk queries a request, each sees the prefix and its own branch so far.
+) -> AttentionPlan:
+    """Plan draft step `step`: topk queries per request, which see the prefix and their own branch.
 
-    Branch b's slots of steps 0..step stand at columns prefix[i] + b * num_steps + s of the
+    Branch b's slots of steps 0..step are in columns prefix[i] + b * num_steps + s of the
     request's table row, as SGLang's `per_step_draft_out_cache_loc` lays them out.
     """
-    if topk == 1:  # the branch goes on where the prefix ends
+    if topk == 1:  # a single branch continues the prefix
         return _plan(rows, prefix + (step + 1), table)
     branch = torch.arange(topk)[:, None] * num_steps + torch.arange(step + 1)
     columns = prefix.to(torch.int64)[:, None] + branch.reshape(1, -1)
@@ -151,16 +152,16 @@ def plan_branches(
 
 
 def attend(
-    plan: Plan,
+    plan: AttentionPlan,
     q: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     scale: float,
     out: torch.Tensor,
 ) -> None:
-    """Attention of every query of `plan`: q [T, H, D], keys and values [S, K, D] -> out [T, H, D].
+    """Attend with every query of `plan`: q [T, H, D], keys and values [S, K, D] -> out [T, H, D].
 
-    All float32 and contiguous.
+    All are float32 and contiguous; `out` is written.
     """
     data = plan.data
     data[0] = 0
@@ -176,7 +177,7 @@ def attend(
     data[18] = keys.shape[0]
     data[19:20].view(np.float64)[0] = scale
     work = int(data[6] * data[10]) * q.shape[1]
-    start(work >= WORTH_A_TEAM)(_task.address, data.ctypes.data)
+    start(work >= PARALLEL_SIZE)(_task.address, data.ctypes.data)
 
 
 @kernel(
@@ -197,11 +198,11 @@ def _tree_slots(
 
 
 @inline(fastmath=True)
-def _exp(x: Array, n: int, shift: Any, scale: Any, ints: Array) -> Any:
-    """x[:n] = exp(scale * (x[:n] - shift)), and the sum; below exp(-87) it is 1e-38, not 0."""
+def _exp(x: Array, n: int, shift: np.float32, scale: np.float32, ints: Array) -> np.float32:
+    """Set x[:n] to exp(scale * (x[:n] - shift)) and return the sum; the least value is 1e-38."""
     powers, factor = ints.view(np.float32), scale * _LOG2E
     for j in range(n):
-        y = min(max((x[j] - shift) * factor, _LEAST), _MOST)
+        y = min(max((x[j] - shift) * factor, _MIN_EXPONENT), _MAX_EXPONENT)
         whole = np.floor(y + np.float32(0.5))
         f = y - whole
         ints[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
@@ -221,20 +222,21 @@ def _attend_head(
     kv: int,
     slots: Array,
     n: int,
-    scale: Any,
+    scale: np.float32,
     out: Array,
     scores: Array,
     ints: Array,
 ) -> None:
-    """The query heads that share key/value head `kv`: q, out [G, D], slots [>= n]."""
+    """Attend with the query heads that share key/value head `kv`: q, out [G, D], slots [>= n]."""
     group, dim = q.shape
-    size, row, listed = keys.shape[1] * dim * 4, scores.shape[1] * 4, slots.ctypes.data
-    of_keys, of_values = keys.ctypes.data + kv * dim * 4, values.ctypes.data + kv * dim * 4
+    size, row, slot_list = keys.shape[1] * dim * 4, scores.shape[1] * 4, slots.ctypes.data
+    key_base, value_base = keys.ctypes.data + kv * dim * 4, values.ctypes.data + kv * dim * 4
     queries, weights, sums = q.ctypes.data, scores.ctypes.data, out.ctypes.data
+    # Scores of every query head against the key of every slot.
     if dim == 64:
-        scores_64((group, queries, of_keys, listed, n, size, weights, row))
+        scores_64((group, queries, key_base, slot_list, n, size, weights, row))
     elif dim == 128:
-        scores_128((group, queries, of_keys, listed, n, size, weights, row))
+        scores_128((group, queries, key_base, slot_list, n, size, weights, row))
     else:
         for g in range(group):
             for j in range(n):
@@ -242,6 +244,7 @@ def _attend_head(
                 for d in range(dim):
                     acc += q[g, d] * keys[slots[j], kv, d]
                 scores[g, j] = acc
+    # Softmax over the slots.
     for g in range(group):
         top = scores[g, 0]
         for j in range(1, n):
@@ -249,10 +252,11 @@ def _attend_head(
         inverse = np.float32(1.0) / _exp(scores[g], n, top, scale, ints)
         for j in range(n):
             scores[g, j] *= inverse
+    # The sum of the values, weighted by the scores.
     if dim == 64:
-        weighted_64((group, weights, of_values, listed, n, size, sums, row))
+        weighted_64((group, weights, value_base, slot_list, n, size, sums, row))
     elif dim == 128:
-        weighted_128((group, weights, of_values, listed, n, size, sums, row))
+        weighted_128((group, weights, value_base, slot_list, n, size, sums, row))
     else:
         for g in range(group):
             for d in range(dim):
@@ -262,14 +266,15 @@ def _attend_head(
                     out[g, d] += scores[g, j] * values[slots[j], kv, d]
 
 
-def _work(pointer: Any) -> None:
-    """What each thread of the team does: one query and key/value head after the other."""
+def _work(pointer: int) -> None:
+    """Run on each thread of the team: take one query and key/value head after the other."""
+    # Views of the arguments, in the order of `_plan` and `attend`.
     data = carray(pointer, (20,), np.int64)
     tokens, width, rows_of_table, columns = data[6], data[7], data[8], data[9]
     kv_heads, heads, dim, pool = data[15], data[16], data[17], data[18]
     group = heads // kv_heads
     rows = carray(pointer_to(data[1]), (tokens,), np.int64)
-    seen = carray(pointer_to(data[2]), (tokens,), np.int64)
+    visible = carray(pointer_to(data[2]), (tokens,), np.int64)
     extra = carray(pointer_to(data[3]), (tokens, width), np.int32)
     counts = carray(pointer_to(data[4]), (tokens,), np.int64)
     table = carray(pointer_to(data[5]), (rows_of_table, columns), np.int32)
@@ -278,6 +283,7 @@ def _work(pointer: Any) -> None:
     values = carray(pointer_to(data[13]), (pool, kv_heads, dim), np.float32)
     out = carray(pointer_to(data[14]), (tokens, kv_heads, group, dim), np.float32)
     scale = np.float32(data[19:20].view(np.float64)[0])
+    # Memory of this thread, as long as the longest list of slots.
     slots = np.empty(data[10], np.int32)
     scores = np.empty((group, data[10]), np.float32)
     ints = np.empty(data[10], np.int32)
@@ -286,7 +292,7 @@ def _work(pointer: Any) -> None:
         if item >= tokens * kv_heads:
             return
         t, kv = item // kv_heads, item % kv_heads
-        n = seen[t]
+        n = visible[t]
         for j in range(n):
             slots[j] = table[rows[t], j]
         for j in range(counts[t]):

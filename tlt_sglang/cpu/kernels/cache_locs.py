@@ -1,14 +1,14 @@
 """KV-cache slots of a batch: copies between ``req_to_token`` rows and flat slot lists.
 
-``req_to_token`` is ``[pool_size, pool_len]`` int32, row ``r`` holding the KV slots of the
-request at pool index ``r``, by position.
+``req_to_token`` is ``[pool_size, pool_len]`` int32; row ``r`` holds the KV slots of the request at
+pool index ``r``, by position. Runs in the scheduler process. Knows nothing of SGLang.
 """
 
 import torch
 
 from tlt_sglang.cpu.kernels.compile import Array, check, flat, indices, inline, kernel
 
-_OUTSIDE = "its slots reach outside of req_to_token or of the slot list"
+_OUT_OF_RANGE = "its slots exceed req_to_token or the slot list"
 
 
 @inline()
@@ -97,7 +97,7 @@ def assign_req_to_token_pool_cpu(
         indices(out_cache_loc),
         pool_len,
     )
-    check(bad, _OUTSIDE)
+    check(bad, _OUT_OF_RANGE)
 
 
 def assign_extend_cache_locs_cpu(
@@ -117,7 +117,7 @@ def assign_extend_cache_locs_cpu(
         flat(out_cache_loc, torch.int64, "out_cache_loc"),
         pool_len,
     )
-    check(bad, _OUTSIDE)
+    check(bad, _OUT_OF_RANGE)
 
 
 def assign_draft_cache_locs_contiguous_cpu(
@@ -129,7 +129,7 @@ def assign_draft_cache_locs_contiguous_cpu(
     topk: int,
     speculative_num_steps: int,
 ) -> None:
-    """Pack ``topk * speculative_num_steps`` slots from ``seq_lens`` on, for each request."""
+    """Pack each request's ``topk * speculative_num_steps`` slots that start at ``seq_lens``."""
     bad = _gather_window(
         indices(req_pool_indices),
         flat(req_to_token, torch.int32, "req_to_token"),
@@ -138,17 +138,17 @@ def assign_draft_cache_locs_contiguous_cpu(
         pool_len,
         topk * speculative_num_steps,
     )
-    check(bad, _OUTSIDE)
+    check(bad, _OUT_OF_RANGE)
 
 
 def fill_accept_out_cache_loc_cpu(
     accept_index: torch.Tensor, out_cache_loc: torch.Tensor, accept_out_cache_loc: torch.Tensor
 ) -> None:
-    """Pack ``out_cache_loc[accept_index]``, leaving out the -1 entries, into the last argument."""
+    """Pack ``out_cache_loc[accept_index]`` without the -1 entries into ``accept_out_cache_loc``."""
     bad = _compact(
         indices(accept_index),
         indices(out_cache_loc),
         flat(accept_out_cache_loc, torch.int64, "accept_out_cache_loc"),
     )
     if bad >= 0:
-        raise IndexError(f"accept_index[{bad}] points outside of out_cache_loc")
+        raise IndexError(f"accept_index[{bad}] exceeds out_cache_loc")

@@ -1,6 +1,6 @@
-"""Which of the tokens that were verified are committed, as the drafter's next pass sees them.
+"""The committed tokens of a verify step, as the drafter's draft-extend reads them.
 
-Shapes: B requests, W tokens verified of each, T of all of them committed.
+Shapes: B requests, W verified tokens per request, T committed tokens of all requests.
 
 Runs in the scheduler process. Knows nothing of SGLang.
 """
@@ -16,29 +16,29 @@ from tlt_sglang.cpu.kernels.compile import Array, indices, kernel
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """Of a verify step, one request after the other."""
+    """The committed tokens of a verify step, one request after the other."""
 
-    places: torch.Tensor  # [T] int64: among the B * W that were verified
+    indices: torch.Tensor  # [T] int64: among the B * W verified tokens
     positions: torch.Tensor  # [T] int64
-    rows: torch.Tensor  # [T] int64: of the request table
-    last: torch.Tensor  # [B] int64: the place in the three above of each request's last token
+    rows: torch.Tensor  # [T] int64: rows of the request table
+    last: torch.Tensor  # [B] int64: index of each request's last token in the three above
 
 
 def committed(
     counts: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor, width: int
 ) -> Committed:
-    """The first counts[i] of the `width` tokens of each request i, which had lengths[i] before."""
+    """Return the first counts[i] of the `width` tokens of request i, after lengths[i] others."""
     size = len(counts)
-    told = torch.empty((3, size * width), dtype=torch.int64)
+    table = torch.empty((3, size * width), dtype=torch.int64)
     last = torch.empty(size, dtype=torch.int64)
-    total = _list(
-        indices(counts), indices(lengths), indices(rows), width, told.numpy(), last.numpy()
+    total = _fill(
+        indices(counts), indices(lengths), indices(rows), width, table.numpy(), last.numpy()
     )
-    return Committed(told[0, :total], told[1, :total], told[2, :total], last)
+    return Committed(table[0, :total], table[1, :total], table[2, :total], last)
 
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64[:, ::1], int64[::1])")
-def _list(counts: Array, lengths: Array, rows: Array, width: int, out: Array, last: Array) -> int:
+def _fill(counts: Array, lengths: Array, rows: Array, width: int, out: Array, last: Array) -> int:
     at = 0
     for i in range(counts.shape[0]):
         for j in range(counts[i]):

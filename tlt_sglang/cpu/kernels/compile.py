@@ -1,4 +1,4 @@
-"""Compilation of the CPU kernels and the views they work on.
+"""Compilation of the CPU kernels and the views that they work on. Runs in the scheduler process.
 
 Kernels take one-dimensional C-contiguous numpy arrays of fixed types, so each has one
 explicit signature: it is compiled once, when first imported on a machine, and loaded from
@@ -20,14 +20,14 @@ Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 inline = functools.partial(numba.njit, nogil=True, error_model="numpy")
-"""Decorator for helpers that only kernels call; typed at the kernel's compilation."""
+"""Decorate a helper that only kernels call; it is typed when the kernel is compiled."""
 
 
 def kernel(*signatures: str, fastmath: bool = False) -> Callable[[F], F]:
-    """Decorator: compile for exactly these signatures, now, through the on-disk cache.
+    """Compile the decorated function for exactly these signatures, now, through the on-disk cache.
 
-    `fastmath` lets sums be reordered into vector lanes. Where no directory is writable the kernel
-    is compiled in memory, at every start.
+    `fastmath` allows sums to be reordered into vector lanes. Where no directory is writable the
+    kernel is compiled in memory, at every start.
     """
 
     def compile_(function: F) -> F:
@@ -43,17 +43,18 @@ def kernel(*signatures: str, fastmath: bool = False) -> Callable[[F], F]:
 
 
 def indices(tensor: torch.Tensor) -> Array:
-    """A flat int64 view of an input of any integer type; a copy only where it must be."""
+    """Return a flat int64 view of an integer input; a copy only where a view is impossible."""
     if tensor.dtype is not torch.int64:
         tensor = tensor.to(torch.int64)
     return tensor.contiguous().numpy().reshape(-1)
 
 
 def flat(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> Array:
-    """A flat view of a tensor that the kernel writes into; never a copy.
+    """Return a flat view of a tensor that the kernel writes; never a copy.
 
     Raises:
-        TypeError: not a contiguous CPU tensor of ``dtype``, so writes would not arrive.
+        TypeError: the tensor is not a contiguous CPU tensor of ``dtype``, which could not be
+            written in place.
     """
     if tensor.dtype is not dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
         layout = "contiguous" if tensor.is_contiguous() else "strided"
@@ -65,7 +66,7 @@ def flat(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> Array:
 
 
 def check(bad_row: int, message: str) -> None:
-    """Raise what a kernel found: it returns the first bad row of the batch, or -1."""
+    """Raise IndexError for the first bad row of the batch that a kernel has returned, unless -1."""
     if bad_row >= 0:
         raise IndexError(f"request {bad_row} of the batch: {message}")
 

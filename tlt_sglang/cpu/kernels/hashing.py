@@ -1,4 +1,7 @@
-"""MurmurHash3 over (seed, position, column), the source of seeded uniform samples."""
+"""MurmurHash3 over (seed, position, column), the source of seeded uniform samples.
+
+Runs in the scheduler process. Knows nothing of SGLang.
+"""
 
 import numpy as np
 import torch

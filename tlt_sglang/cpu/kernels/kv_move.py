@@ -1,4 +1,7 @@
-"""Copies of KV-cache rows between slots of the same pool, in every layer at once."""
+"""Copies of KV-cache rows between slots of the same pool, in every layer at once.
+
+Runs in the scheduler process. Knows nothing of SGLang.
+"""
 
 from typing import Any
 
@@ -21,7 +24,7 @@ def _pointer(_context: Any, address: Any) -> Any:
 
 @inline()
 def _copy(source: int, target: int, width: int) -> None:
-    """Bytes from one address to another, by words where the rows allow."""
+    """Copy `width` bytes from one address to another, by words where they are aligned."""
     if (source | target | width) & 7 == 0:
         words = carray(_pointer(source), width // 8, np.int64)
         to_words = carray(_pointer(target), width // 8, np.int64)
@@ -36,6 +39,7 @@ def _copy(source: int, target: int, width: int) -> None:
 
 @kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
 def _move(addresses: Array, strides: Array, target: Array, source: Array) -> None:
+    # Pairs of a source and a target that differ.
     moved, count = np.empty((2, target.size), np.int64), 0
     for i in range(target.size):
         if target[i] != source[i]:
@@ -66,7 +70,9 @@ def copy_all_layer_kv_cache_cpu(
         src_loc: ``[count]``, rows to read.
     """
     if tgt_loc.shape != src_loc.shape:
-        raise ValueError(f"{tgt_loc.numel()} target slots for {src_loc.numel()} sources")
+        raise ValueError(
+            f"There are {tgt_loc.numel()} target slots and {src_loc.numel()} source slots."
+        )
     _move(
         flat(data_ptrs, torch.uint64, "data_ptrs").view(np.int64),
         indices(strides),

@@ -1,7 +1,7 @@
-"""Plain versions of the kernels, one for each, slow and easy to believe.
+"""Plain versions of the kernels, one for each, slow and easy to verify by eye.
 
-Tests compare the kernels with them. Signatures and results are those of the kernels;
-outputs are written in place.
+Only tests call them, to compare the kernels with them. Signatures and results are those of the
+kernels; outputs are written in place.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ def assign_req_to_token_pool_cpu(
     out_cache_loc: torch.Tensor,
     pool_len: int,
 ) -> None:
+    """Write each request's packed slots into its row of the table."""
     lengths = (end_offset - start_offset).clamp(min=0).tolist()
     parts = torch.split(out_cache_loc[: sum(lengths)], lengths)
     for req, start, part in zip(req_pool_indices, start_offset, parts, strict=True):
@@ -34,6 +35,7 @@ def assign_extend_cache_locs_cpu(
     out_cache_loc: torch.Tensor,
     pool_len: int,
 ) -> None:
+    """Pack the slots between the offsets of all requests."""
     requests = zip(req_pool_indices, start_offset, end_offset, strict=True)
     slots = torch.cat([req_to_token[req, start:end] for req, start, end in requests])
     out_cache_loc[: len(slots)] = slots
@@ -48,6 +50,7 @@ def assign_draft_cache_locs_contiguous_cpu(
     topk: int,
     speculative_num_steps: int,
 ) -> None:
+    """Pack the slots of all draft steps of all requests."""
     end = seq_lens + topk * speculative_num_steps
     assign_extend_cache_locs_cpu(
         req_pool_indices, req_to_token, seq_lens, end, out_cache_loc, pool_len
@@ -57,6 +60,7 @@ def assign_draft_cache_locs_contiguous_cpu(
 def fill_accept_out_cache_loc_cpu(
     accept_index: torch.Tensor, out_cache_loc: torch.Tensor, accept_out_cache_loc: torch.Tensor
 ) -> None:
+    """Pack the slots of the accepted tokens."""
     kept = out_cache_loc[accept_index[accept_index >= 0].long()]
     accept_out_cache_loc[: len(kept)] = kept
 
@@ -67,6 +71,7 @@ def fill_bonus_tokens_cpu(
     bonus_tokens: torch.Tensor,
     accept_stride: int,
 ) -> None:
+    """Write each request's last accepted token."""
     last = accept_lens.long().unsqueeze(1) - 1
     bonus_tokens[:] = accept_tokens.reshape(-1, accept_stride).gather(1, last).squeeze(1)
 
@@ -78,6 +83,7 @@ def rotate_input_ids_cpu(
     topk_index: torch.Tensor,
     select_index: torch.Tensor | None = None,
 ) -> None:
+    """Shift each request's ids one to the left and append its new token."""
     for b, token in enumerate(topk_index.flatten().tolist()):
         start, length = int(extend_start_loc[b]), int(extend_seq_lens[b])
         if length == 0:
@@ -90,6 +96,7 @@ def rotate_input_ids_cpu(
 def copy_all_layer_kv_cache_cpu(
     data_ptrs: torch.Tensor, strides: torch.Tensor, tgt_loc: torch.Tensor, src_loc: torch.Tensor
 ) -> None:
+    """Copy rows in each buffer as if all at once."""
     for address, stride in zip(data_ptrs.tolist(), strides.tolist(), strict=True):
         rows = [ctypes.string_at(address + row * stride, stride) for row in src_loc.tolist()]
         for row, content in zip(tgt_loc.tolist(), rows, strict=True):
@@ -110,6 +117,7 @@ def build_tree_kernel_efficient_cpu(
     draft_token_num: int,
     tree_mask_mode: int,
 ) -> None:
+    """Link the selected nodes and fill their positions and mask."""
     n, cursor = draft_token_num, 0
     for b, seq_len in enumerate(verified_seq_len.tolist()):
         candidates = selected_index[b].tolist()
@@ -147,6 +155,7 @@ def reconstruct_indices_from_tree_mask(
     batch_size: int,
     draft_token_num: int,
 ) -> None:
+    """Recover links and positions from ancestor masks."""
     n = draft_token_num
     masks = tree_mask.view(batch_size, n, n)
     retrive_next_token.fill_(-1)
@@ -168,6 +177,8 @@ def reconstruct_indices_from_tree_mask(
 def murmur_hash32_cpu(
     seed: torch.Tensor, positions: torch.Tensor, col_indices: torch.Tensor
 ) -> torch.Tensor:
+    """Hash every pair of a row's (seed, position) and a column."""
+
     def hash_one(seed: int, position: int, column: int) -> int:
         state = 0
         for block in (seed, seed >> 32, position, column):
@@ -201,12 +212,13 @@ def verify_tree_greedy_cpu(
     retrive_next_sibling: torch.Tensor,
     target_predict: torch.Tensor,
 ) -> None:
+    """Accept the path of drafts that equal the target's choice."""
     for b in range(candidates.shape[0]):
         path, node = [0], 0
         while len(path) < accept_index.shape[1]:
-            wanted = int(target_predict[b, path[-1]])
+            target = int(target_predict[b, path[-1]])
             node = int(retrive_next_token[b, path[-1]])
-            while node != -1 and int(candidates[b, node]) != wanted:
+            while node != -1 and int(candidates[b, node]) != target:
                 node = int(retrive_next_sibling[b, node])
             if node == -1:
                 break
@@ -233,37 +245,38 @@ def tree_speculative_sampling_target_only(
     threshold_acc: float = 1.0,
     deterministic: bool = True,
     *,
-    drawn: bool = False,
+    rejection: bool = False,
 ) -> None:
+    """Accept drafts by the target's probabilities and sample the next token."""
     target, coins = target_probs.double(), uniform_samples.double()
     for b in range(candidates.shape[0]):
         path = [0]
         while True:
-            node, tried, taken = path[-1], 0.0, -1
+            node, tried, accepted = path[-1], 0.0, -1
             residual = target[b, node].clone()
             if len(path) == accept_index.shape[1]:
                 break
             residual = (residual - draft_probs[b, node].double()).clamp(min=0)
             child = int(retrive_next_token[b, node])
-            seen: set[int] = set()
-            while child != -1 and taken == -1:
+            tokens: set[int] = set()
+            while child != -1 and accepted == -1:
                 token = int(candidates[b, child])
-                mass = 0.0 if token in seen else float(target[b, node, token])
-                seen.add(token)
+                mass = 0.0 if token in tokens else float(target[b, node, token])
+                tokens.add(token)
                 tried += mass
-                if drawn:
-                    accepted = float(coins[b, node]) * float(draft_probs[b, node, token]) < mass
+                if rejection:
+                    accept = float(coins[b, node]) * float(draft_probs[b, node, token]) < mass
                 else:
                     under = float(coins[b, node]) < tried / threshold_acc
-                    accepted = mass > 0 and (under or mass >= threshold_single)
-                if accepted:
-                    taken = child
+                    accept = mass > 0 and (under or mass >= threshold_single)
+                if accept:
+                    accepted = child
                 else:
                     residual[token] = 0
                     child = int(retrive_next_sibling[b, child])
-            if taken == -1:
+            if accepted == -1:
                 break
-            path.append(taken)
+            path.append(accepted)
         cumulative = residual.cumsum(0)
         goal = float(uniform_samples_for_final_sampling[b]) * float(cumulative[-1])
         final = int((cumulative > goal).int().argmax())
@@ -284,7 +297,7 @@ def truncate_probs(
     need_top_p: bool,
     need_min_p: bool,
 ) -> torch.Tensor:
-    """As the plain sampler filters: one stable sort, all limits on the untruncated row."""
+    """Truncate as the plain sampler does: one stable sort, all limits on the untruncated row."""
     ordered, tokens = probs.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     drop = torch.zeros_like(ordered, dtype=torch.bool)
@@ -306,31 +319,31 @@ def attend(
     slots: list[list[int]],
     scale: float,
 ) -> torch.Tensor:
-    """Attention of query t over the KV slots `slots[t]`: q [T, H, D], keys and values [S, K, D]."""
+    """Attend with query t over the KV slots `slots[t]`: q [T, H, D], keys and values [S, K, D]."""
     group = q.shape[1] // keys.shape[1]
     out = torch.empty_like(q)
-    for t, mine in enumerate(slots):
+    for t, visible in enumerate(slots):
         for head in range(q.shape[1]):
-            k, v = keys[mine, head // group].double(), values[mine, head // group].double()
+            k, v = keys[visible, head // group].double(), values[visible, head // group].double()
             weights = torch.softmax(k @ q[t, head].double() * scale, dim=0)
             out[t, head] = (weights @ v).float()
     return out
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / rms(x) * weight over the last dimension."""
+    """Return x / rms(x) * weight over the last dimension."""
     x = x.double()
     return (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.double()).float()
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    """silu of the first half of the last dimension times its second half."""
+    """Return silu of the first half of the last dimension times its second half."""
     gate, up = x.double().chunk(2, dim=-1)
     return (gate * torch.sigmoid(gate) * up).float()
 
 
 def rope(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of x [T, H, D] with paired halves; table [P, rotary]: cosines, sines."""
+    """Rotate x [T, H, D] with paired halves; table [P, rotary] has cosines, then sines."""
     half = table.shape[1] // 2
     cos, sin = (part.double()[:, None] for part in table[positions].chunk(2, dim=-1))
     a, b, rest = torch.split(x.double(), [half, half, x.shape[-1] - 2 * half], dim=-1)

@@ -1,13 +1,14 @@
-"""Torch's own OpenMP threads, lent to a kernel.
+"""Kernels on torch's own OpenMP threads.
 
-A thread pool of our own would fight torch's for the cores: between two matrix products torch's
-workers spin, waiting for the next. So a kernel that wants every core is run as one more parallel
-region of the same team, through libgomp's entry point for one (`GOMP_parallel`, the call that
-compilers emit for `#pragma omp parallel`). Where torch runs on another OpenMP library the kernel
-runs on one thread.
+A separate thread pool would compete with torch's for the cores: between two matrix products torch's
+workers spin, waiting for the next. So a kernel for every core runs as one more parallel region of
+the same team, through libgomp's entry point (`GOMP_parallel`, the call that compilers emit for
+`#pragma omp parallel`). Where torch uses another OpenMP library the kernel runs on one thread.
 
 A task is a C function `void task(void *data)`; every thread of the team calls it with the same
-data, and they share the work by counting up an integer in it (`next_item`).
+data, and they share the work by incrementing an integer in it (`next_item`).
+
+Runs in the scheduler process. Knows nothing of SGLang.
 """
 
 from __future__ import annotations
@@ -30,37 +31,39 @@ Start = Callable[[int, int], None]
 
 
 @functools.cache
-def start(together: bool) -> Start:
-    """(address of the task, address of its data) -> runs it and waits; alone, or on the team."""
+def start(parallel: bool) -> Start:
+    """Return a function of the addresses of a task and of its data that runs the task and waits.
+
+    It runs on the whole team if `parallel`, and otherwise on the calling thread.
+    """
     pointer = ctypes.c_void_p
-    lone = ctypes.CFUNCTYPE(None, pointer)
-    alone = functools.cache(lone)
+    call = functools.cache(ctypes.CFUNCTYPE(None, pointer))
     try:
         library = ctypes.CDLL(_libgomp(), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-        parallel = library.GOMP_parallel
+        run_parallel = library.GOMP_parallel
     except (OSError, AttributeError):
-        together = False
-    if not together:
-        return lambda task, data: alone(task)(data)
-    parallel.argtypes = [pointer, pointer, ctypes.c_uint, ctypes.c_uint]
-    parallel.restype = None
+        parallel = False
+    if not parallel:
+        return lambda task, data: call(task)(data)
+    run_parallel.argtypes = [pointer, pointer, ctypes.c_uint, ctypes.c_uint]
+    run_parallel.restype = None
     threads = torch.get_num_threads()
-    return lambda task, data: parallel(task, data, threads, 0)
+    return lambda task, data: run_parallel(task, data, threads, 0)
 
 
 def _libgomp() -> str:
-    """The file of the libgomp that torch has loaded: some wheels bring one with a name of its own.
+    """Return the file of the libgomp that torch has loaded; some wheels bring their own.
 
-    Raises OSError where that cannot be told.
+    Raises OSError where the process's memory map cannot be read.
     """
     maps = Path("/proc/self/maps").read_text()
-    found = re.search(r"(/\S*/libgomp[^/\s]*\.so[^/\s]*)$", maps, re.MULTILINE)
-    return found.group(1) if found else "libgomp.so.1"
+    match = re.search(r"(/\S*/libgomp[^/\s]*\.so[^/\s]*)$", maps, re.MULTILINE)
+    return match.group(1) if match else "libgomp.so.1"
 
 
 @intrinsic
 def pointer_to(typingctx: Any, address: Any) -> Any:
-    """An integer address as a pointer that `carray` takes."""
+    """Convert an integer address to a pointer that `carray` accepts."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
@@ -70,7 +73,7 @@ def pointer_to(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def next_item(typingctx: Any, address: Any) -> Any:
-    """Count the int64 at `address` up by one, atomically; what it was before."""
+    """Increment the int64 at `address` atomically and return its former value."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())

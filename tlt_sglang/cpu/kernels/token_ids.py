@@ -1,4 +1,7 @@
-"""Token ids around a draft step: bonus tokens and shifted inputs."""
+"""Token ids around a draft step: bonus tokens and shifted inputs.
+
+Runs in the scheduler process. Knows nothing of SGLang.
+"""
 
 import numpy as np
 import torch
@@ -51,7 +54,7 @@ def fill_bonus_tokens_cpu(
         flat(bonus_tokens, torch.int32, "bonus_tokens"),
         accept_stride,
     )
-    check(bad, "its accept length lies outside of accept_tokens")
+    check(bad, "its accept length exceeds accept_tokens")
 
 
 _NO_ROWS = np.empty(0, np.int64)
@@ -66,8 +69,8 @@ def rotate_input_ids_cpu(
 ) -> None:
     """Shift each request's ids one to the left, in place, and put its new token at the end.
 
-    ``select_index[b]``, where given, is the row of ``input_ids`` that takes the new token
-    instead of the request's last one.
+    ``select_index[b]``, unless None, is the row of ``input_ids`` that takes the new token instead
+    of the request's last row.
     """
     bad = _rotate(
         flat(input_ids, torch.int64, "input_ids"),
@@ -76,4 +79,4 @@ def rotate_input_ids_cpu(
         indices(topk_index),
         _NO_ROWS if select_index is None else indices(select_index),
     )
-    check(bad, "its tokens reach outside of input_ids")
+    check(bad, "its tokens exceed input_ids")

@@ -3,6 +3,8 @@
 A tree of ``n`` nodes is stored as three ``[batch, n]`` int64 tables: ``retrieve_index``
 (row of the node in the flat batch), ``retrieve_next_token`` (its first child) and
 ``retrieve_next_sibling``, with -1 for none. Node 0 is the root, the last committed token.
+
+Runs in the scheduler process. Knows nothing of SGLang.
 """
 
 import torch
@@ -46,7 +48,7 @@ def _build(
         base, chosen, above = b * n, b * selected_width, b * parents_width
         positions[base] = seq_lens[b]
         row_of[base] = base
-        # Backwards, each node in front of its siblings: the lists come out in order.
+        # Links. Nodes are added backwards, each in front of its siblings, so that lists ascend.
         for i in range(n - 1, 0, -1):
             row_of[base + i] = base + i
             group = selected[chosen + i - 1] // topk
@@ -58,6 +60,7 @@ def _build(
             if child_of[base + parent] != -1:
                 sibling_of[base + i] = child_of[base + parent]
             child_of[base + parent] = i
+        # The mask of ancestors, and the position from their number.
         for i in range(n):
             row = mask_start + i * (prefix + n) + prefix
             mask[row] = True
@@ -91,6 +94,7 @@ def _reconstruct(
     parent = np.empty(n, np.int64)
     for b in range(batch):
         base, cells = b * n, b * n * n
+        # The parent is the last ancestor before the node.
         for i in range(n):
             height, parent[i] = 0, -1
             for j in range(i):
@@ -101,6 +105,7 @@ def _reconstruct(
             positions[base + i] = seq_lens[b] + height
             child_of[base + i] = -1
             sibling_of[base + i] = -1
+        # The first child is the first descendant, a sibling the next node of the same parent.
         for i in range(n):
             for k in range(i + 1, n):
                 if mask[cells + k * n + i]:
@@ -158,11 +163,13 @@ def build_tree_kernel_efficient_cpu(
         tree_mask_mode: 0 for FULL_MASK, 1 for QLEN_ONLY.
 
     Raises:
-        NotImplementedError: the bit-packed mask is asked for.
+        NotImplementedError: ``tree_mask_mode`` is the bit-packed mask.
         ValueError: ``tree_mask`` is too small.
     """
     if tree_mask_mode not in (FULL_MASK, QLEN_ONLY):
-        raise NotImplementedError(f"tree mask mode {tree_mask_mode} has no CPU implementation")
+        raise NotImplementedError(
+            f"tree mask mode {tree_mask_mode} is not available on CPU; use 0 or 1"
+        )
     seq_lens = indices(verified_seq_len)
     batch, n = seq_lens.size, draft_token_num
     with_prefix = tree_mask_mode == FULL_MASK
@@ -198,8 +205,8 @@ def reconstruct_indices_from_tree_mask(
 ) -> None:
     """Recover links and positions from ``[batch, n, n]`` ancestor masks, in place.
 
-    ``tree_mask[b, i, j]`` says that node j is node i or an ancestor of it; ancestors come
-    before their descendants.
+    ``tree_mask[b, i, j]`` is true if node j is node i or an ancestor of it; ancestors come before
+    their descendants.
     """
     mask = flat(tree_mask, torch.bool, "tree_mask")
     tables = _tables(positions, retrive_index, retrive_next_token, retrive_next_sibling)

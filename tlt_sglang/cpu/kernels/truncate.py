@@ -2,7 +2,9 @@
 
 All three filters look at the untruncated distribution, as in SGLang's
 ``top_k_top_p_min_p_sampling_from_probs_torch``: speculation and plain decoding then sample
-from the same distribution. Of equal probabilities the lower token id ranks first.
+from the same distribution. Among equal probabilities the lower token id ranks first.
+
+Runs in the scheduler process. Knows nothing of SGLang.
 """
 
 import torch
@@ -10,10 +12,10 @@ import torch
 from tlt_sglang.cpu.kernels.compile import Array, flat, indices, inline, kernel, np
 
 _MARGIN = 1e-6
-"""Far above the float32 rounding of a cumulated probability, far below one that matters."""
+"""Larger than the rounding of a cumulated probability, smaller than any that matters."""
 
 _STEP = np.float32(1 / 16)
-"""How much lower each search for the candidates reaches; every search is one pass."""
+"""The factor by which each pass lowers the floor of the candidates."""
 
 
 @inline(fastmath={"reassoc"})
@@ -36,7 +38,8 @@ def _largest(row: Array) -> np.float32:
 
 @inline()
 def _candidates(row: Array, top: np.float32, k: int, p: np.float32, least: np.float32) -> Array:
-    """Ids, ascending, of a set that holds all tokens that may be kept."""
+    """Return ascending ids that include every token that may be kept."""
+    # Lower the floor until the tokens above it are enough for each filter.
     floor = top
     while True:
         floor = max(floor * _STEP, least)
@@ -56,7 +59,7 @@ def _candidates(row: Array, top: np.float32, k: int, p: np.float32, least: np.fl
 
 @inline()
 def _descending(values: Array) -> Array:
-    """Stable order of non-negative values, largest first: a radix sort on their bits."""
+    """Return the stable descending order of non-negative values, by a radix sort on their bits."""
     keys = ~values.view(np.uint32)  # non-negative floats order like their bits
     order, other = np.arange(keys.size), np.empty(keys.size, np.int64)
     for digit in range(3):
@@ -76,6 +79,7 @@ def _descending(values: Array) -> Array:
 
 @inline()
 def truncate_row(row: Array, k: int, p: np.float32, min_p: np.float32) -> None:
+    """Truncate and renormalise one row [vocab] in place; k <= 0, p = 1, min_p = 0 keep all."""
     if k <= 0 or k >= row.size:
         k = row.size
     if k == row.size and p >= 1 and min_p <= 0:
@@ -125,9 +129,9 @@ def truncate_probs(
             nodes); at least the vocabulary's size, or not positive, for no limit.
         top_ps: like ``top_ks``; 1 for no limit.
         min_ps: like ``top_ks``; 0 for no limit.
-        need_top_k: whether ``top_ks`` counts; likewise the next two for theirs.
-        need_top_p: as above.
-        need_min_p: as above.
+        need_top_k: whether ``top_ks`` applies.
+        need_top_p: whether ``top_ps`` applies.
+        need_min_p: whether ``min_ps`` applies.
 
     Returns:
         ``probs``.
@@ -148,17 +152,17 @@ def truncate_probs(
 
 
 def top_k_renorm_prob(probs: torch.Tensor, top_ks: torch.Tensor) -> torch.Tensor:
-    """A renormalised copy of ``[rows, vocab]`` with each row's ``top_ks`` likeliest tokens."""
+    """Return a renormalised copy of ``[rows, vocab]`` with the ``top_ks`` likeliest tokens."""
     return truncate_probs(_copy(probs), top_ks, top_ks, top_ks, True, False, False)
 
 
 def top_p_renorm_prob(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
-    """A renormalised copy of the likeliest tokens, until their mass exceeds ``top_ps``."""
+    """Return a renormalised copy with the likeliest tokens until their mass exceeds ``top_ps``."""
     return truncate_probs(_copy(probs), top_ps, top_ps, top_ps, False, True, False)
 
 
 def min_p_renorm_prob(probs: torch.Tensor, min_ps: torch.Tensor) -> torch.Tensor:
-    """A renormalised copy of the tokens with at least ``min_ps`` times the largest probability."""
+    """Return a renormalised copy with tokens of at least ``min_ps`` times the largest."""
     return truncate_probs(_copy(probs), min_ps, min_ps, min_ps, False, False, True)
 
 
@@ -168,7 +172,7 @@ def limits(
     top_ps: torch.Tensor | None,
     min_ps: torch.Tensor | None,
 ) -> tuple[Array, Array, Array]:
-    """The limits of each row, as `truncate_row` takes them; None is no limit."""
+    """Return the limits of each row as `truncate_row` takes them; None stands for no limit."""
     return (
         np.zeros(rows, np.int64) if top_ks is None else _per_row(indices(top_ks), rows),
         np.ones(rows, np.float32) if top_ps is None else _per_row(_floats(top_ps), rows),
@@ -188,5 +192,5 @@ def _per_row(values: Array, rows: int) -> Array:
     if values.size == rows:
         return values
     if values.size == 0 or rows % values.size:
-        raise ValueError(f"{values.size} limits do not divide over {rows} rows")
+        raise ValueError(f"{values.size} limits cannot be divided over {rows} rows")
     return np.repeat(values, rows // values.size)

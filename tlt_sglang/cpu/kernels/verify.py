@@ -1,10 +1,12 @@
-"""Verification of a draft tree: which nodes to accept, and the token after the last of them.
+"""Verification of a draft tree: the nodes to accept, and the token after the last of them.
 
-All walk down from the root. Greedy follows the target's argmax; sampling accepts a
-child with exactly the target's probability of its token, so the emitted tokens are
-distributed as the target's own samples whatever was drafted (Leviathan et al. 2023, with a
-deterministic draft). A chain that was itself sampled is verified against what it was drawn from.
-Trees are described in `tree`.
+Both kernels walk down from the root. Greedy verification follows the target's argmax. Sampling
+accepts a child with exactly the target's probability of its token, so the emitted tokens are
+distributed as the target's own samples for any draft (Leviathan et al. 2023, with a deterministic
+draft). A chain that was itself sampled is verified by rejection sampling against the drafter's
+distributions. Trees are described in `tree`.
+
+Runs in the scheduler process. Knows nothing of SGLang.
 """
 
 import torch
@@ -60,8 +62,9 @@ def _sum(weights: Array) -> float:
 
 
 @inline()
-def _draw(weights: Array, coin: float) -> int:
-    """Index with probability proportional to its weight, or -1 where no weight is positive."""
+def _sample_index(weights: Array, coin: float) -> int:
+    """Return an index with probability proportional to its weight, or -1 if none is positive."""
+    # Sums of blocks, so that the search below adds few numbers.
     total, last = 0.0, -1
     sums = np.empty((weights.size + _BLOCK - 1) // _BLOCK, np.float64)
     for block in range(sums.size):
@@ -71,6 +74,7 @@ def _draw(weights: Array, coin: float) -> int:
             last = block
     if last < 0:
         return -1
+    # The block, and then the index, at which the cumulated weight exceeds the coin's share.
     goal, mass, block = coin * total, 0.0, 0
     while block < last and not mass + sums[block] > goal:
         mass += sums[block]
@@ -102,7 +106,7 @@ def _sample(
     final_coins: Array,
     target: Array,
     draft: Array,
-    drawn: bool,
+    rejection: bool,
     threshold_single: float,
     threshold_acc: float,
     top_k: Array,
@@ -114,6 +118,7 @@ def _sample(
     rejected = np.empty(n, np.int64)
     weights = np.empty(vocab, np.float32)
     for b in range(batch):
+        # Walk down from the root, as long as a child is accepted.
         base = b * n
         row = row_of[base]
         accept_index[b * width] = row
@@ -125,12 +130,12 @@ def _sample(
             while child != -1:
                 token = candidates[b, child]
                 mass = 0.0
-                # A token tried before has no mass left; one from outside never had any.
+                # A rejected token has no mass any more; one outside the vocabulary never had any.
                 if 0 <= token < vocab and token not in rejected[:rejections]:
                     mass = np.float64(target[b, node, token])
                 tried += mass
                 if mass > 0:
-                    if drawn:
+                    if rejection:
                         accept = np.float64(coins[b, node]) * draft[b, node, token] < mass
                     else:
                         accept = coins[b, node] < tried / threshold_acc or mass >= threshold_single
@@ -150,15 +155,16 @@ def _sample(
             truncate_row(target[b, node], top_k[b], top_p[b], min_p[b])
         accept_token_num[b] = accepted
 
+        # The next token, from the target without the mass of the rejected drafts.
         weights[:] = target[b, node]
         if draft.size > 0 and accepted + 1 < width:
             for token in range(vocab):
                 weights[token] = max(weights[token] - draft[b, node, token], np.float32(0))
         for i in range(rejections):
             weights[rejected[i]] = 0
-        token = _draw(weights, np.float64(final_coins[b]))
+        token = _sample_index(weights, np.float64(final_coins[b]))
         if token < 0:
-            # The children hold all the mass and rounding lost the coin behind the last one.
+            # The children hold all the mass, and rounding put the coin behind the last one.
             token = nearest if nearest >= 0 else np.argmax(target[b, node])
         predicts[row] = token
 
@@ -178,7 +184,7 @@ def verify_tree_greedy_cpu(
     Args:
         predicts: flat ``[batch * n]`` int32, written at the accepted nodes: the token after it.
         accept_index: ``[batch, width]`` int32, written: rows of the accepted nodes, root first;
-            the entries behind them are left as they are (-1).
+            the entries behind them are unchanged (-1).
         accept_token_num: ``[batch]`` int32, written: accepted draft tokens.
         candidates: ``[batch, n]`` token ids of the nodes.
         retrive_index: ``[batch, n]``, row of each node.
@@ -218,7 +224,7 @@ def tree_speculative_sampling_target_only(
     threshold_acc: float = 1.0,
     deterministic: bool = True,
     *,
-    drawn: bool = False,
+    rejection: bool = False,
     top_ks: torch.Tensor | None = None,
     top_ps: torch.Tensor | None = None,
     min_ps: torch.Tensor | None = None,
@@ -229,35 +235,35 @@ def tree_speculative_sampling_target_only(
     the children tried so far. Where none is, the next token comes from the target with their
     tokens taken out. A token of probability zero is never emitted.
 
-    Drafts of a chain that were drawn from the drafter's distributions q are accepted with
-    probability min(1, p / q) of the target's p; where one is not, the next token comes from
-    max(p - q, 0) (Leviathan et al. 2023). A draft that was not drawn from q leads to p as well
-    where p has one token only (greedy requests).
+    With ``rejection`` the drafts of a chain are samples of the drafter's distributions q: each is
+    accepted with probability min(1, p / q) for the target's p, and after a rejection the next token
+    comes from max(p - q, 0) (Leviathan et al. 2023). For greedy requests, whose p is a single
+    token, the drafts need not be samples of q.
 
     Args:
-        predicts: as in `verify_tree_greedy_cpu`, and so are the next six.
-        accept_index: see above.
-        accept_token_num: see above.
-        candidates: see above.
-        retrive_index: see above.
-        retrive_next_token: see above.
-        retrive_next_sibling: see above.
+        predicts: as in `verify_tree_greedy_cpu`.
+        accept_index: as in `verify_tree_greedy_cpu`.
+        accept_token_num: as in `verify_tree_greedy_cpu`.
+        candidates: as in `verify_tree_greedy_cpu`.
+        retrive_index: as in `verify_tree_greedy_cpu`.
+        retrive_next_token: as in `verify_tree_greedy_cpu`.
+        retrive_next_sibling: as in `verify_tree_greedy_cpu`.
         uniform_samples: ``[batch, n]`` in [0, 1): the coin for the children of each node.
         uniform_samples_for_final_sampling: ``[batch]`` in [0, 1).
         target_probs: ``[batch, n, vocab]``, the target's distribution after each node.
         draft_probs: subtracted from the target's where no child was accepted, as upstream
-            does; None, which saves filling and reading it, is the same as zeros. Unlike
-            upstream's kernel this one does not write into it. With ``drawn`` ``[batch, n - 1,
-            vocab]``: what the draft after each node was drawn from.
+            does; None is the same as zeros and saves filling and reading it. Unlike
+            upstream's kernel this one does not write into it. With ``rejection``
+            ``[batch, n - 1, vocab]``: the drafter's distribution after each node.
         threshold_single: accept any child with at least this probability; below 1 is lossy.
         threshold_acc: divides the mass the coin is compared with; below 1 is lossy.
-        deterministic: always so here.
-        drawn: not in upstream's kernel: the drafts of this chain were drawn from ``draft_probs``;
-            the thresholds have no effect.
+        deterministic: has no effect; the kernel is always deterministic.
+        rejection: not in upstream's kernel: verify a chain of samples of ``draft_probs`` by
+            rejection sampling; the thresholds have no effect.
         top_ks: ``[batch]``, not in upstream's kernel: truncate as `truncate_probs` does, but only
             the few rows that are visited, in place where ``target_probs`` is contiguous float32.
-        top_ps: likewise.
-        min_ps: likewise.
+        top_ps: ``[batch]``, like ``top_ks``.
+        min_ps: ``[batch]``, like ``top_ks``.
     """
     batch, n = candidates.shape
     _sample(
@@ -272,7 +278,7 @@ def tree_speculative_sampling_target_only(
         uniform_samples_for_final_sampling.to(torch.float32).contiguous().numpy(),
         target_probs.to(torch.float32).contiguous().numpy(),
         _NO_DRAFT if draft_probs is None else draft_probs.to(torch.float32).contiguous().numpy(),
-        drawn,
+        rejection,
         threshold_single,
         max(threshold_acc, 1e-9),
         *limits(batch, top_ks, top_ps, min_ps),
