@@ -1,18 +1,18 @@
-"""What each policy loses against an oracle, in a simulated engine.
+"""Throughput that each policy loses against an oracle, in a simulated engine.
 
     python benchmarks/bench_policy.py [--quick] [--json PATH] [--prompts FILE]
 
-The simulation has no engine: step costs are a model of a machine (see `MACHINES`), acceptance per
-depth drifts and jumps as it does when target and drafter are updated, batches drain from full to
-one request, again and again. A policy sees what it would see in an engine: the accepted drafts of
+The simulation has no engine: step costs follow a model of a machine (see `MACHINES`), acceptance
+per depth drifts and jumps as it does when target and drafter are updated, and batches drain from
+full to one request, repeatedly. A policy observes the same as in an engine: the accepted drafts of
 each request and a noisy time. The oracle knows the true costs and the true acceptance of every
-step, and takes the strategy with the most expected tokens a second.
+step, and chooses the strategy with the highest expected throughput.
 
 regret_NAME     Mean share of the oracle's throughput that the policy loses, over all steps after
                 the first 200 of each run: median over machines and seeds. `fixed` is the single
                 strategy that does best in hindsight, chosen for each run by the oracle itself.
 
-`--prompts` is taken for the sake of the other benchmarks' callers: prompts play no part here.
+`--prompts` is accepted, as by every benchmark, but has no effect: the simulation has no prompts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a file, not with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common
-from benchmarks.common import say
-from tlt_sglang.strategy.arms import Strategy, parse
+from benchmarks.harness import program, provenance
+from benchmarks.harness.program import say, spread_table
+from benchmarks.harness.prompts import load_prompts
+from benchmarks.harness.statistics import spread
 from tlt_sglang.strategy.beg_mab import BegMab
 from tlt_sglang.strategy.cost_model import CostModel
 from tlt_sglang.strategy.ema import Ema
 from tlt_sglang.strategy.policy import Fixed, Observation, Policy
+from tlt_sglang.strategy.strategies import Strategy, parse
 
 POOL = tuple(
     parse(text)
@@ -51,7 +53,7 @@ POOL = tuple(
 SETTLED = 200
 """Steps after which regret counts."""
 SWITCH = 0.01
-"""Of a step: what a change of strategy costs."""
+"""Cost of a change of strategy, as a share of a step."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +61,28 @@ class Machine:
     """Costs of a step, in milliseconds."""
 
     weights: float
-    """To read the target's weights once: what a step costs at least."""
+    """The least cost of a step: the target's weights are read once."""
     row: float
-    """For each token of the batch that the target computes, once that exceeds `weights`."""
+    """Cost of each token of the batch that the target computes, once that exceeds `weights`."""
     draft: float
-    """For one draft step."""
+    """Cost of one draft step."""
     overhead: float
-    """Of a round of speculation, besides."""
+    """Further cost of a verify step."""
     most: int
-    """Requests that run at once."""
+    """The largest number of requests that run at once."""
 
-    def cost(self, arm: Strategy, batch_size: int) -> float:
-        rows = batch_size * arm.num_draft_tokens
+    def cost(self, strategy: Strategy, batch_size: int) -> float:
+        """Return the milliseconds of a step with this many requests."""
+        rows = batch_size * strategy.num_draft_tokens
         # Memory-bound and compute-bound meet softly.
         target = math.hypot(self.weights, self.row * rows)
-        if arm.drafter == "off":
+        if strategy.drafter == "off":
             return target
-        if arm.drafter == "ngram":
+        if strategy.drafter == "ngram":
             return target + self.overhead / 2
-        drafted = (
-            self.row / 12 * batch_size * (arm.topk * (arm.num_steps - 1) + arm.num_draft_tokens)
-        )
-        return target + self.draft * (arm.num_steps + 1) + drafted + self.overhead
+        nodes = strategy.topk * (strategy.num_steps - 1) + strategy.num_draft_tokens
+        tokens = self.row / 12 * batch_size * nodes
+        return target + self.draft * (strategy.num_steps + 1) + tokens + self.overhead
 
 
 MACHINES = {
@@ -96,77 +98,80 @@ class World:
 
     def __init__(self, machine: Machine, seed: int, steps: int) -> None:
         self.machine = machine
-        chance = random.Random(seed)
+        rng = random.Random(seed)
         self.sizes: list[int] = []
         self.levels: list[tuple[float, float]] = []
-        eagle, ngram = chance.uniform(-0.2, 1.2), chance.uniform(-1.5, 0.5)
+        eagle, ngram = rng.uniform(-0.2, 1.2), rng.uniform(-1.5, 0.5)
         while len(self.sizes) < steps:
             # One rollout: the batch is full, then drains with a long tail.
-            length = chance.randint(250, 500)
-            finish = sorted(chance.lognormvariate(0, 0.7) for _ in range(machine.most))
+            length = rng.randint(250, 500)
+            finish = sorted(rng.lognormvariate(0, 0.7) for _ in range(machine.most))
             scale = length / finish[-1]
-            eagle += chance.gauss(0, 0.5)  # the target was updated, or the drafter
-            ngram += chance.gauss(0, 0.5)
+            eagle += rng.gauss(0, 0.5)  # the target was updated, or the drafter
+            ngram += rng.gauss(0, 0.5)
             for step in range(length):
-                eagle += chance.gauss(0.01 * (0.5 - eagle), 0.03)
-                ngram += chance.gauss(0.01 * (-0.5 - ngram), 0.03)
+                eagle += rng.gauss(0.01 * (0.5 - eagle), 0.03)
+                ngram += rng.gauss(0.01 * (-0.5 - ngram), 0.03)
                 self.sizes.append(sum(end * scale > step for end in finish) or 1)
                 self.levels.append((eagle, ngram))
 
-    def chances(self, arm: Strategy, step: int) -> list[float]:
-        """Acceptance at each depth, given that the draft got so far."""
+    def probs(self, strategy: Strategy, step: int) -> list[float]:
+        """Return the probability of acceptance at each depth once the depth before is accepted."""
         eagle, ngram = self.levels[step]
-        if arm.drafter == "off":
+        if strategy.drafter == "off":
             return []
-        if arm.drafter == "ngram":
-            # Seldom right; but where it is, it goes on being right.
-            return [_logistic(ngram)] + [_logistic(ngram + 1.5)] * (arm.num_draft_tokens - 2)
-        found = []
-        for depth in range(arm.num_steps):
-            chance = _logistic(eagle - 0.12 * depth)
-            if arm.topk > 1:
-                spread = 1 + 0.55 * math.log2(arm.topk)
-                full = 1 - (1 - chance) ** spread
+        if strategy.drafter == "ngram":
+            # The first draft is seldom accepted; those after an accepted one often are.
+            deeper = [_logistic(ngram + 1.5)] * (strategy.num_draft_tokens - 2)
+            return [_logistic(ngram), *deeper]
+        probs = []
+        for depth in range(strategy.num_steps):
+            prob = _logistic(eagle - 0.12 * depth)
+            if strategy.topk > 1:
+                branches = 1 + 0.55 * math.log2(strategy.topk)
+                full = 1 - (1 - prob) ** branches
                 # A tree with few nodes is thin at its deeper levels.
-                thick = min(1.0, arm.num_draft_tokens / (arm.topk * (depth + 1)))
-                chance += (full - chance) * thick
-            found.append(chance)
-        return found
+                share = min(1.0, strategy.num_draft_tokens / (strategy.topk * (depth + 1)))
+                prob += (full - prob) * share
+            probs.append(prob)
+        return probs
 
-    def rate(self, arm: Strategy, step: int) -> float:
-        """Expected tokens a millisecond."""
+    def rate(self, strategy: Strategy, step: int) -> float:
+        """Return the expected tokens a millisecond."""
         total = reach = 1.0
-        for chance in self.chances(arm, step):
-            reach *= chance
+        for prob in self.probs(strategy, step):
+            reach *= prob
             total += reach
         size = self.sizes[step]
-        return size * total / self.machine.cost(arm, size)
+        return size * total / self.machine.cost(strategy, size)
 
 
 def regret_of(policy: Policy, world: World, seed: int, best: Sequence[float]) -> float:
-    """Mean share of the oracle's rates that `policy` loses, after it has settled."""
-    chance = random.Random(seed)
+    """Return the mean share of the oracle's rates that `policy` loses, after it has settled."""
+    rng = random.Random(seed)
     before: Strategy | None = None
-    lost = []
+    losses = []
     for step, size in enumerate(world.sizes):
-        arm = policy.choose(size)
-        chances = world.chances(arm, step)
-        accepted = [_accepted(chances, chance) for _ in range(size)]
-        cost = world.machine.cost(arm, size) * (1 + SWITCH * (before not in (None, arm)))
-        noise = chance.lognormvariate(0, 0.04) * (3 if chance.random() < 0.01 else 1)
-        policy.observe(Observation(arm, size, accepted, cost * noise / 1000))
+        strategy = policy.choose(size)
+        probs = world.probs(strategy, step)
+        accepted = [_accepted(probs, rng) for _ in range(size)]
+        switch = 1 + SWITCH * (before not in (None, strategy))
+        cost = world.machine.cost(strategy, size) * switch
+        noise = rng.lognormvariate(0, 0.04) * (3 if rng.random() < 0.01 else 1)
+        policy.observe(Observation(strategy, size, accepted, cost * noise / 1000))
         if step >= SETTLED:
-            rate = world.rate(arm, step) / (1 + SWITCH * (before not in (None, arm)))
-            lost.append(1 - rate / best[step])
-        before = arm
-    return sum(lost) / len(lost)
+            rate = world.rate(strategy, step) / switch
+            losses.append(1 - rate / best[step])
+        before = strategy
+    return sum(losses) / len(losses)
 
 
-def _accepted(chances: Sequence[float], chance: random.Random) -> int:
-    for depth, share in enumerate(chances):
-        if chance.random() >= share:
+def _accepted(probs: Sequence[float], rng: random.Random) -> int:
+    """Draw the number of accepted drafts of one request."""
+    for depth, prob in enumerate(probs):
+        if rng.random() >= prob:
             return depth
-    return len(chances)
+    return len(probs)
 
 
 def _logistic(x: float) -> float:
@@ -174,18 +179,18 @@ def _logistic(x: float) -> float:
 
 
 def measure(seeds: int, steps: int) -> list[dict[str, object]]:
-    """The regret of every policy in every world."""
-    found: list[dict[str, object]] = []
+    """Return the regret of every policy in every world."""
+    runs: list[dict[str, object]] = []
     for name, machine in MACHINES.items():
         for seed in range(seeds):
             world = World(machine, seed, steps)
             count = len(world.sizes)
-            best = [max(world.rate(arm, step) for arm in POOL) for step in range(count)]
+            best = [max(world.rate(each, step) for each in POOL) for step in range(count)]
             totals = {
-                arm: sum(world.rate(arm, step) / best[step] for step in range(SETTLED, count))
-                for arm in POOL
+                each: sum(world.rate(each, step) / best[step] for step in range(SETTLED, count))
+                for each in POOL
             }
-            hindsight = max(POOL, key=lambda arm: totals[arm])
+            hindsight = max(POOL, key=lambda each: totals[each])
             policies: dict[str, Callable[[], Policy]] = {
                 "cost_model": lambda: CostModel(POOL),
                 "beg_mab": lambda: BegMab(POOL),
@@ -196,46 +201,40 @@ def measure(seeds: int, steps: int) -> list[dict[str, object]]:
             regrets = {
                 kind: regret_of(make(), world, seed, best) for kind, make in policies.items()
             }
-            told = ", ".join(f"{kind} {100 * regret:.2f} %" for kind, regret in regrets.items())
-            say(f"{name} {seed}: {told} (best fixed: {hindsight})")
-            found.append({"machine": name, "seed": seed, "best_fixed": str(hindsight), **regrets})
-    return found
+            each = ", ".join(f"{kind} {100 * regret:.2f} %" for kind, regret in regrets.items())
+            say(f"{name} {seed}: {each} (best fixed: {hindsight})")
+            runs.append({"machine": name, "seed": seed, "best_fixed": str(hindsight), **regrets})
+    return runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
-    words = sys.argv[1:] if argv is None else argv
-    return common.run("bench_policy", lambda _: _benchmark(words))
+    """Return the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return program.run("bench_policy", lambda _: _benchmark(arguments))
 
 
 def _benchmark(argv: Sequence[str]) -> None:
-    parser = common.Parser("bench_policy", __doc__, "fewer seeds")
+    parser = program.Parser("bench_policy", __doc__, "Fewer seeds and steps")
     args = parser.parse_args(argv)
-    json = args.json or common.RESULTS / "bench_policy.json"
-    common.check_writable(json)
+    json = args.json or provenance.RESULTS / "bench_policy.json"
+    program.check_writable(json)
     if args.prompts:
-        common.load_prompts(args.prompts)
+        load_prompts(args.prompts)
     seeds, steps = (3, 1500) if args.quick else (10, 3000)
     runs = measure(seeds, steps)
     names = ("cost_model", "beg_mab", "ema", "fixed", "off")
-    spreads = {
-        f"regret_{name}": common.spread([float(str(run[name])) for run in runs]) for name in names
-    }
-    rows = [
-        (n, f"{s.median:.4f}", f"{s.min:.4f}", f"{s.max:.4f}", str(s.count))
-        for n, s in spreads.items()
-    ]
-    print(common.table(("figure", "median", "min", "max", "count"), rows))
-    summary = {name: round(spread.median, 5) for name, spread in spreads.items()}
+    spreads = {f"regret_{name}": spread([float(str(run[name])) for run in runs]) for name in names}
+    print(spread_table(spreads, digits=4))
+    summary = {name: round(each.median, 5) for name, each in spreads.items()}
     settings = {"quick": args.quick, "seeds": seeds, "steps": steps, "pool": [*map(str, POOL)]}
-    common.write_json(
+    provenance.write_json(
         json,
-        common.document(
+        provenance.document(
             "policy",
             summary,
             settings=settings,
             runs=runs,
-            spreads={name: spread.as_json() for name, spread in spreads.items()},
+            spreads={name: each.as_json() for name, each in spreads.items()},
         ),
     )
     say(f"written to {json}")

@@ -3,20 +3,20 @@
     python benchmarks/bench_rl_step.py [--quick] [--steps N] [--sidecar] [--json PATH]
 
 Each system has a server and a policy of its own, both of the same checkpoint, and sees the same
-problems: small sums of reasoning-gym, whose answers it checks. A step samples G responses to each
-of N problems at temperature 1 with lengths of a long tail, scores them, takes one step of policy
-gradient on them in PyTorch (GRPO: advantages within the group, arXiv 2402.03300, without a KL
-term), and hands the weights to the server in one of SGLang's weight-update sessions. The systems
-take turns. What they sample differs, so their rewards agree within noise only.
+problems: small sums of reasoning-gym, which also checks the answers. A step samples G responses to
+each of N problems at temperature 1 with lengths of a long tail, scores them, takes one step of
+policy gradient on them in PyTorch (GRPO: advantages within the group, arXiv 2402.03300, without a
+KL term), and hands the weights to the server in one of SGLang's weight-update sessions. The systems
+take turns. They sample different responses, so their rewards agree within noise only.
 
 rollout_speedup    Time of a token in the rollouts: plain over adaptive, median of the steps.
-step_speedup       The same of whole steps, in which the rollouts have as many tokens, and training
-                   and update take as long, as they do on average of the two.
-reward_plain       Mean reward of all steps; and of the adaptive system below.
-reward_adaptive    See above.
+step_speedup       Time of a whole step: plain over adaptive, for the same number of tokens and the
+                   same time of training and update, both the average of the two systems.
+reward_plain       Mean reward of all steps of the plain system.
+reward_adaptive    Mean reward of all steps of the adaptive system.
 reward_noise       Standard error of their difference, over problems.
 accept_len_first   Accept length of the adaptive system in the first step.
-accept_len_last    And in the last one, with a policy that has moved.
+accept_len_last    Accept length in the last step, by when the policy has changed.
 """
 
 from __future__ import annotations
@@ -35,19 +35,22 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file, not with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, processes, server
-from benchmarks.bench_longtail import Request, Step, length
-from benchmarks.common import say
+from benchmarks.harness import program, provenance
+from benchmarks.harness.processes import stop
+from benchmarks.harness.program import UsageError, say
+from benchmarks.harness.server import Server, default_threads
+from benchmarks.harness.workload import Request, Rollout, length
+from benchmarks.plots.rl_step import plot
 
 MODEL = "smollm2-135m"
 PLAIN, ADAPTIVE = "plain", "adaptive"
 LEARNING_RATE = 2e-6
-TIMEOUT = 300.0
+UPDATE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     json: Path
     quick: bool
@@ -63,10 +66,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, as the policy is asked, and what judges an answer."""
+    """A question to the policy, with what the judge needs to score an answer."""
 
     prompt: list[int]
-    entry: Any
+    entry: dict[str, object]
+    """The problem as reasoning-gym has it."""
     tokens: tuple[int, ...]
     """The longest length of each sample."""
 
@@ -81,18 +85,18 @@ class Taken:
     train_seconds: float
     update_seconds: float
     rewards: list[float]
-    """Mean of each group."""
+    """Mean reward of each group."""
     tokens: int
     accept_length: float
 
     @property
     def rest(self) -> float:
-        """Seconds of what is not rollout."""
+        """Seconds of the step without its rollout."""
         return self.train_seconds + self.update_seconds
 
 
 class Policy:
-    """The model that is trained; plain PyTorch."""
+    """The model that is trained, in plain PyTorch."""
 
     def __init__(self, path: str) -> None:
         import torch
@@ -103,7 +107,7 @@ class Policy:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, fused=True)
 
     def update(self, samples: Sequence[tuple[list[int], list[int], float]]) -> None:
-        """One step of policy gradient on (prompt, response, advantage), one after the other."""
+        """Take one step of policy gradient on (prompt, response, advantage), row by row."""
         import torch
 
         tokens = sum(len(response) for _, response, _ in samples)
@@ -121,12 +125,12 @@ class Policy:
         self.optimizer.zero_grad(set_to_none=True)
 
     def save(self, folder: Path) -> None:
-        """A checkpoint that the server can load."""
+        """Write a checkpoint that the server can load."""
         self.model.save_pretrained(folder)
 
 
 class System:
-    """A server, the policy that it serves, and what they did."""
+    """A server, the policy that it serves, and their steps so far."""
 
     def __init__(self, name: str, options: Options, path: str, work: Path, logs: Path) -> None:
         self.name, self.options, self.folder = name, options, work / name
@@ -136,24 +140,25 @@ class System:
             flags += ["--tlt-strategies", "off"]
         elif options.sidecar:
             flags += ["--tlt-store", str(work / "versions"), "--tlt-sidecar", "idle"]
-        self.process = server.Server(name, flags, server.default_threads(), logs)
+        self.server = Server(name, flags, default_threads(), logs)
         self.policy = Policy(path)
         self.taken: list[Taken] = []
 
     def step(self, number: int, problems: Sequence[Problem], judge: Judge) -> None:
-        """Rollout, reward, update."""
+        """Generate responses, score them, and update the policy."""
         requests = [
-            Request(place, tokens) for place, one in enumerate(problems) for tokens in one.tokens
+            Request(index, tokens) for index, one in enumerate(problems) for tokens in one.tokens
         ]
-        rollout = Step(
-            self.process, requests, [one.prompt for one in problems], natural=True, temperature=1.0
+        rollout = Rollout(
+            self.server, requests, [one.prompt for one in problems], natural=True, temperature=1.0
         )
         played = rollout.play(self.name, number)
+        # Advantages within the group of each problem.
         began = time.perf_counter()
         samples, rewards = [], []
         each = self.options.samples
-        for place, problem in enumerate(problems):
-            outputs = [rollout.answers[place * each + i]["output_ids"] for i in range(each)]
+        for index, problem in enumerate(problems):
+            outputs = [rollout.answers[index * each + i]["output_ids"] for i in range(each)]
             scores = [judge.reward(output, problem.entry) for output in outputs]
             rewards.append(statistics.mean(scores))
             scale = statistics.pstdev(scores) or 1.0
@@ -178,15 +183,16 @@ class System:
         )
 
     def _hand_over(self) -> None:
+        """Update the server's weights to the policy's."""
         self.policy.save(self.folder)
-        post = self.process.post
-        post("/begin_weight_update", {"selector": "target"}, timeout=TIMEOUT)
-        post("/update_weights_from_disk", {"model_path": str(self.folder)}, timeout=TIMEOUT)
-        post("/end_weight_update", {}, timeout=TIMEOUT)
+        send = self.server.send
+        send("/begin_weight_update", {"selector": "target"}, UPDATE_SECONDS)
+        send("/update_weights_from_disk", {"model_path": str(self.folder)}, UPDATE_SECONDS)
+        send("/end_weight_update", {}, UPDATE_SECONDS)
 
 
 class Judge:
-    """Problems of reasoning-gym, and its own verdict on answers to them."""
+    """Problems of reasoning-gym, and its score of answers to them."""
 
     def __init__(self, path: str, options: Options) -> None:
         from reasoning_gym.factory import create_dataset
@@ -205,35 +211,35 @@ class Judge:
         )
 
     def problems(self, step: int) -> list[Problem]:
-        """Those of one step."""
-        options, chance = self.options, random.Random(step)
-        found = []
+        """Return the problems of one step."""
+        options, rng = self.options, random.Random(step)
+        problems = []
         for entry in list(self.data)[step * options.problems : (step + 1) * options.problems]:
             question = f"{entry['question']} Think step by step, and end with the number."
             prompt = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
             )
             lengths = tuple(
-                length(chance, options.median, 16, options.longest) for _ in range(options.samples)
+                length(rng, options.median, 16, options.longest) for _ in range(options.samples)
             )
             ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-            found.append(Problem(ids, entry, lengths))
-        return found
+            problems.append(Problem(ids, entry, lengths))
+        return problems
 
-    def reward(self, output: Sequence[int], entry: Any) -> float:
-        """Of the last number that is said."""
+    def reward(self, output: Sequence[int], entry: dict[str, object]) -> float:
+        """Return the score of the last number in the response."""
         numbers = re.findall(r"-?\d+", self.tokenizer.decode(output, skip_special_tokens=True))
         return float(self.data.score_answer(numbers[-1] if numbers else None, entry))
 
 
 def measure(options: Options, path: str, work: Path, logs: Path) -> list[Taken]:
-    """Every step of every system, in turn."""
+    """Run every step on both systems, in turn."""
     judge = Judge(path, options)
-    systems = []
+    systems: list[System] = []
     try:
         for name in (PLAIN, ADAPTIVE):
             systems.append(System(name, options, path, work, logs))
-            systems[-1].process.wait_ready()
+            systems[-1].server.wait_started()
         for number in range(options.steps):
             problems = judge.problems(number)
             for system in systems[:: 1 if number % 2 == 0 else -1]:
@@ -246,16 +252,14 @@ def measure(options: Options, path: str, work: Path, logs: Path) -> list[Taken]:
                     f"accept length {last.accept_length:.2f}"
                 )
     finally:
-        processes.stop([system.process.root for system in systems])
-        for system in systems:
-            system.process.close()
+        stop([system.server for system in systems])
     return [taken for system in systems for taken in system.taken]
 
 
-def summarise(found: Sequence[Taken]) -> dict[str, float | None]:
-    """The figures; times as medians over the steps of paired ratios."""
-    plain = [one for one in found if one.system == PLAIN]
-    adaptive = [one for one in found if one.system == ADAPTIVE]
+def summarise(steps: Sequence[Taken]) -> dict[str, float | None]:
+    """Return the figures; times are medians over the steps of paired ratios."""
+    plain = [one for one in steps if one.system == PLAIN]
+    adaptive = [one for one in steps if one.system == ADAPTIVE]
     rewards = [[r for one in each for r in one.rewards] for each in (plain, adaptive)]
     differences = [b - a for a, b in zip(*rewards, strict=True)]
     noise = statistics.stdev(differences) / len(differences) ** 0.5 if differences[1:] else 0.0
@@ -263,7 +267,7 @@ def summarise(found: Sequence[Taken]) -> dict[str, float | None]:
     pairs = list(zip(plain, adaptive, strict=True))
 
     def ratio(rest: Callable[[Taken, Taken], float]) -> float:
-        """Of steps that do as much, and as long the same, beside their rollouts."""
+        """Return plain over adaptive for steps of as many tokens, `rest` being the same in both."""
         ratios = []
         for a, b in pairs:
             tokens, same = (a.tokens + b.tokens) / 2, rest(a, b)
@@ -282,59 +286,32 @@ def summarise(found: Sequence[Taken]) -> dict[str, float | None]:
     }
 
 
-def plot(found: Sequence[Taken], path: Path) -> None:
-    """Reward, time and accept length over the steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (reward, seconds, accept) = pyplot.subplots(1, 3, figsize=(12, 3.6))
-    for place, name in enumerate((PLAIN, ADAPTIVE)):
-        own = [one for one in found if one.system == name]
-        at = [one.step + 1 for one in own]
-        reward.plot(at, [statistics.mean(one.rewards) for one in own], "o-", label=name)
-        left = [step + 0.4 * (place - 0.5) for step in at]
-        base = [0.0] * len(own)
-        parts = (("rollout_seconds", 1.0), ("train_seconds", 0.55), ("update_seconds", 0.25))
-        for part, alpha in parts:
-            height = [getattr(one, part) for one in own]
-            label = f"{name}: {part.removesuffix('_seconds')}"
-            seconds.bar(left, height, 0.36, base, color=f"C{place}", alpha=alpha, label=label)
-            base = [a + b for a, b in zip(base, height, strict=True)]
-        accept.plot(at, [one.accept_length for one in own], "o-", label=name)
-    reward.set_title("mean reward")
-    seconds.set_title("seconds of a step")
-    accept.set_title("accept length")
-    for axes in (reward, seconds, accept):
-        axes.set_xlabel("step")
-        axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(fontsize=7, loc="upper left", ncols=2)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
 def parse(argv: Sequence[str]) -> Options:
-    """The options; raises UsageError with one sentence for what cannot be right."""
-    parser = common.Parser("bench_rl_step", __doc__, "fewer steps of fewer, shorter responses")
+    """Return the options; raise UsageError with one sentence for what is wrong."""
+    parser = program.Parser("bench_rl_step", __doc__, "Fewer steps of fewer, shorter responses")
     add = parser.add_argument
-    add("--steps", type=int, metavar="N", help="default: 6, with --quick 3")
-    add("--problems", type=int, metavar="N", help="of a step (default: 6, with --quick 4)")
-    add("--samples", type=int, metavar="G", help="of each (default: 4)")
-    add("--running", type=int, metavar="R", help="requests at once (default: 8)")
-    add("--longest", type=int, metavar="T", help="tokens of a response (default: 512, quick 256)")
-    add("--sidecar", action="store_true", help="the drafter is trained while the engine is idle")
-    add("--model", default=MODEL)
+    add("--steps", type=int, metavar="N", help="Steps (default: 6, with --quick 3)")
+    add("--problems", type=int, metavar="N", help="Problems of a step (default: 6, with --quick 4)")
+    add("--samples", type=int, metavar="G", help="Responses to each problem (default: 4)")
+    add("--running", type=int, metavar="R", help="Requests that run at once (default: 8)")
+    add(
+        "--longest",
+        type=int,
+        metavar="T",
+        help="Tokens of the longest response (default: 512, with --quick 256)",
+    )
+    add("--sidecar", action="store_true", help="Train the drafter while the engine is idle")
+    add("--model", default=MODEL, help=f"Model with a shipped drafter (default: {MODEL})")
     args = parser.parse_args(argv)
     if args.prompts is not None:
-        raise common.UsageError("--prompts has no meaning here: rewards need known answers.")
-    json_path = args.json or common.RESULTS / "bench_rl_step.json"
-    common.check_writable(json_path)
-    given = (args.steps, args.problems, args.samples, args.running, args.longest)
-    if any(number is not None and number < 1 for number in given):
-        raise common.UsageError("Sizes are numbers from 1 on.")
+        raise UsageError(
+            "--prompts has no meaning here: rewards need problems with known answers; leave it out."
+        )
+    json_path = args.json or provenance.RESULTS / "bench_rl_step.json"
+    program.check_writable(json_path)
+    for size in (args.steps, args.problems, args.samples, args.running, args.longest):
+        if size is not None and size < 1:
+            raise UsageError(f"{size} is not a size; give a number from 1 on.")
     return Options(
         json_path,
         args.quick,
@@ -350,17 +327,17 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
-    words = sys.argv[1:] if argv is None else argv
-    return common.run("bench_rl_step", lambda logs: _benchmark(parse(words), logs))
+    """Return the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return program.run("bench_rl_step", lambda logs: _benchmark(parse(arguments), logs))
 
 
 def _benchmark(options: Options, logs: Path) -> None:
     from tlt_sglang.models.named import resolve_model
 
     with tempfile.TemporaryDirectory(prefix="bench-rl-step-") as work:
-        found = measure(options, resolve_model(options.model), Path(work), logs)
-    summary = summarise(found)
+        steps = measure(options, resolve_model(options.model), Path(work), logs)
+    summary = summarise(steps)
     rows = [
         (
             str(one.step + 1),
@@ -371,18 +348,18 @@ def _benchmark(options: Options, logs: Path) -> None:
             f"{statistics.mean(one.rewards):.3f}",
             f"{one.accept_length:.2f}",
         )
-        for one in sorted(found, key=lambda one: one.step)
+        for one in sorted(steps, key=lambda one: one.step)
     ]
     header = ("step", "system", "rollout s", "training s", "update s", "reward", "accept length")
-    print(common.table(header, rows))
-    told = [(name, "-" if value is None else f"{value:.3f}") for name, value in summary.items()]
-    print(common.table(("figure", "value"), told))
+    print(program.table(header, rows))
+    figures = [(name, "-" if value is None else f"{value:.3f}") for name, value in summary.items()]
+    print(program.table(("figure", "value"), figures))
     settings = {name: value for name, value in asdict(options).items() if name != "json"}
-    document = common.document(
-        "rl_step", summary, settings=settings, steps=[asdict(one) for one in found]
+    document = provenance.document(
+        "rl_step", summary, settings=settings, steps=[asdict(one) for one in steps]
     )
-    common.write_json(options.json, document)
-    plot(found, options.json.with_suffix(".png"))
+    provenance.write_json(options.json, document)
+    plot(steps, options.json.with_suffix(".png"))
     say(f"written to {options.json}")
 
 

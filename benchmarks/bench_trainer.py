@@ -1,17 +1,18 @@
-"""What packing and asynchronous checkpoints are worth in training a drafter.
+"""Gains of packed batches and asynchronous checkpoints in training a drafter.
 
     python benchmarks/bench_trainer.py [--quick] [--prompts FILE] [--json PATH]
 
 packing_speedup         Training tokens per second (forward, backward, optimizer) of packed batches
                         over those of padded ones, on the same sequences: lengths from a seeded
-                        lognormal, as responses have them, and eight sequences to a padded batch.
-                        The median over pairs of passes, A B A B; padding is not counted.
+                        lognormal distribution, as responses have them, and eight sequences in a
+                        padded batch. The median over pairs of passes, A B A B; padding does not
+                        count.
 checkpoint_stall_ratio  Time that training waits for one of our checkpoints (trainable weights,
                         optimizer state and cursor, written in the background) over that of a plain
                         save of everything (target, drafter and optimizer state, by torch.save),
                         each the median of several, with training steps in between.
 
-With `--prompts` the sequences hold these, over and over, in the place of random tokens.
+With `--prompts` the sequences hold these prompts, repeated, instead of random tokens.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # started as a file, not with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import common
-from benchmarks.common import Spread, say
+from benchmarks.harness import program, provenance
+from benchmarks.harness.program import say, spread_table
+from benchmarks.harness.prompts import load_prompts
+from benchmarks.harness.statistics import Spread, spread
 from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.models.named import resolve_model
 from tlt_sglang.training.checkpoints import Checkpoints
@@ -41,15 +43,15 @@ from tlt_sglang.training.trainer import Settings, Trainer
 
 MODEL = "smollm2-135m"
 PADDED = 8
-"""Sequences to a padded batch."""
+"""Sequences in a padded batch."""
 DRAFT_VOCAB = 8192
 SPREAD = 1.0
-"""Sigma of the lognormal; responses of reasoning models have as much or more."""
+"""Sigma of the lognormal distribution; responses of reasoning models have as much or more."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     json: Path
     quick: bool
@@ -69,17 +71,17 @@ class Options:
 
 
 def lengths_of(count: int) -> list[int]:
-    """Long-tailed: a median of 110 tokens, the longest 2,000."""
+    """Return lengths with a long tail: a median of 110 tokens, the longest 2,000."""
     torch.manual_seed(0)
-    drawn = (4.7 + SPREAD * torch.randn(count)).exp()
-    found: list[int] = drawn.clamp(16, 2000).int().tolist()
-    return found
+    samples = (4.7 + SPREAD * torch.randn(count)).exp()
+    lengths: list[int] = samples.clamp(16, 2000).int().tolist()
+    return lengths
 
 
 def sequences_of(
     lengths: Sequence[int], config: DraftConfig, tokens: Sequence[int] = ()
 ) -> list[TokenSequence[torch.Tensor]]:
-    """Of `tokens` one after another, or random ones: what they hold costs the same."""
+    """Return sequences of `tokens`, one after another, or of random ones, which cost the same."""
     size = config.hidden_size
     ids = torch.randint(config.vocab_size, (sum(lengths),))
     if tokens:
@@ -96,14 +98,14 @@ def sequences_of(
 
 
 def padded(sequences: Sequence[TokenSequence[torch.Tensor]]) -> list[TokenSequence[torch.Tensor]]:
-    """Every eight made as long as the longest of them, with tokens that count for nothing."""
-    found = []
+    """Return the sequences, every eight padded to the longest of them; padding has no weight."""
+    longer = []
     for first in range(0, len(sequences), PADDED):
         group = sequences[first : first + PADDED]
         longest = max(map(len, group))
         for sequence in group:
             more = longest - len(sequence)
-            found.append(
+            longer.append(
                 TokenSequence(
                     torch.cat([sequence.ids, sequence.ids.new_zeros(more)]),
                     _longer(sequence.features, more),
@@ -111,7 +113,7 @@ def padded(sequences: Sequence[TokenSequence[torch.Tensor]]) -> list[TokenSequen
                     _longer(sequence.head_input, more),
                 )
             )
-    return found
+    return longer
 
 
 def _longer(rows: torch.Tensor, more: int) -> torch.Tensor:
@@ -129,7 +131,7 @@ class _Padded(Trainer):
 def measure_packing(
     config: DraftConfig, frozen: Frozen, tokens: Sequence[int], options: Options
 ) -> list[float]:
-    """Ratios of training tokens/s, a pair of passes each."""
+    """Return the ratios of training tokens/s, one of each pair of passes."""
     lengths = lengths_of(options.sequences)
     sequences = sequences_of(lengths, config, tokens)
     longer = padded(sequences)
@@ -162,7 +164,7 @@ def measure_packing(
 def measure_checkpoints(
     target: Target, config: DraftConfig, frozen: Frozen, options: Options, folder: Path
 ) -> tuple[list[float], list[float]]:
-    """(seconds that ours stall, seconds that plain full ones do)."""
+    """Return (seconds that training waits for ours, seconds that it waits for plain ones)."""
     lengths = [300] * 48
     trainer = Trainer(
         Drafter(config),
@@ -196,18 +198,18 @@ def measure_checkpoints(
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """The options; raises UsageError where results cannot be written."""
-    args = common.Parser("bench_trainer", __doc__, "fewer sequences and saves").parse_args(argv)
-    json = args.json or common.RESULTS / "bench_trainer.json"
-    common.check_writable(json)
-    prompts = common.load_prompts(args.prompts) if args.prompts else []
+    """Return the options; raise UsageError if results cannot be written."""
+    args = program.Parser("bench_trainer", __doc__, "Fewer sequences and saves").parse_args(argv)
+    json = args.json or provenance.RESULTS / "bench_trainer.json"
+    program.check_writable(json)
+    prompts = load_prompts(args.prompts) if args.prompts else []
     return Options(json, args.quick, prompts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 a problem, 2 bad input, 130 interrupted."""
-    words = sys.argv[1:] if argv is None else argv
-    return common.run("bench_trainer", lambda _: _benchmark(parse(words)))
+    """Return the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return program.run("bench_trainer", lambda _: _benchmark(parse(arguments)))
 
 
 def _benchmark(options: Options) -> None:
@@ -218,26 +220,22 @@ def _benchmark(options: Options) -> None:
     ratios = measure_packing(config, frozen, tokens, options)
     with tempfile.TemporaryDirectory(prefix="bench-trainer-") as folder:
         ours, plain = measure_checkpoints(target, config, frozen, options, Path(folder))
-    stall, whole = common.spread(ours), common.spread(plain)
-    packing = common.spread(ratios)
+    stall, whole = spread(ours), spread(plain)
+    packing = spread(ratios)
     figures: dict[str, Spread] = {
         "packing_speedup": packing,
         "our checkpoint, s": stall,
         "plain checkpoint, s": whole,
     }
-    rows = [
-        (n, f"{s.median:.3f}", f"{s.min:.3f}", f"{s.max:.3f}", str(s.count))
-        for n, s in figures.items()
-    ]
-    print(common.table(("figure", "median", "min", "max", "count"), rows))
+    print(spread_table(figures))
     summary = {
         "packing_speedup": round(packing.median, 4),
         "checkpoint_stall_ratio": round(stall.median / whole.median, 4),
     }
-    settings: dict[str, Any] = {"model": MODEL, "quick": options.quick, "padded": PADDED}
-    spreads = {name: spread.as_json() for name, spread in figures.items()}
-    document = common.document("trainer", summary, settings=settings, spreads=spreads)
-    common.write_json(options.json, document)
+    settings: dict[str, object] = {"model": MODEL, "quick": options.quick, "padded": PADDED}
+    spreads = {name: figure.as_json() for name, figure in figures.items()}
+    document = provenance.document("trainer", summary, settings=settings, spreads=spreads)
+    provenance.write_json(options.json, document)
     say(f"written to {options.json}")
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of the adaptive drafter: its flags, and what it reckons without an engine."""
+"""The benchmark of the adaptive drafter: its flags, and its figures without an engine."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_adaptive_drafter as bench
-from benchmarks import fine_tune
-from benchmarks.adaptive_engine import AT_ONCE, CHAIN, NGRAM, _point
-from benchmarks.common import UsageError
+from benchmarks.adaptive_drafter import fine_tune, prompts
+from benchmarks.adaptive_drafter.processes import AT_ONCE, CHAIN, NGRAM
+from benchmarks.adaptive_drafter.traffic import point_of
+from benchmarks.harness.program import UsageError
+from benchmarks.harness.server import SchedulerStatus, StrategyCounts
+from benchmarks.harness.statistics import quantile
+from benchmarks.plots import adaptive_drafter as plots
 
 
 def test_its_parts(tmp_path: Path) -> None:
     where = ["--json", str(tmp_path / "x.json")]
-    assert bench.parse(where).parts == bench.PARTS
+    assert bench.parse(where).parts == tuple(bench.PARTS)
     some = bench.parse([*where, "--quick", "--part", "cost", "--part", "grow"])
     assert (some.parts, some.quick) == (("cost", "grow"), True)
 
@@ -25,26 +29,26 @@ def test_too_few_prompts(tmp_path: Path) -> None:
         bench.parse(["--prompts", str(tmp_path / "prompts"), "--json", str(tmp_path / "x.json")])
 
 
-def test_what_the_traffic_of_a_batch_showed() -> None:
-    def status(chain: tuple[int, int], ngram: tuple[int, int], version: int) -> dict[str, object]:
+def test_a_batch_of_traffic_becomes_a_point() -> None:
+    def status(chain: tuple[int, int], ngram: tuple[int, int], version: int) -> SchedulerStatus:
         each = {CHAIN: chain, NGRAM: ngram}
-        told = {name: {"rounds": n, "accepted": a} for name, (n, a) in each.items()}
-        return {"strategies": told, "drafter_version": version, "strategy": CHAIN}
+        counts = {name: StrategyCounts(verify_steps=n, accepted=a) for name, (n, a) in each.items()}
+        return {"strategies": counts, "drafter_version": version, "strategy": CHAIN}
 
-    point = _point(status((10, 5), (4, 4), 1), status((30, 45), (4, 4), 2), 4.0, 96, 0.0)
+    point = point_of(status((10, 5), (4, 4), 1), status((30, 45), (4, 4), 2), 4.0, 96, 0.0)
     assert point.tokens_per_s == AT_ONCE * 96 / 4
     assert (point.chain, point.ngram, point.accept_length) == (3.0, None, 3.0)
     assert point.version == 2
 
 
 def test_quantiles() -> None:
-    assert bench.quantile([], 0.5) == 0.0
-    assert bench.quantile([1.0, 2.0, 3.0, 9.0], 0.5) == 3.0
-    assert bench.quantile([1.0, 2.0, 3.0, 9.0], 0.99) == 9.0
+    assert quantile([], 0.5) == 0.0
+    assert quantile([1.0, 2.0, 3.0, 9.0], 0.5) == 3.0
+    assert quantile([1.0, 2.0, 3.0, 9.0], 0.99) == 9.0
 
 
 def test_the_prompts_are_many_and_different() -> None:
-    for texts in (bench.composed(200), bench.one_kind(200)):
+    for texts in (prompts.composed(200), prompts.one_kind(200)):
         assert len(set(texts)) == 200
 
 
@@ -53,8 +57,7 @@ def test_the_other_style() -> None:
 
 
 def test_a_picture(tmp_path: Path) -> None:
-    found = bench.Found()
-    points = [
+    points: list[dict[str, object]] = [
         {
             "seconds": 10.0 * i,
             "tokens_per_s": 50.0,
@@ -66,9 +69,8 @@ def test_a_picture(tmp_path: Path) -> None:
         }
         for i in range(9)
     ]
-    found.curves["grow"] = points
-    found.curves["grow, held out"] = [
+    probes: list[dict[str, object]] = [
         {"seconds": 20.0 * i, "accept_length": 1.0 + 0.1 * i, "version": i} for i in range(5)
     ]
-    bench.plot(found, tmp_path / "x.png")
+    plots.plot({"grow": points, "grow, held out": probes}, {}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_engine, common, fleet, processes
-from benchmarks.common import BenchmarkError, Run, UsageError
+from benchmarks import bench_engine
+from benchmarks.harness import fleet, processes, program, prompts, provenance, statistics
+from benchmarks.harness.program import BenchmarkError, UsageError
+from benchmarks.harness.statistics import Run
 
 
 def run(
-    side: str, seconds: float, *, part: str = "b1", round: int = 0, case: int = 0, **other: Any
+    side: str, seconds: float, *, part: str = "b1", repetition: int = 0, case: int = 0, **other: Any
 ) -> Run:
     fields: dict[str, Any] = {"tokens": 10, "steps": 10, **other}
-    return Run(part, side, round, case, seconds, **fields)
+    return Run(part, side, repetition, case, seconds, **fields)
 
 
 EVERYTHING = [
@@ -36,19 +38,19 @@ EVERYTHING = [
 
 
 def test_spread() -> None:
-    assert common.spread([3.0, 1.0, 2.0, 10.0]) == common.Spread(2.5, 1.0, 10.0, 4)
-    assert common.spread([1.23456789]).as_json() == {
+    assert statistics.spread([3.0, 1.0, 2.0, 10.0]) == statistics.Spread(2.5, 1.0, 10.0, 4)
+    assert statistics.spread([1.23456789]).as_json() == {
         "median": 1.2346,
         "min": 1.2346,
         "max": 1.2346,
         "count": 1,
     }
     with pytest.raises(ValueError, match="no values"):
-        common.spread([])
+        statistics.spread([])
 
 
 def test_sides_are_next_to_each_other() -> None:
-    order = common.interleave(2, ["x", "y"], ["A", "B"])
+    order = statistics.interleave(2, ["x", "y"], ["A", "B"])
     assert [(number, case, side) for number, _, case, side in order] == [
         (0, "x", "A"),
         (0, "x", "B"),
@@ -61,16 +63,16 @@ def test_sides_are_next_to_each_other() -> None:
     ]
 
 
-def test_a_pair_is_of_one_round_and_case() -> None:
+def test_a_pair_is_of_one_repetition_and_case() -> None:
     runs = [
         run("A", 1.0, case=0),
         run("A", 2.0, case=1),
-        run("A", 4.0, round=1),
+        run("A", 4.0, repetition=1),
         run("B", 8.0, case=1),
         run("B", 2.0, case=0),
         run("C", 1.0, case=0),
     ]
-    assert common.paired(runs, "B", "A", lambda r: r.seconds) == [2.0, 4.0]
+    assert statistics.paired(runs, "B", "A", lambda r: r.seconds) == [2.0, 4.0]
 
 
 def test_agreement() -> None:
@@ -81,9 +83,11 @@ def test_agreement() -> None:
         run("B", 1.0, case=1, output="y"),
         run("A", 1.0, case=2, output="z"),
     ]
-    assert common.agreement(runs, "A", "B") == 0.5
-    assert common.agreement([], "A", "B") == 0.0
-    assert common.digest([[1, 2]]) == common.digest([[1, 2]]) != common.digest([[1], [2]])
+    assert statistics.agreement(runs, "A", "B") == 0.5
+    assert statistics.agreement([], "A", "B") == 0.0
+    assert (
+        statistics.digest([[1, 2]]) == statistics.digest([[1, 2]]) != statistics.digest([[1], [2]])
+    )
 
 
 def test_ratios_are_those_that_their_names_say() -> None:
@@ -104,10 +108,10 @@ def test_prompts_as_text_and_as_json(tmp_path: Path) -> None:
     text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
     text.write_text("first\n\n  second  \n")
     lines.write_text('{"prompt": "first", "id": 1}\n\n{"prompt": "two\\nlines"}\n')
-    assert common.load_prompts(text) == ["first", "second"]
-    assert common.load_prompts(lines) == ["first", "two\nlines"]
+    assert prompts.load_prompts(text) == ["first", "second"]
+    assert prompts.load_prompts(lines) == ["first", "two\nlines"]
     text.write_text(lines.read_text())
-    assert common.load_prompts(text) == ["first", "two\nlines"]
+    assert prompts.load_prompts(text) == ["first", "two\nlines"]
 
 
 @pytest.mark.parametrize(
@@ -127,21 +131,21 @@ def test_prompts_that_cannot_be_right(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=message):
-        common.load_prompts(tmp_path / name)
+        prompts.load_prompts(tmp_path / name)
 
 
 def test_prompts_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
-        common.load_prompts(tmp_path / "none")
+        prompts.load_prompts(tmp_path / "none")
     with pytest.raises(UsageError, match="Is a directory"):
-        common.load_prompts(tmp_path)
+        prompts.load_prompts(tmp_path)
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--rounds", "0"],
-        ["--rounds", "many"],
+        ["--repetitions", "0"],
+        ["--repetitions", "many"],
         ["--tokens", "1"],
         ["--only", "speed"],
         ["--only", ","],
@@ -157,19 +161,19 @@ def test_bad_input_is_one_sentence_and_status_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path)
     assert bench_engine.main(argv) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("bench_engine: ")
-    assert len(said.err.splitlines()) == 1
-    assert said.err.endswith(".\n")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("bench_engine: ")
+    assert len(captured.err.splitlines()) == 1
+    assert captured.err.endswith(".\n")
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder that looks like a model's; results go to a temporary folder."""
-    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path / "results")
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
@@ -178,12 +182,12 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_options(model: str, tmp_path: Path) -> None:
     options = bench_engine.parse(["--model", model])
-    assert (options.rounds, options.starts, options.quick) == (3, 3, False)
+    assert (options.repetitions, options.starts, options.quick) == (3, 3, False)
     assert options.only == bench_engine.NAMES
     assert options.json == tmp_path / "results" / "bench_engine.json"
     assert len(options.prompts) >= bench_engine.BATCH
-    quick = bench_engine.parse(["--model", model, "--quick", "--rounds", "4"])
-    assert (quick.rounds, quick.starts) == (4, 1)
+    quick = bench_engine.parse(["--model", model, "--quick", "--repetitions", "4"])
+    assert (quick.repetitions, quick.starts) == (4, 1)
     assert quick.tokens < options.tokens
 
 
@@ -215,7 +219,7 @@ def test_flags_of_the_servers() -> None:
 
 def test_document(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    common.write_json(path, bench_engine.results(EVERYTHING, {"threads": 2}))
+    provenance.write_json(path, bench_engine.results(EVERYTHING, {"threads": 2}))
     written = json.loads(path.read_text())
     assert list(tmp_path.iterdir()) == [path]
     assert set(written) == {
@@ -233,19 +237,20 @@ def test_document(tmp_path: Path) -> None:
 
 def test_what_was_not_measured_is_null() -> None:
     summary = bench_engine.results(EVERYTHING[:2], {})["summary"]
+    assert isinstance(summary, dict)
     assert summary["plain_b1_vs_transformers"] == 2.0
     assert [summary[name] for name in bench_engine.NAMES[1:]] == [None] * 4
 
 
 def test_results_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="could not be written"):
-        common.write_json(tmp_path / "missing" / "results.json", {})
+        provenance.write_json(tmp_path / "missing" / "results.json", {})
 
 
-def test_the_command_is_told_from_the_repository() -> None:
-    script = str(common.REPOSITORY / "benchmarks" / "bench_engine.py")
-    told = common.command([script, "--prompts", "two words.txt"])
-    assert told == "python benchmarks/bench_engine.py --prompts 'two words.txt'"
+def test_the_command_is_written_relative_to_the_repository() -> None:
+    script = str(provenance.REPOSITORY / "benchmarks" / "bench_engine.py")
+    command = provenance.command([script, "--prompts", "two words.txt"])
+    assert command == "python benchmarks/bench_engine.py --prompts 'two words.txt'"
 
 
 def test_tables() -> None:
@@ -253,7 +258,7 @@ def test_tables() -> None:
     assert "verify ngram:4" in text
     assert "plain_b8_vs_torch_native   4.000  4.000  4.000      1" in text
     assert bench_engine.tables(EVERYTHING[-1:]).startswith("figure")
-    assert common.table(("name", "n"), [("a", "10")]) == "name   n\n----  --\na     10"
+    assert program.table(("name", "n"), [("a", "10")]) == "name   n\n----  --\na     10"
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -262,13 +267,13 @@ def test_tables() -> None:
 def test_a_process_that_ends_says_so_with_its_last_line(tmp_path: Path) -> None:
     program = "import sys; sys.exit('tlt-sglang: no memory left')"
     process = processes.Process("off", ["-c", program], 1, tmp_path)
-    process.root.wait(30)
+    process.process.wait(30)
     with pytest.raises(BenchmarkError, match=r"off ended with status .*no memory left"):
         process.check_alive()
-    process.close()
+    process.kill()
 
 
-def test_what_is_halted_does_nothing_and_can_be_stopped(tmp_path: Path) -> None:
+def test_a_paused_process_does_nothing_and_can_be_stopped(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys\n"
         "count = 'n = 0\\nwhile True: n += 1'\n"
@@ -276,20 +281,19 @@ def test_what_is_halted_does_nothing_and_can_be_stopped(tmp_path: Path) -> None:
         "print('ready', flush=True); exec(count)"
     )
     process = processes.Process("counts", ["-c", program], 1, tmp_path)
-    while "ready" not in process.log.read_text():
+    while "ready" not in process.log():
         process.check_alive()
-    process.halt()
+    process.pause()
     assert process.idle_share(0.3) < 0.05
-    process.go_on()
+    process.resume()
     assert process.idle_share(0.3) > 0.2
     (child,) = process.root.children()
     child.kill()
-    process.halt()
+    process.pause()
     started = time.monotonic()
-    processes.stop([process.root])
-    assert time.monotonic() - started < processes.STOP_TIMEOUT / 2
+    processes.stop([process])
+    assert time.monotonic() - started < processes.STOP_SECONDS / 2
     assert not process.root.is_running()
-    process.close()
 
 
 def test_stopping_takes_the_children_along(tmp_path: Path) -> None:
@@ -299,12 +303,11 @@ def test_stopping_takes_the_children_along(tmp_path: Path) -> None:
         "print('ready', flush=True); time.sleep(600)"
     )
     process = processes.Process("parent", ["-c", program], 1, tmp_path)
-    while "ready" not in process.log.read_text():
+    while "ready" not in process.log():
         process.check_alive()
     children = process.root.children()
-    process.root.kill()  # They are left behind, and found all the same.
-    process.root.wait(30)
+    process.root.kill()  # The children stay behind, and are ended all the same.
+    process.process.wait(30)
     assert children
-    processes.stop([process.root])
+    processes.stop([process])
     assert not any(child.is_running() for child in children)
-    process.close()

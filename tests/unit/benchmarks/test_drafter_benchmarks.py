@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_drafter, bench_trainer, common
+from benchmarks import bench_drafter, bench_trainer
 from benchmarks.bench_drafter import Accepted, Options
-from benchmarks.common import Run, UsageError
+from benchmarks.harness.program import UsageError
+from benchmarks.harness.statistics import Run, spread
 from tests.support.learning import config, sequences
 
 STRATEGY = "eagle3:3x1x4"
@@ -22,7 +23,7 @@ def options(**other: Any) -> Options:
         "json": None,
         "quick": True,
         "strategy": STRATEGY,
-        "rounds": 1,
+        "repetitions": 1,
         "tokens": 8,
     }
     return Options(**fields | other)
@@ -30,11 +31,11 @@ def options(**other: Any) -> Options:
 
 def runs(part: str, *ratios: float) -> list[Run]:
     """Pairs of plain and speculative runs, the latter faster by these."""
-    found = []
+    pairs = []
     for case, ratio in enumerate(ratios):
-        found.append(Run(part, "off", 0, case, 1.0, 10, 10, output="x"))
-        found.append(Run(part, STRATEGY, 0, case, 1.0 / ratio, 10, 5, output="x"))
-    return found
+        pairs.append(Run(part, "off", 0, case, 1.0, 10, 10, output="x"))
+        pairs.append(Run(part, STRATEGY, 0, case, 1.0 / ratio, 10, 5, output="x"))
+    return pairs
 
 
 def test_the_summary_is_of_what_was_measured() -> None:
@@ -83,7 +84,7 @@ def test_padding_is_what_it_costs() -> None:
 def test_lengths_are_long_tailed() -> None:
     lengths = bench_trainer.lengths_of(400)
     assert lengths == bench_trainer.lengths_of(400)
-    middle = common.spread(list(map(float, lengths))).median
+    middle = spread(list(map(float, lengths))).median
     assert 80 < middle < 150
     assert max(lengths) > 8 * middle
     assert len(bench_trainer.sequences_of(lengths[:3], config())) == 3

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks import bench_longtail as bench
-from benchmarks.bench_longtail import ADAPTIVE, OFF, STOCK, Played
-from benchmarks.common import UsageError
+from benchmarks.bench_longtail import ADAPTIVE, OFF, STOCK
+from benchmarks.harness import workload
+from benchmarks.harness.program import UsageError
+from benchmarks.harness.workload import CurvePoint, Played
 from tlt_sglang import launch_server
 
 
@@ -19,7 +20,7 @@ def options(tmp_path: Path, *words: str) -> bench.Options:
 
 
 def played(system: str, number: int, seconds: float, tail: float, output: str = "same") -> Played:
-    curve = [
+    curve: list[CurvePoint] = [
         {
             "seconds": 0.5 * i,
             "left": 8 - i,
@@ -43,9 +44,9 @@ def test_the_lengths_have_a_long_tail_and_are_the_same_every_time(tmp_path: Path
 
 def test_every_systems_flags_are_understood(tmp_path: Path) -> None:
     """By our launcher, which would refuse ours where they are wrong."""
-    asked = options(tmp_path)
-    for system in asked.systems:
-        words = bench.flags_of(system, asked, "drafter", tmp_path)
+    chosen = options(tmp_path)
+    for system in chosen.systems:
+        words = bench.flags_of(system, chosen, "drafter", tmp_path)
         ours, rest = launch_server._parser().parse_known_args(["--model", "m", *words])
         config = launch_server._config(ours)
         assert (config is None) == (system == STOCK)
@@ -55,21 +56,21 @@ def test_every_systems_flags_are_understood(tmp_path: Path) -> None:
 
 
 def test_figures_are_medians_of_pairs(tmp_path: Path) -> None:
-    found = []
+    runs = []
     for number, drift in enumerate((1.0, 2.0, 1.5)):
-        found += [played(OFF, number, 20 * drift, 9 * drift), played(STOCK, number, 30 * drift, 9)]
-        found += [played(name, number, 11 * drift, 4) for name in bench.FIXED]
-        found += [played(ADAPTIVE, number, 10 * drift, 3 * drift)]
-    summary = bench.summarise(found)
+        runs += [played(OFF, number, 20 * drift, 9 * drift), played(STOCK, number, 30 * drift, 9)]
+        runs += [played(name, number, 11 * drift, 4) for name in bench.FIXED]
+        runs += [played(ADAPTIVE, number, 10 * drift, 3 * drift)]
+    summary = bench.summarise(runs)
     assert summary["adaptive_vs_off"] == 2.0
     assert summary["adaptive_vs_stock"] == 3.0
     assert summary["adaptive_vs_best_fixed"] == 1.1
     assert summary["tail_speedup"] == 3.0
     assert summary["adaptive_vs_upstream_adaptive"] is None
     assert summary["outputs_identical"] == 1.0
-    found.append(played("upstream adaptive", 0, 10.0, 3.0, "other"))
-    assert bench.summarise(found)["outputs_identical"] == 0.0
-    bench.plot(found, tmp_path / "x.png")
+    runs.append(played("upstream adaptive", 0, 10.0, 3.0, "other"))
+    assert bench.summarise(runs)["outputs_identical"] == 0.0
+    bench.plot(runs, tmp_path / "x.png", 8)
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
@@ -86,9 +87,9 @@ def test_what_cannot_be(tmp_path: Path, words: list[str], says: str) -> None:
         options(tmp_path, *words)
 
 
-def test_a_server_that_tells_nothing() -> None:
+def test_a_server_without_a_status_has_no_progress() -> None:
     class Silent:
-        def get(self, path: str) -> Any:
+        def scheduler(self) -> None:
             return None
 
-    assert bench._progress(Silent()) == (0.0, None)  # type: ignore[arg-type]
+    assert workload.progress(Silent()) == (0.0, None)  # type: ignore[arg-type]

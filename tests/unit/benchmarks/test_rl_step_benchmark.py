@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import bench_rl_step as bench
 from benchmarks.bench_rl_step import ADAPTIVE, PLAIN, Taken
-from benchmarks.common import UsageError
+from benchmarks.harness.program import UsageError
+from benchmarks.plots.rl_step import plot
 
 
 def taken(
@@ -18,19 +19,19 @@ def taken(
 
 
 def test_figures_are_of_pairs(tmp_path: Path) -> None:
-    found = [taken(PLAIN, i, 12.0, [0.5, 0.25], 1.0) for i in range(3)]
-    found += [taken(ADAPTIVE, i, 6.0, [0.25, 0.5], 1.5 + i / 10) for i in range(3)]
-    summary = bench.summarise(found)
+    steps = [taken(PLAIN, i, 12.0, [0.5, 0.25], 1.0) for i in range(3)]
+    steps += [taken(ADAPTIVE, i, 6.0, [0.25, 0.5], 1.5 + i / 10) for i in range(3)]
+    summary = bench.summarise(steps)
     assert summary["rollout_speedup"] == 2.0
     assert summary["step_speedup"] == round(15 / 9, 4)
     assert summary["reward_plain"] == summary["reward_adaptive"] == 0.375
     assert (summary["reward_noise"] or 0) > 0.1
     assert (summary["accept_len_first"], summary["accept_len_last"]) == (1.5, 1.7)
-    bench.plot(found, tmp_path / "x.png")
+    plot(steps, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
-def test_who_says_less_is_not_faster() -> None:
+def test_fewer_tokens_are_not_a_speedup() -> None:
     plain = taken(PLAIN, 0, 9.0, [0.0], 1.0, tokens=150)
     summary = bench.summarise([plain, taken(ADAPTIVE, 0, 3.0, [0.0], 2.0, tokens=50)])
     assert summary["rollout_speedup"] == summary["step_speedup"] == 1.0

@@ -8,12 +8,13 @@ import pytest
 
 from benchmarks import bench_policy, bench_strategies
 from benchmarks.bench_strategies import ADAPTIVE, ALL, DUEL
-from benchmarks.common import Run, UsageError
-from benchmarks.fleet import PLAIN
+from benchmarks.harness.fleet import PLAIN
+from benchmarks.harness.program import UsageError
+from benchmarks.harness.statistics import Run
 
 
 def runs(part: str, size: int, **speeds: float) -> list[Run]:
-    """Two rounds of each side at these tokens a second."""
+    """Two repetitions of each side at these tokens a second."""
     return [
         Run(f"{part} {size}", side.replace("_", " "), number, 0, 1.0 / speed, 1, 1)
         for number in range(2)
@@ -22,14 +23,14 @@ def runs(part: str, size: int, **speeds: float) -> list[Run]:
 
 
 def test_adaptive_is_held_against_the_best_of_each_column() -> None:
-    """The first part tells which is the best; what counts is how it does in the second."""
+    """The first part selects the best side; its throughput in the second counts."""
     measured = runs(ALL, 1, **{PLAIN: 10, "pinned_a": 20, "pinned_b": 15, ADAPTIVE: 10})
     measured += runs(DUEL, 1, **{PLAIN: 10, "pinned_a": 16, ADAPTIVE: 19})
     measured += runs(ALL, 8, **{PLAIN: 40, "pinned_a": 30, "pinned_b": 20, ADAPTIVE: 38})
     measured += runs(DUEL, 8, **{PLAIN: 40, ADAPTIVE: 38})
-    found = bench_strategies.ratios(measured, (1, 8))
-    assert found[1] == pytest.approx({"best": 19 / 16, "plain": 1.9})
-    assert found[8] == pytest.approx({"best": 0.95, "plain": 0.95})
+    ratios = bench_strategies.ratios(measured, (1, 8))
+    assert ratios[1] == pytest.approx({"best": 19 / 16, "plain": 1.9})
+    assert ratios[8] == pytest.approx({"best": 0.95, "plain": 0.95})
 
 
 @pytest.mark.parametrize("benchmark", [bench_strategies.main, bench_policy.main])

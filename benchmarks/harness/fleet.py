@@ -1,6 +1,7 @@
-"""The processes that `bench_engine` compares, by name: which flags each gets, and who is alive.
+"""The processes that a benchmark compares, by name: their flags, and which are alive.
 
-Never more than three at once, and each is asked only while the others are halted (`Fleet.only`).
+There are never more than three at once, and each is measured only while the others are paused
+(`Fleet.only`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import signal
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from benchmarks import common, processes, server
-from benchmarks.common import BenchmarkError, say
+from benchmarks.harness import processes
+from benchmarks.harness.program import BenchmarkError, say
+from benchmarks.harness.provenance import command
+from benchmarks.harness.server import SchedulerStatus, Server
+from benchmarks.harness.transformers_process import Transformers
 
 PLAIN = "off"
 STOCK = "torch_native"
@@ -24,7 +25,7 @@ DEFAULT = "default"
 with commas between them."""
 WARM_TOKENS = 8
 BUSY = 0.15
-"""Above this load by others, in cores, the figures are noisy and the user should know."""
+"""Load by other processes, in cores, above which the figures are noisy."""
 
 COMMON_FLAGS = ("--device", "cpu", "--max-total-tokens", "20000", "--max-running-requests", "16")
 STOCK_FLAGS = (
@@ -38,95 +39,96 @@ class Fleet:
     """The processes that are alive, by name."""
 
     model: str
-    """As the user names it."""
+    """The model's name on the command line."""
     path: str
     """Its folder or hub id."""
     prompt: str
-    """To warm up with."""
+    """A prompt to warm up with."""
     threads: int
     logs: Path
-    alive: dict[str, server.Server | server.Transformers] = field(default_factory=dict)
+    alive: dict[str, Server | Transformers] = field(default_factory=dict)
     idle: dict[str, float] = field(default_factory=dict)
+    """CPU use of each process without work, in cores."""
     commands: dict[str, str] = field(default_factory=dict)
 
     def have(self, *names: str) -> None:
-        """Start those that are missing, stop all others, and see that everyone is idle; all but
-        one are halted then."""
+        """Start the processes that are missing and stop all others; all but one are paused then."""
         self.stop(set(self.alive) - set(names))
         missing = [name for name in names if name not in self.alive]
         for name in missing:
             self.start(name)
         for name in missing:
-            self.alive[name].wait_ready()
+            self.alive[name].wait_started()
             self._check_identity(name)
         for name in missing:
             self.only(name).generate([self.prompt], WARM_TOKENS)
         for name in names:
             self.idle[name] = share = round(self.only(name).idle_share(), 3)
             if share > BUSY:
-                say(f"{name} is not idle while not asked: {share:.2f} cores; figures suffer")
+                say(f"{name} takes {share:.2f} cores without work; the figures are affected")
 
-    def start(self, name: str) -> server.Server | server.Transformers:
+    def start(self, name: str) -> Server | Transformers:
         """Spawn the process, without waiting for it."""
         say(f"{name}: starting")
-        started: server.Server | server.Transformers
+        process: Server | Transformers
         if name == TRANSFORMERS:
-            started = server.Transformers(self.path, self.threads, self.logs)
+            process = Transformers(self.path, self.threads, self.logs)
         else:
             flags = ["--model", self.path, *flags_of(name)]
-            started = server.Server(name, flags, self.threads, self.logs)
-        self.alive[name] = started
-        self.commands[name] = common.command(started.words).replace(self.path, self.model)
-        return started
+            process = Server(name, flags, self.threads, self.logs)
+        self.alive[name] = process
+        short = [word.replace(self.path, self.model) for word in process.command[1:]]
+        self.commands[name] = command(short)
+        return process
 
-    def only(self, name: str) -> server.Server | server.Transformers:
-        """Let this one run, and halt the others."""
+    def only(self, name: str) -> Server | Transformers:
+        """Let this process run, and pause the others."""
         for other, process in self.alive.items():
             if other != name:
-                process.halt()
-        self.alive[name].go_on()
+                process.pause()
+        self.alive[name].resume()
         return self.alive[name]
+
+    def server(self, name: str) -> Server:
+        """Let this server run, and pause the others."""
+        process = self.only(name)
+        assert isinstance(process, Server)
+        return process
 
     def stop(self, names: Collection[str]) -> None:
         """Stop these, all at the same time."""
-        processes.stop([self.alive[name].root for name in names])
-        for name in list(names):
-            self.alive.pop(name).close()
+        processes.stop([self.alive.pop(name) for name in list(names)])
 
     def close(self) -> None:
-        """Stop everything this benchmark has started; Ctrl-C does not break that off."""
+        """Stop everything this benchmark has started; Ctrl-C does not interrupt that."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         if self.alive:
             say("stopping the servers")
-        # One whose spawning was interrupted is a child that is not on the list; one that has died
-        # is no child any more, but may have left some of its own.
-        roots = [process.root for process in self.alive.values()]
-        processes.stop([*roots, *psutil.Process().children()])
-        self.alive.clear()
+        self.stop(list(self.alive))
+        processes.stop_children()
 
     def _check_identity(self, name: str) -> None:
         """Raise BenchmarkError if the server does not run what its name says."""
         process = self.alive[name]
-        if not isinstance(process, server.Server):
+        if not isinstance(process, Server):
             return
-        status = process.get("/tlt/status")
+        status = process.scheduler()
         if name == STOCK:
-            info = process.get("/get_server_info") or {}
-            if status is not None or info.get("attention_backend") != STOCK:
+            if status is not None or process.server_info().get("attention_backend") != STOCK:
                 raise BenchmarkError("The stock server is not stock SGLang with torch_native.")
         elif status is None or _strategies(status) != name:
-            raise BenchmarkError(f"The server that should run {name} says: {status}.")
+            raise BenchmarkError(f"The server that should run {name} reports: {status}.")
 
 
-def _strategies(status: dict[str, Any]) -> str:
-    """What a server of ours was started with, as `--tlt-strategies` has it."""
-    several = status["schedulers"][0].get("strategies")
+def _strategies(status: SchedulerStatus) -> str:
+    """Return a server's strategies as `--tlt-strategies` has them."""
+    several = status.get("strategies")
     return ",".join(several) if several else str(status["strategy"])
 
 
 def flags_of(name: str) -> tuple[str, ...]:
-    """The flags of the server called `name`, but for its model and port."""
+    """Return the flags of the server called `name`, without its model and port."""
     if name == DEFAULT:
         return ("--device", "cpu", "--adaptive-spec")
     if name == STOCK:

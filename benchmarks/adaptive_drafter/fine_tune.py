@@ -1,10 +1,10 @@
-"""A few-step fine-tune of a target on another style: what an RL step does to a policy, only more.
+"""Fine-tune a target on another style in a few steps, as RL changes a policy, but more strongly.
 
-    python -m benchmarks.fine_tune MODEL OUT STEPS
+    python -m benchmarks.adaptive_drafter.fine_tune MODEL OUT STEPS
 
-The style: capital letters, as telegrams had them, of which a drafter of ordinary text knows little.
-The texts are the requests of `tlt data --composed` with answers in which each form of them is
-repeated; what they say does not matter, how it is written does.
+The style is that of telegrams, in capital letters, which a drafter of ordinary text predicts badly.
+The texts are the requests of `tlt data --composed`, with answers that repeat them; only the style
+of the answers matters, not their content.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOPICS = (
 
 
 def styled(text: str) -> str:
-    """`text` in capital letters, its sentences ended by STOP."""
+    """Return `text` in capital letters, its sentences ended by STOP."""
     sentences = [part.strip().upper() for part in re.split(r"[.!?]", text) if part.strip()]
     return " ".join(f"{sentence} STOP" for sentence in sentences)
 
@@ -48,7 +48,7 @@ def main() -> int:
     """Write the fine-tuned checkpoint to OUT."""
     source, out, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.manual_seed(0)
-    chance = random.Random(0)
+    rng = random.Random(0)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -56,7 +56,7 @@ def main() -> int:
     for step in range(steps):
         rows = []
         for request in requests[step * BATCH : (step + 1) * BATCH]:
-            answer = styled(". ".join([request, *chance.sample(TOPICS, 6)]))
+            answer = styled(". ".join([request, *rng.sample(TOPICS, 6)]))
             messages = [
                 {"role": "user", "content": request},
                 {"role": "assistant", "content": answer},

@@ -1,0 +1,1 @@
+"""The parts of `bench_adaptive_drafter`: processes, traffic, prompts, and the parts themselves."""
