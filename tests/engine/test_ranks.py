@@ -35,7 +35,7 @@ def test_two_ranks(servers: Servers, tmp_path: Path) -> None:
     assert len(server.status()["schedulers"]) == 1  # SGLang asks the first rank
     used = server.status()["schedulers"][0]["strategies"]
     assert ",".join(used) == POOL
-    assert sum(told["rounds"] > 0 for told in used.values()) > 1
+    assert sum(told["verify_steps"] > 0 for told in used.values()) > 1
     _update(server, store, make_target(tmp_path / "updated", "llama", 64, seed=6))
     servers.drop(server)
 
@@ -47,7 +47,7 @@ def _update(server: Server, store: Path, path: Path) -> None:
     prompt = torch.tensor([[5, 9, 14, 3]])
     answer = server.generate(prompt[0].tolist(), max_new_tokens=LENGTH)
     assert answer["output_ids"] == greedily(model, prompt, LENGTH)[0]
-    assert wait_for(lambda: bool(announce.read(store)[0].heads), 20)
-    heads = load_file(announce.read(store)[0].heads or "")
+    assert wait_for(lambda: bool(announce.read(store)[0].embed_and_head), 20)
+    heads = load_file(announce.read(store)[0].embed_and_head or "")
     assert torch.equal(heads["embedding"][:64], model.model.embed_tokens.weight.bfloat16())
     assert torch.equal(heads["head"][:64], model.lm_head.weight.bfloat16())

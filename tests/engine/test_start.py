@@ -370,7 +370,7 @@ def test_status(servers: Servers) -> None:
     assert {row["state"] for row in status["patches"]} <= {"in force", "waiting for import"}
     (scheduler,) = status["schedulers"]
     assert scheduler["pid"] in server.pids()
-    assert scheduler["rounds"] > 0
+    assert scheduler["verify_steps"] > 0
     assert scheduler["accept_length"] == status["accept_length"]
     assert_in_force(scheduler, *NGRAM_LEAVES)
 

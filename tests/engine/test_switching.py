@@ -55,8 +55,8 @@ def test_greedy_output_stays_the_same(
     record_property("strategies", used)
     record_property("switches", after["switches"] - before["switches"])
     assert set(used) == set(POOL.split(","))
-    assert all(told["rounds"] > 20 for told in used.values())
-    lengths = {name: 1 + told["accepted"] / told["rounds"] for name, told in used.items()}
+    assert all(told["verify_steps"] > 20 for told in used.values())
+    lengths = {name: 1 + told["accepted"] / told["verify_steps"] for name, told in used.items()}
     assert lengths["off"] == 1.0
     # The drafter comes back warm from plain steps: what it knows by heart is accepted.
     # Alone the chain of three has 2.47 on all twenty texts.
@@ -75,10 +75,10 @@ def test_a_strategy_can_be_pinned(
         before = server.scheduler()
         reference.compare(3, server.generate(reference.prompts[3], LENGTH)["output_ids"])
         after = server.scheduler()
-        assert after["pinned"] == after["strategy"] == strategy
+        assert after["pinned_strategy"] == after["strategy"] == strategy
         assert after["switches"] - before["switches"] <= 1
     server.post("/tlt/strategy", {"strategy": None})
-    assert server.scheduler()["pinned"] is None
+    assert server.scheduler()["pinned_strategy"] is None
     refused = server.request("POST", "/tlt/strategy", json={"strategy": "ngram:16"})
     assert refused.status_code == 400
     assert "does not have the strategy ngram:16" in refused.text
@@ -115,15 +115,15 @@ def test_what_is_told_of_it(tiny_server: Server, files: Path) -> None:
     infos = [chain, plain, *(answer["meta_info"] for answer in answers)]
     for status, request in (
         ("proposed", "spec_num_proposed_drafts"),
-        ("rounds", "spec_verify_ct"),
+        ("verify_steps", "spec_verify_ct"),
     ):
         assert sum(one[status] for one in told) == sum(info[request] for info in infos)
     time.sleep(1)
     server.generate([5, 6, 7], 8)  # ends the second
     logged = [json.loads(line) for line in events.read_text().splitlines()]
-    seconds = [event["strategies"] for event in logged if event["event"] == "steps"]
-    summed = sum(tally["rounds"] for second in seconds for tally in second.values())
-    assert summed >= sum(one["rounds"] for one in told)
+    seconds = [event["strategies"] for event in logged if event["event"] == "summary"]
+    summed = sum(tally["verify_steps"] for second in seconds for tally in second.values())
+    assert summed >= sum(one["verify_steps"] for one in told)
     assert "eagle:3x1x4" in {event.get("strategy") for event in logged}
     metrics = server.get("/metrics")
     assert 'tlt_verified_tokens_total{strategy="off"}' in metrics
@@ -163,6 +163,6 @@ def test_two_thousand_switches(tiny_server: Server, tiny: Tiny, record_property:
     record_property("waves", waves)
     record_property("strategies", used)
     assert waves > 4
-    assert all(told["rounds"] > 1000 for told in used.values())
-    assert used["eagle:3x4x8"]["accepted"] > used["eagle:3x4x8"]["rounds"] / 4
+    assert all(told["verify_steps"] > 1000 for told in used.values())
+    assert used["eagle:3x4x8"]["accepted"] > used["eagle:3x4x8"]["verify_steps"] / 4
     server.wait_until_idle()  # no KV slot is held

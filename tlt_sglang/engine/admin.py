@@ -33,6 +33,8 @@ HARVEST_PATH = "/tlt/harvest"
 COMMAND_KEY = "tlt"
 """The key under which a command travels to the schedulers in SGLang's own call."""
 
+_BAD_RATE = 'Write {"rate": F}, with a fraction of requests from 0 to 1.'
+
 Json = dict[str, object]
 Command = dict[str, object]
 """A key that `Engine.act` knows, and its value."""
@@ -136,9 +138,10 @@ def harvest_command(body: Json) -> Command:
     if not engine.current.config.harvests:
         raise ConfigError("This server has no harvest log; start it with --tlt-store.")
     rate = body.get("rate")
-    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
-    if set(body) != {"rate"} or not is_number or not 0 <= rate <= 1:
-        raise ConfigError('Write {"rate": F}, with a fraction of requests from 0 to 1.')
+    if set(body) != {"rate"} or isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise ConfigError(_BAD_RATE)
+    if not 0 <= rate <= 1:
+        raise ConfigError(_BAD_RATE)
     return {"harvest": float(rate)}
 
 

@@ -47,7 +47,7 @@ class Tally:
         return {name: value - getattr(before, name) for name, value in asdict(self).items()}
 
 
-StrategyCounts = Mapping[Strategy, Mapping[str, int]]
+CountsByStrategy = Mapping[Strategy, Mapping[str, int]]
 """For each strategy, the fields of a Tally and their counts."""
 
 
@@ -57,7 +57,7 @@ class Sink(Protocol):
     def switched(self, strategy: Strategy, batch_size: int) -> None:
         """Note that steps are of `strategy` from now on."""
 
-    def summary(self, seconds: float, counts: StrategyCounts, running: int) -> None:
+    def summary(self, seconds: float, counts: CountsByStrategy, running: int) -> None:
         """Note the counts of the last `seconds`, and the requests that are running."""
 
 
@@ -132,7 +132,7 @@ class EventLog:
         """Add a line, which the next summary writes."""
         self._add("strategy_switch", strategy=str(strategy), running_requests=batch_size)
 
-    def summary(self, seconds: float, counts: StrategyCounts, running: int) -> None:
+    def summary(self, seconds: float, counts: CountsByStrategy, running: int) -> None:
         """Add a line and write all lines that wait."""
         by_name = {str(strategy): dict(tally) for strategy, tally in counts.items()}
         self._add(
@@ -181,7 +181,7 @@ class Metrics:
         """Count a change of strategy."""
         self._switches.labels(str(strategy)).inc()
 
-    def summary(self, seconds: float, counts: StrategyCounts, running: int) -> None:
+    def summary(self, seconds: float, counts: CountsByStrategy, running: int) -> None:
         """Add the counts of the last `seconds`."""
         for strategy, tally in counts.items():
             for name, value in tally.items():

@@ -1,4 +1,7 @@
-"""An event log (`--tlt-events`) read back: what every strategy did in each second. Pure."""
+"""Event logs (`--tlt-events`) read back: the counts of every strategy for each second.
+
+Runs in `tlt report`. It reads files and draws nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,68 +14,85 @@ from typing import Any
 
 from tlt_sglang.errors import ConfigError
 
+Json = dict[str, Any]
+
 
 @dataclass(frozen=True, slots=True)
-class Second:
-    """About a second of one engine."""
+class Interval:
+    """One summary of one engine: about a second."""
 
     time: float
     """Its end, in seconds since 1970."""
     seconds: float
     running: int
-    rounds: dict[str, int]
-    """Verify steps of each strategy, one for each request."""
+    """Requests that were running at its end."""
+    verify_steps: dict[str, int]
+    """Verify steps by strategy, one for each request of a batch."""
     accepted: dict[str, int]
+    """Accepted drafts by strategy."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Committed by all strategies."""
-        made = sum(self.rounds.values()) + sum(self.accepted.values())
-        return made / self.seconds if self.seconds else 0.0
+        """Committed tokens a second of all strategies."""
+        tokens = sum(self.verify_steps.values()) + sum(self.accepted.values())
+        return tokens / self.seconds if self.seconds else 0.0
 
-    def tokens(self, strategy: str) -> float:
-        """A second, by one strategy."""
-        made = self.rounds.get(strategy, 0) + self.accepted.get(strategy, 0)
-        return made / self.seconds if self.seconds else 0.0
+    def tokens_per_s_of(self, strategy: str) -> float:
+        """Return the committed tokens a second of one strategy."""
+        tokens = self.verify_steps.get(strategy, 0) + self.accepted.get(strategy, 0)
+        return tokens / self.seconds if self.seconds else 0.0
 
     @property
     def accept_length(self) -> float | None:
-        """Tokens a round; None where nothing ran."""
-        rounds = sum(self.rounds.values())
-        return 1 + sum(self.accepted.values()) / rounds if rounds else None
+        """Committed tokens per verify step; None where nothing ran."""
+        steps = sum(self.verify_steps.values())
+        return 1 + sum(self.accepted.values()) / steps if steps else None
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyTotal:
+    """The counts of one strategy over a whole log."""
+
+    strategy: str
+    verify_steps: int
+    tokens: int
+    switches: int
+    """Changes to this strategy."""
 
 
 @dataclass
 class Events:
-    """Of one or more engines."""
+    """The events of one or more engines."""
 
-    engines: dict[int, list[Second]] = field(default_factory=dict)
+    engines: dict[int, list[Interval]] = field(default_factory=dict)
+    """Summaries by process id."""
     switches: Counter[str] = field(default_factory=Counter)
-    """To each strategy."""
+    """Changes to each strategy."""
     skipped: int = 0
-    """Lines that are none."""
+    """Lines that could not be read."""
 
     @property
     def strategies(self) -> list[str]:
-        """All that ran, those that ran most first."""
-        total: Counter[str] = Counter()
-        for seconds in self.engines.values():
-            for second in seconds:
-                total.update(second.rounds)
-        return [name for name, _ in total.most_common()]
+        """All strategies that ran, those with the most verify steps first."""
+        steps: Counter[str] = Counter()
+        for intervals in self.engines.values():
+            for interval in intervals:
+                steps.update(interval.verify_steps)
+        return [name for name, _ in steps.most_common()]
 
-    def totals(self) -> list[tuple[str, int, int, int]]:
-        """(strategy, rounds, tokens, switches to it), those that ran most first."""
-        found = []
+    def totals(self) -> list[StrategyTotal]:
+        """Return the totals of every strategy, those with the most verify steps first."""
+        intervals = [interval for each in self.engines.values() for interval in each]
+        totals = []
         for name in self.strategies:
-            rounds = sum(s.rounds.get(name, 0) for one in self.engines.values() for s in one)
-            accepted = sum(s.accepted.get(name, 0) for one in self.engines.values() for s in one)
-            found.append((name, rounds, rounds + accepted, self.switches[name]))
-        return found
+            steps = sum(interval.verify_steps.get(name, 0) for interval in intervals)
+            accepted = sum(interval.accepted.get(name, 0) for interval in intervals)
+            totals.append(StrategyTotal(name, steps, steps + accepted, self.switches[name]))
+        return totals
 
 
 def read(path: Path) -> Events:
-    """An event log; raises ConfigError if it cannot be read or holds nothing."""
+    """Return the events of a log; raise ConfigError if it cannot be read or has no steps."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -89,43 +109,43 @@ def read(path: Path) -> Events:
 
 
 def parse(lines: Iterable[str]) -> Events:
-    """Lines that cannot be read are counted and left out."""
-    found = Events()
+    """Return the events of a log's lines; those that cannot be read are counted and left out."""
+    events = Events()
     for line in lines:
         if not line.strip():
             continue
         try:
-            told = json.loads(line)
-            if told["event"] == "steps":
-                found.engines.setdefault(int(told["engine"]), []).append(_second(told))
-            elif told["event"] == "strategy":
-                found.switches[str(told["strategy"])] += 1
+            event = json.loads(line)
+            if event["event"] == "summary":
+                events.engines.setdefault(int(event["pid"]), []).append(_interval(event))
+            elif event["event"] == "strategy_switch":
+                events.switches[str(event["strategy"])] += 1
         except (ValueError, KeyError, TypeError, AttributeError):
-            found.skipped += 1
-    return found
+            events.skipped += 1
+    return events
 
 
-def _second(told: dict[str, Any]) -> Second:
-    each = {str(name): tally for name, tally in told["strategies"].items()}
-    return Second(
-        float(told["time"]),
-        float(told["seconds"]),
-        int(told["running"]),
-        {name: int(tally["rounds"]) for name, tally in each.items()},
-        {name: int(tally["accepted"]) for name, tally in each.items()},
+def _interval(event: Json) -> Interval:
+    tallies = {str(name): tally for name, tally in event["strategies"].items()}
+    return Interval(
+        float(event["time"]),
+        float(event["seconds"]),
+        int(event["running_requests"]),
+        {name: int(tally["verify_steps"]) for name, tally in tallies.items()},
+        {name: int(tally["accepted"]) for name, tally in tallies.items()},
     )
 
 
-def training(path: Path) -> Sequence[dict[str, Any]]:
-    """The lines of a store's training.jsonl; () where there is none."""
+def training(path: Path) -> Sequence[Json]:
+    """Return the lines of a store's training.jsonl; none if the file does not exist."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return ()
-    found = []
+    gates = []
     for line in lines:
         try:
-            found.append(dict(json.loads(line)))
+            gates.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             continue
-    return found
+    return gates

@@ -1,4 +1,7 @@
-"""`tlt report EVENTS -o report.html`: one page, with its pictures in it, of what an engine did."""
+"""`tlt report EVENTS -o report.html`: one self-contained page about a run, from its event log.
+
+Runs in a process of its own, after or during a run. It reads files only, and asks no server.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tlt_sglang import __version__
 from tlt_sglang.config import command_line as commands
@@ -16,7 +20,10 @@ from tlt_sglang.config.command_line import Parser
 from tlt_sglang.config.settings import SETTINGS
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.observe import events
-from tlt_sglang.observe.events import Events, Second
+from tlt_sglang.observe.events import Events, Interval, Json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem;
@@ -50,9 +57,9 @@ def _report(argv: Sequence[str]) -> None:
     if commands.print_help(parser, argv):
         return
     args = parser.parse_args(argv)
-    found = events.read(args.events)
+    log = events.read(args.events)
     gates = events.training(Path(args.tlt_store) / "training.jsonl") if args.tlt_store else ()
-    text = page(found, gates, str(args.events))
+    text = page(log, gates, str(args.events))
     try:
         args.out.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -62,47 +69,49 @@ def _report(argv: Sequence[str]) -> None:
     print(args.out)
 
 
-def page(found: Events, gates: Sequence[dict[str, Any]], source: str) -> str:
-    """The whole of it. Raises ConfigError where matplotlib is missing."""
+def page(log: Events, gates: Sequence[Json], source: str) -> str:
+    """Return the page as HTML; raise ConfigError if matplotlib is missing."""
+    # The head: the log's name, its span, and a table of strategies.
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width'>",
         f"<title>TLT-SGLang: {html.escape(source)}</title><style>{_STYLE}</style>",
         f"<h1>TLT-SGLang: {html.escape(source)}</h1>",
-        f"<p class=note>{_span(found)}; tlt-sglang {__version__}"
-        + (f"; {found.skipped} lines could not be read" if found.skipped else "")
+        f"<p class=note>{_span(log)}; tlt-sglang {__version__}"
+        + (f"; {log.skipped} lines could not be read" if log.skipped else "")
         + "</p><h2>Strategies</h2>",
         _table(
             ("strategy", "verify steps", "tokens", "accept length", "share of tokens", "switches"),
-            _rows(found),
+            _rows(log),
         ),
     ]
-    for pid, seconds in found.engines.items():
-        parts += [f"<h2>Engine {pid}</h2>", _picture(seconds, found.strategies)]
+    # A picture for each engine, and one of the drafter's training.
+    for pid, intervals in log.engines.items():
+        parts += [f"<h2>Engine {pid}</h2>", _picture(intervals, log.strategies)]
     if gates:
         parts += ["<h2>The drafter's training</h2>", _training(gates)]
     return "\n".join(parts) + "\n"
 
 
-def _span(found: Events) -> str:
-    times = [second.time for seconds in found.engines.values() for second in seconds]
+def _span(log: Events) -> str:
+    times = [interval.time for intervals in log.engines.values() for interval in intervals]
     begin, end = (datetime.fromtimestamp(at, UTC) for at in (min(times), max(times)))
-    return f"{begin:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S} UTC, {len(found.engines)} engine(s)"
+    return f"{begin:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S} UTC, {len(log.engines)} engine(s)"
 
 
-def _rows(found: Events) -> list[tuple[str, ...]]:
-    totals = found.totals()
-    every = sum(tokens for _, _, tokens, _ in totals) or 1
+def _rows(log: Events) -> list[tuple[str, ...]]:
+    totals = log.totals()
+    all_tokens = sum(total.tokens for total in totals) or 1
     return [
         (
-            name,
-            f"{rounds:,}",
-            f"{tokens:,}",
-            f"{tokens / rounds:.2f}" if rounds else "-",
-            f"{100 * tokens / every:.1f} %",
-            f"{switches:,}",
+            total.strategy,
+            f"{total.verify_steps:,}",
+            f"{total.tokens:,}",
+            f"{total.tokens / total.verify_steps:.2f}" if total.verify_steps else "-",
+            f"{100 * total.tokens / all_tokens:.1f} %",
+            f"{total.switches:,}",
         )
-        for name, rounds, tokens, switches in totals
+        for total in totals
     ]
 
 
@@ -113,29 +122,30 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + row(header, "th") + "".join(row(cells, "td") for cells in rows) + "</table>"
 
 
-def _picture(seconds: Sequence[Second], strategies: Sequence[str]) -> str:
-    """Tokens a second by strategy, running requests and accept length, over time."""
+def _picture(intervals: Sequence[Interval], strategies: Sequence[str]) -> str:
+    """Draw tokens a second by strategy, running requests and accept length over time."""
     pyplot = _pyplot()
-    begin = seconds[0].time
-    at = [second.time - begin for second in seconds]
+    begin = intervals[0].time
+    times = [interval.time - begin for interval in intervals]
     figure, (speed, running, length) = pyplot.subplots(
         3, 1, figsize=(11, 6.2), sharex=True, height_ratios=(3, 1.3, 1.3)
     )
-    layers = [[second.tokens(name) for second in seconds] for name in strategies]
-    speed.stackplot(at, layers, labels=strategies, step="post")
+    layers = [[interval.tokens_per_s_of(name) for interval in intervals] for name in strategies]
+    speed.stackplot(times, layers, labels=strategies, step="post")
     speed.set_ylabel("tokens/s")
     speed.legend(loc="upper left", fontsize=8, ncols=3)
-    running.step(at, [second.running for second in seconds], where="post", color="0.3")
+    running.step(times, [interval.running for interval in intervals], where="post", color="0.3")
     running.set_ylabel("running")
     running.set_ylim(bottom=0)
-    length.plot(at, [second.accept_length for second in seconds], ".-", ms=3, color="tab:purple")
+    lengths = [interval.accept_length for interval in intervals]
+    length.plot(times, lengths, ".-", ms=3, color="tab:purple")
     length.set_ylabel("accept length")
     length.set_xlabel("seconds")
     return _svg(figure)
 
 
-def _training(gates: Sequence[dict[str, Any]]) -> str:
-    """Loss, and accept length of candidate and version in use, over the steps of training."""
+def _training(gates: Sequence[Json]) -> str:
+    """Draw loss, and accept length of candidate and version in use, over the training steps."""
     pyplot = _pyplot()
     steps = [gate.get("step") for gate in gates]
     figure, (length, loss) = pyplot.subplots(2, 1, figsize=(11, 4.6), sharex=True)
@@ -152,7 +162,7 @@ def _training(gates: Sequence[dict[str, Any]]) -> str:
     return _svg(figure)
 
 
-def _pyplot() -> Any:
+def _pyplot() -> ModuleType:
     try:
         import matplotlib
     except ImportError as error:
@@ -165,7 +175,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _svg(figure: Any) -> str:
+def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.tight_layout()
     figure.savefig(buffer, format="svg")

@@ -1,8 +1,8 @@
-"""TensorBoard scalars of a sidecar, one event file for each of its lives.
+"""TensorBoard scalars of a sidecar, one event file for each of its runs.
 
     tensorboard --logdir STORE/tensorboard
 
-Written by tensorboardX, which needs neither TensorBoard nor TensorFlow.
+Runs in the sidecar. tensorboardX writes them, which needs neither TensorBoard nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tlt_sglang.errors import EnvironmentProblem
 
 
 class Scalars:
-    """Appends to `folder`; raises EnvironmentProblem where tensorboardX is missing."""
+    """Writes to `folder`; raises EnvironmentProblem if tensorboardX is missing."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -27,10 +27,10 @@ class Scalars:
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """`values` by name, at an optimizer step."""
+        """Write `values` by name, at an optimizer step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write what is buffered, and close the file."""
         self._writer.close()

@@ -126,7 +126,7 @@ def test_outcomes_that_never_come_are_forgotten(
     assert len(policy.steps) == 1
 
 
-# ---- CUDA events -------------------------------------------------------------------------------------
+# ---- CUDA events ---------------------------------------------------------------------------------
 
 
 class Event:
@@ -189,7 +189,7 @@ def test_a_calibration_gives_every_strategy_its_turn(
     assert {observation.seconds for observation in policy.steps} == {1.0}
 
 
-# ---- plain runs --------------------------------------------------------------------------------------
+# ---- plain runs ----------------------------------------------------------------------------------
 
 MANY = 2 * SMALL_BATCH
 

@@ -1,4 +1,4 @@
-"""The page and the live view: what they say is what was logged and told."""
+"""The report page and the live view: they show what was logged and reported."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from tlt_sglang import cli
 from tlt_sglang.engine.telemetry import EventLog, Metrics, Telemetry
-from tlt_sglang.observe import events, report, top
-from tlt_sglang.observe.top import Look
+from tlt_sglang.observe import events, report, snapshot, top
+from tlt_sglang.observe.snapshot import Snapshot
 from tlt_sglang.strategy.strategies import parse
 
 CHAIN, OFF = "eagle3:3x1x4", "off"
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """Written by the engine's own telemetry: twenty seconds, half of them with a chain."""
+    """Return a log by the engine's own telemetry: twenty seconds, half of them with a chain."""
     now = [0.0]
     path = tmp_path / "events"
     telemetry = Telemetry(
@@ -39,22 +39,20 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_is_read_is_what_was_logged(log: Path) -> None:
-    found = events.read(log)
-    ((name, rounds, tokens, switches), (other, plain, said, _)) = sorted(
-        found.totals(), key=lambda row: row[0]
-    )
-    assert (name, other, switches) == (CHAIN, OFF, 1)
-    assert tokens == 3 * rounds
-    assert said == plain
-    (seconds,) = found.engines.values()
-    assert seconds[3].tokens_per_s == pytest.approx(100, rel=0.05)
-    assert seconds[-2].accept_length == pytest.approx(3.0)
-    assert seconds[-2].tokens(OFF) == 0
+def test_a_log_reads_back(log: Path) -> None:
+    log_events = events.read(log)
+    chain, plain = sorted(log_events.totals(), key=lambda total: total.strategy)
+    assert (chain.strategy, plain.strategy, chain.switches) == (CHAIN, OFF, 1)
+    assert chain.tokens == 3 * chain.verify_steps
+    assert plain.tokens == plain.verify_steps
+    (intervals,) = log_events.engines.values()
+    assert intervals[3].tokens_per_s == pytest.approx(100, rel=0.05)
+    assert intervals[-2].accept_length == pytest.approx(3.0)
+    assert intervals[-2].tokens_per_s_of(OFF) == 0
 
 
-def test_lines_that_are_none_are_counted(log: Path) -> None:
-    lines = [*log.read_text().splitlines(), "{", "[]", '{"event": "steps"}', "", "null"]
+def test_unreadable_lines_are_counted(log: Path) -> None:
+    lines = [*log.read_text().splitlines(), "{", "[]", '{"event": "summary"}', "", "null"]
     assert events.parse(lines).skipped == 4
 
 
@@ -79,13 +77,13 @@ def test_no_log(tmp_path: Path, content: str | None, capsys: pytest.CaptureFixtu
     if content is not None:
         path.write_text(content)
     assert report.main([str(path), "-o", str(tmp_path / "x.html")]) == 1
-    said = capsys.readouterr().err
-    assert ("cannot be read" if content is None else "holds no steps") in said
+    message = capsys.readouterr().err
+    assert ("cannot be read" if content is None else "holds no steps") in message
     assert not (tmp_path / "x.html").exists()
 
 
-def look(at: float, rounds: int, **more: Any) -> Look:
-    tally = {"rounds": rounds, "proposed": 3 * rounds, "accepted": rounds, "switches": 1}
+def look(at: float, steps: int, **more: Any) -> Snapshot:
+    tally = {"verify_steps": steps, "proposed": 3 * steps, "accepted": steps, "switches": 1}
     scheduler = {"strategy": CHAIN, "accept_length": 2.0, "strategies": {CHAIN: tally}} | more
     loads = {"num_running_reqs": 3, "num_waiting_reqs": 1}
     sidecar = {
@@ -95,18 +93,18 @@ def look(at: float, rounds: int, **more: Any) -> Look:
         "gate": {"running": 1.25, "candidate": 1.5},
     }
     devices = {"gpu0": "TRAINING"}
-    return Look(at, {"schedulers": [scheduler]}, loads, sidecar, devices)
+    return Snapshot(at, {"schedulers": [scheduler]}, loads, sidecar, devices)
 
 
-def shown(now: Look, before: Look | None = None) -> str:
+def render(now: Snapshot, before: Snapshot | None = None) -> str:
     console = Console(width=110, record=True, file=io.StringIO())
     console.print(top.view(now, before))
     return console.export_text()
 
 
 def test_the_view() -> None:
-    text = shown(look(12.0, 300, store="/s", drafter_version=5), look(10.0, 200))
-    for wanted in (
+    text = render(look(12.0, 300, store="/s", drafter_version=5), look(10.0, 200))
+    for text_part in (
         "running 3",
         "queued 1",
         "tokens/s 100.0",
@@ -117,21 +115,21 @@ def test_the_view() -> None:
         "gpu0: TRAINING",
         "300",
     ):
-        assert wanted in text
-    assert "drafter" not in shown(look(1.0, 1))
+        assert text_part in text
+    assert "drafter" not in render(look(1.0, 1))
 
 
 def test_the_picture_of_the_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([look(10.0, 200), look(12.0, 300)])
-    monkeypatch.setattr(top, "seen", lambda *_: next(looks))
-    monkeypatch.setattr(top, "EVERY", 0.0)
+    monkeypatch.setattr(snapshot, "take", lambda *_: next(looks))
+    monkeypatch.setattr(top, "INTERVAL", 0.0)
     assert cli.main(["status", "--svg", str(tmp_path / "view.svg")]) == 0
     text = (tmp_path / "view.svg").read_text()
     assert text.startswith("<svg") and "eagle3:3x1x4" in text and "100.0" in text
 
 
 def test_a_server_that_is_gone() -> None:
-    assert "does not answer" in shown(Look(0.0, None, {}, {}, {}))
+    assert "does not answer" in render(Snapshot(0.0, None, {}, {}, {}))
 
 
 def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,16 +141,16 @@ def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- the dashboard -------------------------------------------------------------------------------
 
 
-def test_the_dashboard_asks_for_what_there_is() -> None:
-    """Every metric that a panel asks for is one that the engine counts."""
+def test_the_dashboard_queries_existing_metrics() -> None:
+    """Every metric that a panel queries is one that the engine counts."""
     from prometheus_client import CollectorRegistry
 
     registry = CollectorRegistry()
     Metrics(registry)
     known = {f"{family.name}_total" for family in registry.collect()}
     dashboard = json.loads((ROOT / "launch" / "grafana-dashboard.json").read_text())
-    asked = set(re.findall(r"tlt_\w+", json.dumps(dashboard["panels"])))
-    assert asked and asked <= known
+    metrics = set(re.findall(r"tlt_\w+", json.dumps(dashboard["panels"])))
+    assert metrics and metrics <= known
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
@@ -167,11 +165,11 @@ def test_scalars_are_read_back(tmp_path: Path) -> None:
     written.add(4, {"loss": 2.0})
     written.close()
     (file,) = tmp_path.glob("events.*")
-    data, at, found = file.read_bytes(), 0, []
+    data, at, log_events = file.read_bytes(), 0, []
     while at < len(data):
         size = int.from_bytes(data[at : at + 8], "little")
         event = Event.FromString(data[at + 12 : at + 12 + size])
-        found += [(event.step, one.tag, one.simple_value) for one in event.summary.value]
+        log_events += [(event.step, one.tag, one.simple_value) for one in event.summary.value]
         at += size + 16
-    assert [(step, value) for step, _, value in found] == [(3, 2.5), (3, 1.5), (4, 2.0)]
-    assert found[0][1] == "loss" and found[1][1].startswith("accept")
+    assert [(step, value) for step, _, value in log_events] == [(3, 2.5), (3, 1.5), (4, 2.0)]
+    assert log_events[0][1] == "loss" and log_events[1][1].startswith("accept")

@@ -134,7 +134,7 @@ def test_without_strategies_there_is_no_policy() -> None:
         Ema([OFF, TREE, NGRAM])
 
 
-# -- acceptance and costs -----------------------------------------------------------------------
+# -- acceptance and costs --------------------------------------------------------------------------
 
 
 def step_of(
@@ -261,7 +261,7 @@ def test_buckets() -> None:
     ]
 
 
-# -- the other policies -------------------------------------------------------------------------
+# -- the other policies ----------------------------------------------------------------------------
 
 
 def test_beg_mab_verifies_more_for_small_batches() -> None:
@@ -369,7 +369,7 @@ def test_no_policy_speculates_above_the_largest_batch(name: PolicyName) -> None:
     assert fixed.choose(99) == chain
 
 
-# -- suffix matches -----------------------------------------------------------------------------
+# -- suffix matches --------------------------------------------------------------------------------
 
 
 def test_n_grams_are_learned_by_match_length_whoever_drafts() -> None:
