@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve lint style test lock clean
+.PHONY: help setup prepare serve unit check style types test bench figures lock clean
 
 PYTHON := .venv/bin/python
 UV := .venv/bin/uv
@@ -15,13 +15,18 @@ UV_VERSION := 0.13.9
 MODEL := smollm2-135m
 STAND_IN := tlt_sglang/cpu/stand_in
 LOCK := requirements/cpu.txt
+UNIT_TESTS := $(PYTHON) -m pytest -n 2 --dist worksteal tests/unit tests/patches
+# The rooms of pure decisions, of which the unit tests must cover nearly all lines and branches.
+COVERAGE := --cov --cov-report=term
+# Paths in ARGS replace the default ones.
+TEST_PATHS := $(filter tests tests/%,$(ARGS))
 
-# Each step ends by writing its stamp, so an interrupted setup goes on where it stopped, and one
-# that is done costs nothing.
+# Each step ends by writing its stamp: an interrupted setup continues where it stopped, and a complete
+# one costs nothing.
 ENVIRONMENT := .venv/.stamp-environment
 SYNCED := .venv/.stamp-synced
-# There while a sync runs. uv takes a package it was interrupted in for an installed one, so a sync
-# that finds this mark puts all of them in place again, from its cache.
+# Exists while a sync runs. uv regards a package whose installation was interrupted as installed, so a
+# sync that finds this mark reinstalls all packages from its cache.
 SYNCING := .venv/.mark-syncing
 INSTALLED := .venv/.stamp-installed
 
@@ -50,13 +55,13 @@ $(ENVIRONMENT):
 	fi
 	touch $@
 
-# The sync takes away what the lock does not name, our own two packages too: they come after it.
+# The sync removes what the lock does not name, including our own two packages, which follow it.
 $(SYNCED): $(LOCK) | $(ENVIRONMENT)
 	@echo "Installing the packages of $(LOCK) (some GB to download the first time) and compiling them"
 	again=
 	if [ -e $(SYNCING) ]; then again=--reinstall; fi
 	touch $(SYNCING)
-	# Compiled here, once: where nobody may write bytecode, every start would compile 7,000 modules.
+	# Compile once, here: without stored bytecode, every start would compile 7,000 modules.
 	$(UV) pip sync --python $(PYTHON) --require-hashes --compile-bytecode $$again $(LOCK)
 	rm $(SYNCING)
 	touch $@
@@ -68,38 +73,53 @@ $(INSTALLED): $(SYNCED) pyproject.toml $(STAND_IN)/pyproject.toml
 	$(PYTHON) -c "from tlt_sglang.cpu.kernels import argmax, attention, matrix, vector"
 	touch $@
 
-prepare: setup ## put the small model into the cache folder (once, under a minute)
+prepare: setup ## store the small model in the cache folder (once, under a minute)
 	@.venv/bin/tlt prepare $(MODEL)
 
 serve: prepare ## serve the small model on port 30000; ARGS="..." go to SGLang
 	@exec $(PYTHON) -m tlt_sglang.launch_server --model $(MODEL) --adaptive-spec $(ARGS)
 
-lint: style ## ruff, mypy, and the patches against the installed SGLang
-	@.venv/bin/mypy
+check: style types ## ruff, mypy, and the patches against the installed SGLang
 
 style: setup
 	@.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PYTHON) apply_patches.py --check
 
-# Directories are given in this order so that the quick tests speak first. mypy has a core to itself
-# while the unit tests run on another.
-test: setup prepare style ## lint and all tests; ARGS="..." go to pytest
-	@log=$$(mktemp)
+types: setup
+	@.venv/bin/mypy
+
+unit: setup ## unit and patch tests, in half a minute
+	@$(UNIT_TESTS)
+
+# Without paths in ARGS: the checks, then all tests, the quick ones first. mypy runs beside the unit
+# tests. The engine tests measure speed, so they have the machine to themselves.
+test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="path" runs that path alone
+	@if [ -n "$(TEST_PATHS)" ]; then exec $(PYTHON) -m pytest $(ARGS); fi
+	log=$$(mktemp)
 	.venv/bin/mypy >"$$log" 2>&1 & typing=$$!
 	trap 'kill $$typing 2>/dev/null || true; rm -f "$$log"' EXIT
 	failed=0
-	$(PYTHON) -m pytest --durations=15 $(wildcard tests/unit tests/patches tests/engine tests/gpu) $(ARGS) || failed=$$?
+	# Status 5 says that ARGS select no test here.
+	run() { "$$@" || { status=$$?; [ $$status = 5 ] || failed=$$status; }; }
+	run $(UNIT_TESTS) $(COVERAGE) --durations=15 $(ARGS)
 	wait $$typing || failed=1
 	cat "$$log"
+	run $(PYTHON) -m pytest --durations=15 tests/engine tests/gpu $(ARGS)
 	exit $$failed
 
-lock: $(ENVIRONMENT) ## write requirements/cpu.txt anew; ARGS=--upgrade to take newer versions
+bench: ## list the benchmarks; each has --help
+	@$(PYTHON) -m tools.benchmarks
+
+figures: ## count the figures of the code's shape, each with its bar
+	@$(PYTHON) -m tools.figures
+
+lock: $(ENVIRONMENT) ## write requirements/cpu.txt again; ARGS=--upgrade takes newer versions
 	@$(UV) pip compile requirements/cpu.in --override requirements/cpu-overrides.txt \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_34 --generate-hashes \
 	  --no-emit-package pip --custom-compile-command 'make lock' --output-file $(LOCK) $(ARGS) >/dev/null
 
 clean: ## remove build products and caches; .venv and the model cache stay
 	@rm -rf build dist *.egg-info $(STAND_IN)/build $(STAND_IN)/*.egg-info
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,5 +1,7 @@
-"""Every test has the mark of its folder; torch has one thread: its threads spin where a core is
-taken."""
+"""What all tests share: the mark of each test, torch with one thread, and the options.
+
+The threads of torch spin while they wait, where another process needs the core.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,15 @@ import torch
 HERE = Path(__file__).parent
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of all folders, so that one command line suits every one of them."""
+    parser.addoption(
+        "--all-prompts",
+        action="store_true",
+        help="engine tests also send all twenty prompts one by one; takes three minutes more",
+    )
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

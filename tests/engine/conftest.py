@@ -17,14 +17,6 @@ from tlt_sglang.launcher.server_process import can_bind
 HERE = Path(__file__).parent
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--all-prompts",
-        action="store_true",
-        help="ask all twenty prompts one after the other, too, which takes three minutes more",
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "server(name): which server the test uses; those of one name run together"
