@@ -13,7 +13,7 @@ schedulers through SGLang's own internal-state calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from tlt_sglang.engine import engine
@@ -35,6 +35,8 @@ COMMAND_KEY = "tlt"
 
 _BAD_RATE = 'Write {"rate": F}, with a fraction of requests from 0 to 1.'
 
+Body = Mapping[str, object]
+"""The JSON object that a request sends."""
 Json = dict[str, object]
 Command = dict[str, object]
 """A key that `Engine.act` knows, and its value."""
@@ -59,7 +61,7 @@ def add_command(
     app: FastAPI,
     global_state: Callable[[], GlobalState],
     path: str,
-    parse_body: Callable[[Json], Command],
+    parse_body: Callable[[Body], Command],
 ) -> None:
     """Add a route that sends the command in a request's body to every scheduler."""
     from fastapi import HTTPException
@@ -79,12 +81,12 @@ def add_command(
     app.add_api_route(path, route, methods=["POST"])
 
 
-def strategy_command(body: Json) -> Command:
+def strategy_command(body: Body) -> Command:
     """Return the command to pin the strategy that a body names, or to unpin it (index -1)."""
     return {"strategy": strategy_index(body)}
 
 
-def strategy_index(body: Json) -> int:
+def strategy_index(body: Body) -> int:
     """Return the index in the pool of the strategy that a body names, -1 for null.
 
     Raises ConfigError for a strategy that this engine does not have.
@@ -104,7 +106,7 @@ def strategy_index(body: Json) -> int:
     return pool.index(strategy)
 
 
-def drafter_command(body: Json) -> Command:
+def drafter_command(body: Body) -> Command:
     """Return the command to load a drafter version, follow the newest (null), or roll back.
 
     Raises ConfigError for any other body, and BadVersion for a version that is not in the store.
@@ -132,7 +134,7 @@ def drafter_command(body: Json) -> Command:
     return {"drafter": body}
 
 
-def harvest_command(body: Json) -> Command:
+def harvest_command(body: Body) -> Command:
     """Return the command to log a fraction of the requests; raise ConfigError for a bad body."""
     assert engine.current is not None
     if not engine.current.config.harvests:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tlt_sglang.drafters.ngram import Found, NgramIndex
+from tlt_sglang.drafters.ngram import Matches, NgramIndex
 from tlt_sglang.engine.deferred import request_ids
 from tlt_sglang.strategy.strategies import Strategy, depth_of, uses_match
 
 if TYPE_CHECKING:
-    from tlt_sglang.graphs.states import States
+    from tlt_sglang.graphs.states import RuntimeStates
     from tlt_sglang.upstream.protocols import Batch, StepResult, VerifyInput
 
 MAX_LOOKUP_BATCH = 16
@@ -32,7 +32,7 @@ READ_EVERY = 8
 class NgramDrafting:
     """The n-gram drafter of an engine with several strategies."""
 
-    def __init__(self, states: States, memory_mb: int, tokens_current: bool) -> None:
+    def __init__(self, states: RuntimeStates, memory_mb: int, tokens_current: bool) -> None:
         """`tokens_current`: requests hold every committed token when a step begins."""
         self.index = NgramIndex(memory_mb)
         self._states = states
@@ -40,7 +40,7 @@ class NgramDrafting:
         chains = [depth_of(strategy) for strategy in states.strategies if strategy.topk == 1]
         self._max_depth = max(chains, default=1)
         self._steps = 0
-        self.matches: Found | None = None
+        self.matches: Matches | None = None
         """The matches of the present step; None where they were not looked up."""
 
     def begin(self, batch: Batch | None) -> Sequence[int]:
@@ -116,7 +116,7 @@ class NgramDrafting:
             self.index.keep(request_ids(batch))
         self.index.extend([(one.rid, one.origin_input_ids, one.output_ids) for one in batch.reqs])
 
-    def _look_up(self, batch: Batch) -> Found:
+    def _look_up(self, batch: Batch) -> Matches:
         self._read(batch)
         return self.index.look_up(request_ids(batch), self._max_depth)
 
