@@ -1,6 +1,6 @@
-"""The errors TLT raises at its borders; each message says what to do.
+"""The errors that TLT raises at its borders; each message says what is wrong and what to do.
 
-Used in every process; imports nothing of ours.
+Used in every process; imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import os
 import sys
 from typing import NoReturn
 
-SPOKEN = os.EX_CONFIG
-"""Exit status of an engine process that has said on stderr why it ends."""
+EXIT_REPORTED = os.EX_CONFIG
+"""The exit status of an engine process that has printed on stderr why it ends."""
 
 
 class TltError(Exception):
-    """The base of all of them."""
+    """The base of all errors of TLT."""
 
 
 class PatchError(TltError):
-    """A patch of SGLang cannot be applied, or is not in."""
+    """A patch of SGLang cannot be applied, or is not in force."""
 
 
 class ConfigError(TltError):
-    """A flag, a setting or a name that cannot be right."""
+    """A flag, a setting or a name is not valid."""
 
 
 class FlagError(ConfigError):
-    """A flag that does not exist, lacks its value, or has one that cannot be read."""
+    """A flag does not exist, lacks its value, or has a value that cannot be parsed."""
 
 
 class EnvironmentProblem(TltError):
@@ -34,6 +34,6 @@ class EnvironmentProblem(TltError):
 
 
 def end_process(error: object) -> NoReturn:
-    """End this process of SGLang's with one sentence; an exception would be logged or lost."""
+    """Print one sentence and end this process of SGLang, which would log or lose an exception."""
     print(f"tlt-sglang: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(SPOKEN) from None
+    raise SystemExit(EXIT_REPORTED) from None

@@ -1,8 +1,8 @@
-"""Entry point of the `sglang.srt.plugins` group: check, apply, or stop this process.
+"""The entry point of the `sglang.srt.plugins` group: check the patches and apply them.
 
 SGLang calls `load` early in its main, scheduler and detokenizer processes. It swallows exceptions
-of plugins and would go on without us, so a problem leaves as SystemExit, with one sentence.
-With TLT off (no `TLT_CONFIG`) nothing is imported and nothing is touched.
+of plugins and would continue without TLT, so a problem ends the process with one sentence. With TLT
+off (no `TLT_CONFIG`) nothing is imported and nothing is changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tlt_sglang.errors import TltError, end_process
 
 
 def load() -> None:
-    """Put every patch in force in this process, if TLT is on."""
+    """Apply every patch to this process, if TLT is on."""
     try:
         config = sources.from_environment()
         if config is None:
@@ -34,4 +34,4 @@ def load() -> None:
         end_process(error)
     except Exception as error:
         traceback.print_exc()
-        end_process(f"loading failed, please report it: {error!r}")
+        end_process(f"Loading TLT failed with {error!r}; please report this.")

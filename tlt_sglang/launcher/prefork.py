@@ -1,12 +1,12 @@
-"""Engine processes forked from a server that has imported SGLang already (CPU only).
+"""Engine processes that are forked from a server which has already imported SGLang (CPU only).
 
 SGLang starts its scheduler and detokenizer by `spawn`: each imports torch, transformers and SGLang
-anew, and only after the main process has done the same. A fork server (Python's own, of
+again, and only after the main process has done the same. A fork server (Python's own, of
 `multiprocessing`) imports them once, beside the main process, and the engine's processes are forked
-from it in milliseconds. Only on CPU: a process that has touched CUDA must not be forked.
+from it in milliseconds. This is for CPU only: a process that has used CUDA must not be forked.
 
-`begin` runs in our launcher before anything else, the functions below it in the main process, and
-`Target` in the forked one.
+`begin` runs in the launcher before anything else, `use` in the main process, and `ForkedFunction`
+in the forked one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _begun = False
 
 
 def begin() -> None:
-    """Start the fork server and let it import; returns at once. Call before threads exist."""
+    """Start the fork server and its imports; return at once. Call this before threads exist."""
     global _begun
     forkserver.set_forkserver_preload(_PRELOAD)
     forkserver.ensure_running()
@@ -42,10 +42,10 @@ def begin() -> None:
 
 
 def use() -> None:
-    """Have SGLang start its processes from the fork server, if `begin` was called.
+    """Make SGLang start its processes from the fork server, if `begin` was called.
 
-    And have this process, whose children tell it of a crash by SIGQUIT, say so while SGLang starts;
-    SGLang's own handler kills it without a word.
+    Children report a crash by SIGQUIT, for which SGLang's own handler kills this process silently
+    while SGLang starts. The handler set here raises an error instead.
     """
     if _begun:
         multiprocessing.set_start_method("forkserver", force=True)
@@ -54,15 +54,15 @@ def use() -> None:
 
 def _report_crash(number: int, frame: FrameType | None) -> None:
     raise EnvironmentProblem(
-        "SGLang did not start: an engine process failed, its message stands above."
+        "SGLang did not start because an engine process failed; see its message above."
     )
 
 
-class Target:
-    """A process's main function, run with the environment the parent has when it starts it.
+class ForkedFunction:
+    """The main function of a forked process, which runs with the present environment of its parent.
 
-    A forked process inherits the environment and the signal handlers of the fork server instead,
-    which is older and forwards SIGQUIT.
+    Without it, a forked process has the older environment and the signal handlers of the fork
+    server, which forwards SIGQUIT.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

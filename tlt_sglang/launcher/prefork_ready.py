@@ -1,7 +1,7 @@
-"""Imported by the fork server alone and last of all, for its effects.
+"""The last import of the fork server, made for its effects; nothing else imports it.
 
-What has been imported stays, and stays shared: no collection looks at it again, neither here nor in
-the processes that are forked.
+It freezes all imported objects, so that their memory stays shared: no garbage collection visits
+them again, neither in the fork server nor in the processes that are forked from it.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ from tqdm import tqdm
 
 gc.freeze()
 gc.enable()
-# tqdm's lock between processes is a semaphore, which a process that is killed leaves behind.
+# tqdm's lock between processes is a semaphore, which would outlive a process that is killed.
 tqdm.set_lock(threading.RLock())

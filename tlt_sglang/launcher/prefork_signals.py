@@ -1,8 +1,8 @@
-"""Imported by the fork server alone and first of all, for its effects.
+"""The first import of the fork server, made for its effects; nothing else imports it.
 
-SIGQUIT goes on to the main process: SGLang's engine processes report a crash by SIGQUIT to their
-parent. Forked, their parent is the fork server, whose own parent is the process that has to know.
-And no garbage is looked for while the rest is imported, see `prefork_ready`.
+It forwards SIGQUIT to the main process: SGLang's engine processes report a crash by SIGQUIT to
+their parent, which is the fork server instead of the main process when they are forked. And it
+turns garbage collection off during the other imports, see `prefork_ready`.
 """
 
 from __future__ import annotations

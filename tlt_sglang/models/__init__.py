@@ -1,5 +1,5 @@
-"""Models by name, and what the checkpoints of targets and drafters say about themselves.
+"""Models by name, and checks of the checkpoints of targets and drafters.
 
-An alias becomes a local Hugging Face folder here, and a drafter is checked against its target.
-Imports `errors` and the file helpers of `weights`; no engine, no trainer.
+An alias is resolved to a local Hugging Face folder here, and a drafter is checked against its
+target. Imports `errors`, `config` and `strategy`; no engine, no trainer.
 """

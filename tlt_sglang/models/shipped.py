@@ -1,9 +1,8 @@
-"""Drafters that come with this package, for the models that an alias names.
+"""Drafters that are shipped with this package, for the models with an alias.
 
-What is shipped is what was trained, in bfloat16: the head and the vocabulary maps of an EAGLE-3
-checkpoint are copies of the target's head, three times as large as the rest, and are put back when
-the drafter is made ready, once, in the cache folder beside the model.
-Runs in the launcher; loads torch only where the folder is not there yet.
+The package contains only the trained weights, in bfloat16. The head and the vocabulary maps of an
+EAGLE-3 checkpoint are copies of the target's, three times as large as the rest, and are added once,
+in a cache folder beside the model. Runs in the launcher; it loads torch only to make that folder.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ TRAINING = "training.json"
 
 
 def default_drafter(model: str) -> Path | None:
-    """The ready folder of the drafter for an alias or its prepared folder; None for other models.
+    """Return the drafter's folder for an alias or its prepared folder; None for other models.
 
     Raises EnvironmentProblem if the cache cannot be written.
     """
@@ -32,23 +31,23 @@ def default_drafter(model: str) -> Path | None:
         if not (source / WEIGHTS).exists():
             continue
         if model == alias or Path(model).expanduser() == prepare(alias):
-            return _ready(alias, source)
+            return _prepared(alias, source)
     return None
 
 
-def _ready(alias: str, source: Path) -> Path:
+def _prepared(alias: str, source: Path) -> Path:
     target = prepare(alias)
-    told = hashlib.sha256(target.name.encode())
+    digest = hashlib.sha256(target.name.encode())
     for name in ("config.json", WEIGHTS):
-        told.update((source / name).read_bytes())
-    folder = cache_root() / "drafters" / f"{alias}-{told.hexdigest()[:12]}"
+        digest.update((source / name).read_bytes())
+    folder = cache_root() / "drafters" / f"{alias}-{digest.hexdigest()[:12]}"
     if not all((folder / name).is_file() for name in FILES):
         build(folder, lambda into: _expand(source, target, into), FILES)
     return folder
 
 
 def _expand(source: Path, target: Path, into: Path) -> None:
-    """Write the checkpoint that SGLang loads into `into`."""
+    """Write the complete checkpoint, which SGLang can load, into `into`."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -61,10 +60,12 @@ def _expand(source: Path, target: Path, into: Path) -> None:
         name = "lm_head.weight" if "lm_head.weight" in names else "model.embed_tokens.weight"
         head = stored.get_tensor(name)
     if len(head) != config["vocab_size"]:
-        raise EnvironmentProblem(f"The drafter {source.name} does not fit the model in {target}.")
+        raise EnvironmentProblem(
+            f"The drafter {source.name} does not fit the model in {target}; delete that folder."
+        )
     weights["lm_head.weight"] = head[ids].bfloat16()
     weights["d2t"] = ids - torch.arange(len(ids))
     weights["t2d"] = torch.zeros(len(head), dtype=torch.bool).index_fill(0, ids, True)
     save_file(weights, into / "model.safetensors", metadata={"format": "pt"})
     (into / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copyfile(source / TRAINING, into / TRAINING)  # for `tlt train --start-from` to pass on
+    shutil.copyfile(source / TRAINING, into / TRAINING)  # `tlt train --start-from` copies it

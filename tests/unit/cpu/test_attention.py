@@ -42,8 +42,8 @@ class Pool:
         return out
 
     def check(self, plan: attention.AttentionPlan, q: torch.Tensor, slots: list[list[int]]) -> None:
-        wanted = reference.attend(q, self.keys, self.values, slots, self.scale)
-        torch.testing.assert_close(self.run(plan, q), wanted, atol=2e-6, rtol=2e-5)
+        expected = reference.attend(q, self.keys, self.values, slots, self.scale)
+        torch.testing.assert_close(self.run(plan, q), expected, atol=2e-6, rtol=2e-5)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -73,10 +73,12 @@ def test_a_chain_is_an_extend_of_one_width(width: int) -> None:
     pool = Pool(width)
     prefix = pool.lengths(0, 90)
     plan = attention.plan_chain(pool.table, pool.rows, prefix, width)
-    wanted = attention.plan_extend(pool.table, pool.rows, prefix, torch.full((len(prefix),), width))
-    assert torch.equal(plan.rows, wanted.rows) and torch.equal(plan.visible, wanted.visible)
+    expected = attention.plan_extend(
+        pool.table, pool.rows, prefix, torch.full((len(prefix),), width)
+    )
+    assert torch.equal(plan.rows, expected.rows) and torch.equal(plan.visible, expected.visible)
     q = pool.queries(len(plan.rows))
-    assert torch.equal(pool.run(plan, q), pool.run(wanted, q))
+    assert torch.equal(pool.run(plan, q), pool.run(expected, q))
 
 
 @pytest.mark.parametrize("seed", range(12))

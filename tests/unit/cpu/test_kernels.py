@@ -156,7 +156,7 @@ def test_tree(mode: int, gen: torch.Generator) -> None:
         assert all(torch.equal(a, b) for a, b in zip(again, outputs, strict=True))
 
 
-def test_tree_refuses_what_it_cannot_fill() -> None:
+def test_tree_refuses_outputs_that_are_too_small() -> None:
     lengths, parents, selected = torch.tensor([5]), torch.zeros(1, 0), torch.zeros(1, 3).long()
     outputs = tree_outputs(1, 4, 15)
     with pytest.raises(ValueError, match="too small"):
@@ -208,14 +208,14 @@ def test_greedy_batches_are_verified_by_their_largest_logits(gen: torch.Generato
     tokens = torch.zeros(batch * n).int()
     rows = torch.full((batch, depth + 1), -1).int()
     correct = torch.zeros(batch).int()
-    given: list[Any] = [drafts.view(batch, n), *outputs[2:], logits.argmax(-1).view(batch, n)]
-    reference.verify_tree_greedy_cpu(tokens, rows, correct, *given)
-    told = sampling.verify_greedy(tree, logits)
-    for mine, plain in zip(told, (tokens, correct + 1, rows), strict=True):
+    inputs: list[Any] = [drafts.view(batch, n), *outputs[2:], logits.argmax(-1).view(batch, n)]
+    reference.verify_tree_greedy_cpu(tokens, rows, correct, *inputs)
+    result = sampling.verify_greedy(tree, logits)
+    for mine, plain in zip(result, (tokens, correct + 1, rows), strict=True):
         assert mine.dtype == plain.dtype and torch.equal(mine, plain)
 
 
-def test_where_nothing_was_drafted_the_targets_tokens_are_committed(gen: torch.Generator) -> None:
+def test_without_drafts_the_targets_tokens_are_committed(gen: torch.Generator) -> None:
     """As the kernel would tell of trees of one node."""
     batch = int(rand(gen, 1, 9))
     logits = rand(gen, 0, 3, batch, 5).float()
@@ -223,10 +223,10 @@ def test_where_nothing_was_drafted_the_targets_tokens_are_committed(gen: torch.G
     nodes = (torch.arange(batch).view(-1, 1), alone, alone)
     tree = SimpleNamespace(draft_token_num=1, max_tree_depth=1)
     tokens, rows, correct = torch.zeros(batch).int(), alone.int(), torch.zeros(batch).int()
-    last, wanted = rand(gen, 0, 5, batch).view(-1, 1), logits.argmax(-1).view(-1, 1)
-    reference.verify_tree_greedy_cpu(tokens, rows, correct, last, *nodes, wanted)
-    told = sampling.verify_greedy(tree, logits)
-    for mine, plain in zip(told, (tokens, correct + 1, rows), strict=True):
+    last, expected = rand(gen, 0, 5, batch).view(-1, 1), logits.argmax(-1).view(-1, 1)
+    reference.verify_tree_greedy_cpu(tokens, rows, correct, last, *nodes, expected)
+    result = sampling.verify_greedy(tree, logits)
+    for mine, plain in zip(result, (tokens, correct + 1, rows), strict=True):
         assert mine.dtype == plain.dtype and torch.equal(mine, plain)
 
 
@@ -266,10 +266,10 @@ def test_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in module.__all__:
         assert name == "speculative" or callable(getattr(kernels, name))
     lens = torch.tensor([2, 1], dtype=torch.int32)
-    given = (torch.arange(6).view(2, 3), lens)
+    inputs = (torch.arange(6).view(2, 3), lens)
     ids = [torch.zeros(2, dtype=torch.int32) for _ in range(2)]
     for kernel, out in zip((module, kernels), ids, strict=True):
-        kernel.fill_bonus_tokens_cpu(*given, out, 3)
+        kernel.fill_bonus_tokens_cpu(*inputs, out, 3)
     assert torch.equal(*ids)
     assert ids[0].any()
     assert not hasattr(module, "rmsnorm")

@@ -16,14 +16,14 @@ from tlt_sglang.cpu import head, linear
 def test_against_torch(rows: int, outputs: int, inputs: int, biased: bool) -> None:
     weight, x = torch.randn(outputs, inputs), torch.randn(rows, inputs)
     bias = torch.randn(outputs) if biased else None
-    wanted = torch.nn.functional.linear(x.double(), weight.double(), None).float()
-    wanted = wanted if bias is None else wanted + bias
+    expected = torch.nn.functional.linear(x.double(), weight.double(), None).float()
+    expected = expected if bias is None else expected + bias
     linear.repack(weight)
     assert linear.packed(weight)
     for result in (linear.linear(x, weight, bias), linear.product(weight, bias)(x)):
-        torch.testing.assert_close(result, wanted, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(result, expected, atol=2e-4, rtol=1e-4)
     linear.forget(weight)
-    torch.testing.assert_close(linear.linear(x, weight, bias), wanted, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(linear.linear(x, weight, bias), expected, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("inputs", [64, 576, 1536])
@@ -84,7 +84,7 @@ def test_tied_weights_share_a_pack() -> None:
     linear.forget(weight)
 
 
-def test_what_cannot_be_packed_is_multiplied_plainly() -> None:
+def test_weights_that_cannot_be_packed_are_multiplied_plainly() -> None:
     weight, x = torch.randn(32, 48, dtype=torch.float64), torch.randn(4, 48, dtype=torch.float64)
     assert not linear.packable(weight)
     linear.repack(weight)
@@ -98,7 +98,7 @@ def _in_eight_bits(weight: torch.Tensor) -> torch.Tensor:
     return (weight / scales).round() * scales
 
 
-def test_a_drafters_weights_are_narrowed_and_stay_so() -> None:
+def test_a_drafters_weights_are_packed_in_eight_bits_and_stay_so() -> None:
     """Until they are forgotten they follow the weight, in eight bits."""
     torch.manual_seed(0)
     weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(5, 64)
@@ -107,21 +107,21 @@ def test_a_drafters_weights_are_narrowed_and_stay_so() -> None:
     for _ in range(2):
         linear.repack(weight)
         linear.narrow([weight])
-        wanted = torch.nn.functional.linear(x, _in_eight_bits(weight), bias)
+        expected = torch.nn.functional.linear(x, _in_eight_bits(weight), bias)
         for rows in (1, 5):
             for result in (
                 linear.linear(x[:rows], weight, bias),
                 linear.product(weight, bias)(x[:rows]),
             ):
                 assert result.dtype == torch.float32
-                torch.testing.assert_close(result, wanted[:rows], atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(result, expected[:rows], atol=1e-5, rtol=1e-5)
                 assert not torch.equal(result, torch.nn.functional.linear(x[:rows], weight, bias))
         weight.mul_(-2)
     linear.forget(weight)
     assert not linear.packed(weight)
 
 
-def test_a_narrowed_weight_that_was_forgotten_is_renewed() -> None:
+def test_an_eight_bit_weight_is_packed_again() -> None:
     weight = torch.randn(32, 48)
     linear.repack(weight)
     linear.narrow([weight])
@@ -129,12 +129,12 @@ def test_a_narrowed_weight_that_was_forgotten_is_renewed() -> None:
     weight.mul_(2)
     linear.renew()
     assert linear.packed(weight)
-    wanted = torch.nn.functional.linear(torch.eye(48), _in_eight_bits(weight))
-    torch.testing.assert_close(linear.linear(torch.eye(48), weight, None), wanted)
+    expected = torch.nn.functional.linear(torch.eye(48), _in_eight_bits(weight))
+    torch.testing.assert_close(linear.linear(torch.eye(48), weight, None), expected)
     linear.forget(weight)
 
 
-def test_no_rows_are_no_rows() -> None:
+def test_zero_rows_give_zero_rows() -> None:
     weight = torch.randn(32, 48)
     linear.repack(weight)
     assert linear.linear(torch.empty(0, 48), weight, None).shape == (0, 32)
@@ -168,7 +168,7 @@ def test_the_most_likely_tokens_come_with_the_logits(outputs: int) -> None:
         assert (head._argmax is not None) == known
         assert torch.equal(logits.nan_to_num(7.0), linear.linear(x, weight, None).nan_to_num(7.0))
         assert torch.equal(head.most_likely(logits[:, :]), logits.argmax(-1))
-        assert head._logits is None  # nobody keeps them
+        assert head._logits is None  # no logits are kept
         assert torch.equal(head.most_likely(logits), logits.argmax(-1))
     linear.forget(weight)
 

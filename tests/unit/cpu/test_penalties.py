@@ -38,15 +38,15 @@ def request(output_ids: list[int], **parameters: Any) -> Any:
     )
 
 
-def plain(logits: torch.Tensor, parameters: dict[str, Any], said: list[int]) -> torch.Tensor:
-    """One row of plain decoding after `said`, written as SGLang's penalizers do it."""
+def plain(logits: torch.Tensor, parameters: dict[str, Any], output: list[int]) -> torch.Tensor:
+    """One row of plain decoding after `output`, written as SGLang's penalizers do it."""
     frequency, presence, scaling = torch.zeros(VOCAB), torch.zeros(VOCAB), torch.ones(VOCAB)
-    for token in said:
+    for token in output:
         frequency[token] += parameters.get("frequency_penalty", 0.0)
         presence[token] = parameters.get("presence_penalty", 0.0)
         scaling[token] = parameters.get("repetition_penalty", 1.0)
     row = logits - frequency - presence
-    if len(said) < parameters.get("min_new_tokens", 0):
+    if len(output) < parameters.get("min_new_tokens", 0):
         row[[EOS, STOP, EXTRA]] = -torch.inf
     return torch.where(row < 0, row * scaling, row / scaling)
 
@@ -65,15 +65,15 @@ def plain(logits: torch.Tensor, parameters: dict[str, Any], said: list[int]) -> 
 )
 def test_as_plain_decoding(parameters: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    said = [5, 9, 5, 12]
+    output = [5, 9, 5, 12]
     drafts = torch.tensor([[12, 9, 20, 5, 21, 9, 30]])
-    requests = [request(said, **parameters), request([1, 2])]
+    requests = [request(output, **parameters), request([1, 2])]
     logits = torch.randn(14, VOCAB) * 3
     before = logits.clone()
     trees = [torch.tensor(links).expand(2, -1) for links in (CHILDREN, SIBLINGS)]
     penalties.apply(logits, requests, drafts.expand(2, -1), *trees)
     for row, path in enumerate(PATHS):
-        tokens = said + [int(drafts[0, node]) for node in path]
+        tokens = output + [int(drafts[0, node]) for node in path]
         torch.testing.assert_close(logits[row], plain(before[row], parameters, tokens))
     assert torch.equal(logits[7:], before[7:])
 

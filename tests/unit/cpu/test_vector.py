@@ -27,8 +27,8 @@ def test_rms_norm(seed: int) -> None:
     torch.testing.assert_close(out, reference.rms_norm(x, weight, 1e-5), atol=2e-6, rtol=1e-5)
     vector.add_rms_norm(x.numpy(), total.numpy(), weight.numpy(), np.float32(1e-5), out.numpy())
     assert torch.equal(total, x + residual)
-    wanted = reference.rms_norm(x + residual, weight, 1e-5)
-    torch.testing.assert_close(out, wanted, atol=2e-6, rtol=1e-5)
+    expected = reference.rms_norm(x + residual, weight, 1e-5)
+    torch.testing.assert_close(out, expected, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -68,12 +68,12 @@ def test_rope_and_store(seed: int, normalised: bool) -> None:
         values.numpy(),
     )
     parts = torch.split(qkv.view(tokens, -1, dim), [heads, kv_heads, kv_heads], dim=1)
-    wanted = []
+    expected = []
     for part, weight in zip(parts[:2], weights, strict=True):
         part = reference.rms_norm(part, weight, 1e-6) if normalised else part
-        wanted.append(reference.rope(part, positions, table))
-    torch.testing.assert_close(q, wanted[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(keys[loc], wanted[1], atol=1e-5, rtol=1e-5)
+        expected.append(reference.rope(part, positions, table))
+    torch.testing.assert_close(q, expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(keys[loc], expected[1], atol=1e-5, rtol=1e-5)
     assert torch.equal(values[loc], parts[2])
     untouched = torch.ones(slots, dtype=torch.bool)
     untouched[loc] = False
@@ -89,8 +89,8 @@ def test_rope(seed: int) -> None:
     x = torch.randn(tokens, heads * dim, generator=rng)
     out = torch.empty_like(x)
     vector.rope(x.numpy(), dim, positions.numpy(), table.numpy(), out.numpy())
-    wanted = reference.rope(x.view(tokens, heads, dim), positions, table)
-    torch.testing.assert_close(out.view(tokens, heads, dim), wanted, atol=1e-5, rtol=1e-5)
+    expected = reference.rope(x.view(tokens, heads, dim), positions, table)
+    torch.testing.assert_close(out.view(tokens, heads, dim), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_do_not_see_each_other() -> None:

@@ -84,7 +84,7 @@ def verified(
 
 def verify(*args: Any, **kwargs: Any) -> list[list[int]]:
     """Emitted tokens of each request; arguments as of `verified`."""
-    tokens, counts = (found.tolist() for found in verified(*args, **kwargs))
+    tokens, counts = (outputs.tolist() for outputs in verified(*args, **kwargs))
     return [row[:count] for row, count in zip(tokens, counts, strict=True)]
 
 

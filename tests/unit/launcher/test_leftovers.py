@@ -10,7 +10,9 @@ import pytest
 from tlt_sglang.launcher import leftovers
 
 
-def test_only_what_this_server_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_segments_of_this_server_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leftovers, "_FOLDER", tmp_path)
     monkeypatch.setattr(leftovers, "_servers", set())
     dead = next(pid for pid in range(2**22 - 1, 1, -1) if not Path(f"/proc/{pid}").exists())

@@ -51,15 +51,17 @@ def test_a_hub_id_is_left_to_sglang(path: str) -> None:
     "path",
     ["/no/such", "./no/such", "../no", "~/no/such", "no-such", "a/b/c", "a/", "a\0b/c", "a//b"],
 )
-def test_what_does_not_exist(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_does_not_exist(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    expected = f"The drafter {path!r} does not exist; give a folder or a hub id."
+    expected = f"The drafter {path!r} does not exist; use a folder or a hub id."
     assert message(read_config, path, "drafter") == expected
 
 
 @pytest.mark.parametrize("path", ["", "  "])
 def test_an_empty_path(path: str) -> None:
-    expected = "The path of the model is empty; give a folder or a hub id."
+    expected = "The path of the model is empty; use a folder or a hub id."
     assert message(read_config, path, "model") == expected
 
 
@@ -70,8 +72,8 @@ def test_an_empty_path(path: str) -> None:
         ("~no-such-user/model", "Could not determine home directory"),
     ],
 )
-def test_a_path_that_cannot_be_looked_up(path: str, reason: str) -> None:
-    expected = f"The model {path!r} cannot be looked up ({reason})."
+def test_a_path_that_cannot_be_read(path: str, reason: str) -> None:
+    expected = f"The model {path!r} cannot be read ({reason}); use another folder."
     assert message(read_config, path, "model") == expected
 
 
@@ -80,32 +82,32 @@ def test_a_config_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> 
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     assert message(read_config, str(tmp_path), "drafter") == (
-        f"The drafter folder {str(tmp_path)!r} has no readable config.json; give a Hugging Face "
+        f"The drafter folder {str(tmp_path)!r} has no readable config.json; use a Hugging Face "
         "checkpoint folder."
     )
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.touch()
     assert "has no readable config.json" in message(read_config, str(file), "model")
 
 
 @pytest.mark.parametrize("content", ["[]", "1", "null", '"text"'])
-def test_a_config_that_is_no_object(tmp_path: Path, content: str) -> None:
+def test_a_config_that_is_not_an_object(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    expected = f"config.json of the model {str(tmp_path)!r} is not a JSON object."
+    expected = f"config.json of the model {str(tmp_path)!r} is not a JSON object; repair the file."
     assert message(read_config, str(tmp_path), "model") == expected
 
 
-def test_the_text_part_wins() -> None:
+def test_the_language_model_overrides_other_fields() -> None:
     config = {"hidden_size": 1, "vocab_size": 2, "text_config": {"hidden_size": 3}}
     assert text_part(config)["hidden_size"] == 3
     assert text_part(config)["vocab_size"] == 2
     assert text_part({"text_config": "odd"}) == {"text_config": "odd"}
 
 
-# ---- which drafter -------------------------------------------------------------------------------
+# ---- the kind of drafter --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,12 +124,13 @@ def test_the_kind(architectures: list[str], kind: str) -> None:
     assert drafter_kind({"architectures": architectures}, "d") == kind
 
 
-@pytest.mark.parametrize("named", [None, [], ["LlamaForCausalLM"], [None], [1], 1, "Eagle", {}])
-def test_what_is_no_drafter(named: Any) -> None:
-    names = [str(name) for name in named] if isinstance(named, list) else []
-    assert message(drafter_kind, {"architectures": named}, "d") == (
-        f"'d' is not a drafter: its architectures are {names}, none of them an EAGLE or EAGLE-3 "
-        "model."
+@pytest.mark.parametrize(
+    "architectures", [None, [], ["LlamaForCausalLM"], [None], [1], 1, "Eagle", {}]
+)
+def test_a_checkpoint_that_is_not_a_drafter(architectures: Any) -> None:
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    assert message(drafter_kind, {"architectures": architectures}, "d") == (
+        f"'d' is not a drafter: its architectures are {names}; use an EAGLE or EAGLE-3 checkpoint."
     )
 
 
@@ -152,7 +155,7 @@ def test_it_fits(target: dict[str, Any], drafter: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "drafter", "name", "found", "wanted"),
+    ("target", "drafter", "name", "actual", "expected"),
     [
         (TARGET, EAGLE | {"hidden_size": 32}, "hidden size", 32, 64),
         (TARGET, EAGLE | {"hidden_size": None}, "hidden size", None, 64),
@@ -165,11 +168,11 @@ def test_it_fits(target: dict[str, Any], drafter: dict[str, Any]) -> None:
     ],
 )
 def test_a_drafter_of_another_target(
-    target: dict[str, Any], drafter: dict[str, Any], name: str, found: Any, wanted: Any
+    target: dict[str, Any], drafter: dict[str, Any], name: str, actual: Any, expected: Any
 ) -> None:
     assert message(check_fits, target, drafter, "d") == (
-        f"The drafter 'd' was made for another target: its {name} is {found}, the model's is "
-        f"{wanted}."
+        f"The drafter 'd' is for another target: its {name} is {actual}, the model's is "
+        f"{expected}; use a drafter for this model."
     )
 
 
@@ -180,7 +183,7 @@ def test_a_drafter_with_tied_embeddings() -> None:
     )
 
 
-def test_a_model_in_the_place_of_the_drafter() -> None:
+def test_a_model_instead_of_a_drafter() -> None:
     assert message(check_fits, TARGET, TARGET, "d").startswith("'d' is not a drafter:")
 
 

@@ -36,7 +36,7 @@ def fake_convert(gguf_file: Path, digest: str, target: Path) -> None:
     fill(target)
 
 
-def test_a_prepared_model_is_found_without_heavy_imports(
+def test_a_prepared_model_is_resolved_without_heavy_imports(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "_convert", fake_convert)
@@ -99,7 +99,7 @@ def test_another_converter_version_is_another_folder(
 
 
 @pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-8B-Instruct", "/data/model", "smollm2"])
-def test_what_is_no_alias_passes_through(name: str) -> None:
+def test_a_name_that_is_not_an_alias_passes_through(name: str) -> None:
     assert models.resolve_model(name) == name
 
 
@@ -111,8 +111,8 @@ def test_a_path_of_the_same_name_wins_over_the_alias(
     assert models.resolve_model(ALIAS) == ALIAS
 
 
-def test_an_unknown_alias_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'smolm'; the known ones are: smollm2-135m\."):
+def test_an_unknown_alias_lists_the_available_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'smolm'; use one of: smollm2-135m\."):
         models.prepare("smolm")
 
 
@@ -148,7 +148,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     assert list((cache / "models").iterdir()) == []
 
 
-def test_the_folder_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
+def test_the_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     folder = tmp_path / "model"
 
     def slow(target: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_folder_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_the_first_of_two_racing_conversions_stands(tmp_path: Path) -> None:
+def test_the_first_of_two_racing_conversions_wins(tmp_path: Path) -> None:
     folder = tmp_path / "model"
 
     def overtaken(target: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_first_of_two_racing_conversions_stands(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_folder_with_files_missing_is_made_anew(tmp_path: Path) -> None:
+def test_a_folder_with_files_missing_is_rebuilt(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / models.FILES[0]).touch()
@@ -215,5 +215,5 @@ def test_missing_and_unknown_tensors_are_refused() -> None:
     config = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     with pytest.raises(EnvironmentProblem, match=r"blk\.7\.attn_q\.bias"):
         dict(models._weights([Tensor()], config))
-    with pytest.raises(EnvironmentProblem, match=r"lacks tensors: .*output_norm\.weight"):
+    with pytest.raises(EnvironmentProblem, match=r"lacks the tensors .*output_norm\.weight"):
         dict(models._weights([], config))

@@ -109,16 +109,16 @@ def test_it_is_made_once_and_belongs_to_its_target(
         make(str(other), config(tmp_path))
 
 
-def test_a_target_that_no_drafter_is_trained_for(target: Path, tmp_path: Path) -> None:
+def test_a_target_without_trainable_drafters(target: Path, tmp_path: Path) -> None:
     (target / "config.json").write_text(json.dumps(SHAPE | {"architectures": ["GptOss"]}))
     with pytest.raises(ConfigError, match=r"^Drafters are trained for"):
         make(str(target), config(tmp_path))
-    with pytest.raises(ConfigError, match="is no folder; download it"):
+    with pytest.raises(ConfigError, match=r"hub id .*; download the model"):
         make("org/name", config(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "wanted"),
+    ("ours", "theirs", "expected"),
     [
         ({"store": "s"}, {}, True),
         ({}, {}, False),
@@ -128,7 +128,5 @@ def test_a_target_that_no_drafter_is_trained_for(target: Path, tmp_path: Path) -
         ({"store": "s"}, {"speculative_algorithm": "NGRAM"}, False),
     ],
 )
-def test_when_a_drafter_is_grown(
-    ours: dict[str, Any], theirs: dict[str, Any], wanted: bool
-) -> None:
-    assert grows(Config(**ours), Flags(**theirs)) == wanted
+def test_when_a_seed_is_made(ours: dict[str, Any], theirs: dict[str, Any], expected: bool) -> None:
+    assert grows(Config(**ours), Flags(**theirs)) == expected

@@ -1,4 +1,4 @@
-"""Drafters that come with the package: made ready once, for the model they are for and no other."""
+"""Drafters that are shipped with the package: prepared once, for their own model only."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_head_is_the_targets(model: Path) -> None:
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_what_training_exports_is_shipped_and_comes_back(model: Path, tmp_path: Path) -> None:
+def test_an_export_of_training_survives_shipping(model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     head = load_file(model / "model.safetensors")["model.embed_tokens.weight"].bfloat16()
@@ -71,7 +71,7 @@ def test_what_training_exports_is_shipped_and_comes_back(model: Path, tmp_path: 
     assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())
 
 
-def test_what_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_that_are_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     into = tmp_path / "into"
     with pytest.raises(ConfigError, match="no output of `tlt train`"):
         ship.ship(tmp_path, into)
