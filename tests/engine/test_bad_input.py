@@ -89,7 +89,7 @@ CASES = {
     "no such folder for events": (["--tlt-events", ""], "write the path of a file"),
     "no memory": (["--max-total-tokens", "100000000000"], "GiB of memory are free"),
     "no tokens": (["--max-total-tokens", "0"], "is too small"),
-    "no requests": (["--max-running-requests", "0"], "serves nobody"),
+    "no requests": (["--max-running-requests", "0"], "--max-running-requests 0 is not valid; give at least 1."),
     "page size": (["--page-size", "16"], "--page-size 16 is not served on CPU"),
     "tensor parallelism": (["--tp", "4096"], "--tp-size 4096 needs a core for each rank"),
     "data parallelism": (["--dp", "2"], "--dp-size 2 is not served on CPU"),
@@ -116,7 +116,7 @@ MODELS = {
     "/no/such/model": "does not exist",
     "{}/no-config": "has no readable config.json",
     "{}/target/config.json": "has no readable config.json",
-    "{}/empty": "holds no weights",
+    "{}/empty": "has no weights",
     "{}/sliding": "sliding-window attention are not served on CPU",
     "{}/quantised": "Quantised models are not served on CPU",
     "{}/headless": "gives num_attention_heads 0",
@@ -239,7 +239,7 @@ def test_what_sglang_refuses(folder: Path) -> None:
 def test_an_engine_process_that_fails(folder: Path) -> None:
     """Nobody foresaw it: SGLang's traceback, one sentence, and nothing is left all the same."""
     flags = ["--model", f"{folder}/corrupt", "--adaptive-spec", "--skip-tokenizer-init"]
-    says = "SGLang did not start: an engine process failed, its message stands above."
+    says = "SGLang did not start because an engine process failed; see its message above."
     refused(*flags, says=says, traceback=True)
 
 

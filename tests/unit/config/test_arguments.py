@@ -132,9 +132,9 @@ def test_a_drafter_is_looked_at_whatever_the_strategy(tmp_path: Path, config: Co
     args.speculative_draft_model_path = str(tmp_path / "none")
     assert "does not exist" in message(choose, config, args)
     args.speculative_draft_model_path = save_drafter(tmp_path / "d", hidden_size=32)
-    assert "was made for another target: its hidden size is 32" in message(choose, config, args)
+    assert "is for another target: its hidden size is 32" in message(choose, config, args)
     args.speculative_draft_model_path = save_drafter(tmp_path / "d", vocab_size=99)
-    assert "was made for another target: its vocabulary is 99" in message(choose, config, args)
+    assert "is for another target: its vocabulary is 99" in message(choose, config, args)
     args.speculative_draft_model_path = save(tmp_path / "m2")
     assert "is not a drafter" in message(choose, config, args)
 
@@ -287,7 +287,7 @@ def test_what_the_cpu_takes(tmp_path: Path, dtype: str, backend: str | None) -> 
         ({"quantization": "fp8"}, "--quantization fp8 is not served on CPU; leave it out."),
         (
             {"max_running_requests": 0},
-            "--max-running-requests 0 serves nobody; give at least 1.",
+            "--max-running-requests 0 is not valid; give at least 1.",
         ),
         ({"page_size": 16}, "--page-size 16 is not served on CPU; use 1."),
         ({"dtype": "bfloat16"}, "--dtype bfloat16 is not served on CPU; use float32."),
@@ -499,16 +499,16 @@ LIMITS: tuple[Any, ...] = (
         {"draft_vocab_size": 6},
         {},
         Config(),
-        "Strategy eagle3:3x8x16 keeps 8 branches, and the drafter {drafter!r} knows 6 tokens; "
-        "lower TOPK.",
+        "Strategy eagle3:3x8x16 keeps 8 branches, but the vocabulary of the drafter {drafter!r} "
+        "has 6 tokens; lower TOPK.",
     ),
     (
         ("ngram:16",),
         {},
         {"max_total_tokens": 100, "max_running_requests": 8},
         Config(),
-        "Strategy ngram:16 takes 128 KV slots in a step of 8 requests, and --max-total-tokens 100 "
-        "is all there are; raise it, or lower --max-running-requests.",
+        "Strategy ngram:16 takes 128 KV slots in a step of 8 requests, but --max-total-tokens is "
+        "100; raise it, or lower --max-running-requests.",
     ),
     (
         ("off", "eagle3:3x1x4"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_a_sidecar_without_a_store(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_core_that_is_not_available(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(service.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     assert service.main(["--tlt-store", "s", "--tlt-sidecar-cores", "1,9"]) == 1
     assert capsys.readouterr().err == (
         "tlt sidecar: --tlt-sidecar-cores 9 is not available; this process may use the cores "
