@@ -108,10 +108,10 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="pa
 	run $(PYTHON) -m pytest --durations=15 tests/engine tests/gpu $(ARGS)
 	exit $$failed
 
-bench: ## list the benchmarks; each has --help
+bench: $(ENVIRONMENT) ## list the benchmarks; each has --help
 	@$(PYTHON) -m tools.benchmarks
 
-figures: ## count the figures of the code's shape, each with its bar
+figures: $(ENVIRONMENT) ## count the figures of the code's shape, each with its bar
 	@$(PYTHON) -m tools.figures
 
 lock: $(ENVIRONMENT) ## write requirements/cpu.txt again; ARGS=--upgrade takes newer versions

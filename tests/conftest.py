@@ -1,4 +1,4 @@
-"""What all tests share: the mark of each test, torch with one thread, and the options.
+"""Give each test the mark of its folder, torch one thread, and pytest its options.
 
 The threads of torch spin while they wait, where another process needs the core.
 """

@@ -30,7 +30,7 @@ ALLOWED: dict[str, str] = {
     "harvest": "errors weights",
     "graphs": "errors strategy upstream",
     # Kernels and drafters.
-    "cpu": "errors engine.pending",
+    "cpu": "errors upstream engine.pending",
     "drafters": "cpu",
     "sampling": "upstream",
     # Settings, and what is built from them.
@@ -105,15 +105,15 @@ class Arrow:
 
 def arrows() -> list[Arrow]:
     """Return every import between two rooms."""
-    found = []
+    result = []
     for path in product_files():
         relative = path.relative_to(ROOT)
         source = room(module_name(relative))
         for line, name in imports(path):
             target = room(name)
             if name.split(".")[0] == PACKAGE and target != source:
-                found.append(Arrow(source, target, f"{relative}:{line}"))
-    return found
+                result.append(Arrow(source, target, f"{relative}:{line}"))
+    return result
 
 
 def product_files() -> list[Path]:

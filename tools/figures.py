@@ -78,7 +78,7 @@ def loose_modules() -> list[str]:
 
 
 def any_count(tree: ast.Module) -> int:
-    """Count the uses of the name Any; its import is none."""
+    """Count the uses of the name Any; imports do not count."""
     names = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
     attributes = (node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
     return [*names, *attributes].count("Any")

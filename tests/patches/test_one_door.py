@@ -14,9 +14,9 @@ DOOR = ROOT / "tlt_sglang" / "patching" / "patcher.py"
 
 
 def code() -> list[Path]:
-    """Our files, each once: `tlt_sglang/patches` is a link to `patches`."""
-    found = [path for folder in ("tlt_sglang", "patches") for path in (ROOT / folder).rglob("*.py")]
-    return sorted({path.resolve() for path in found} - {DOOR})
+    """Return our files, each once although `tlt_sglang/patches` is a link to `patches`."""
+    files = [path for folder in ("tlt_sglang", "patches") for path in (ROOT / folder).rglob("*.py")]
+    return sorted({path.resolve() for path in files} - {DOOR})
 
 
 def imported(tree: ast.Module) -> tuple[set[str], set[str]]:

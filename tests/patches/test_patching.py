@@ -161,17 +161,17 @@ def everything() -> list[Patch]:
 
 
 def snapshot() -> dict[str, Any]:
-    """Every object of the upstream package, by where it hangs."""
-    found: dict[str, Any] = {}
+    """Return every object of the upstream package by its place."""
+    objects: dict[str, Any] = {}
     for name in [n for n in sys.modules if n.split(".")[0] == "fakelang"]:
         for attribute, value in vars(sys.modules[name]).items():
             if not attribute.startswith("__"):
-                found[f"{name}.{attribute}"] = value
+                objects[f"{name}.{attribute}"] = value
     maths = sys.modules["fakelang.maths"]
-    found |= {f"Worker.{name}": value for name, value in vars(maths.Worker).items()}
-    found |= {f"TABLE.{index}": item for index, item in enumerate(maths.TABLE.items())}
-    found |= {f"CHOICES.{index}": item for index, item in enumerate(maths.CHOICES)}
-    return found
+    objects |= {f"Worker.{name}": value for name, value in vars(maths.Worker).items()}
+    objects |= {f"TABLE.{index}": item for index, item in enumerate(maths.TABLE.items())}
+    objects |= {f"CHOICES.{index}": item for index, item in enumerate(maths.CHOICES)}
+    return objects
 
 
 def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -680,7 +680,7 @@ def test_no_argument_explains(command: Callable[..., tuple[int, str, str]]) -> N
     assert "TLT is on" in command(TLT_CONFIG="x.toml")[1]
     code, out, _ = command(SGLANG_PLUGINS="other")
     assert code == 1
-    assert "SGLANG_PLUGINS leaves TLT out" in out
+    assert "SGLANG_PLUGINS excludes TLT" in out
     assert command(SGLANG_PLUGINS="other, tlt")[0] == 0
 
 

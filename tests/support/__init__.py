@@ -1,1 +1,1 @@
-"""What tests share: servers, tiny models, drafters fitted to a text, publishers of versions."""
+"""Helpers of the tests: servers, tiny models, drafters fitted to a text, publishers of versions."""

@@ -83,9 +83,9 @@ def p_value(expected: Joint, samples: Iterable[Sequence[int]]) -> float:
     for kept in reversed(range(len(next(iter(expected))))):
         for sequence in [s for s, (count, _) in cells.items() if count < LEAST_EXPECTED]:
             pool = cells.setdefault(sequence[:kept], [0.0, 0.0])
-            wanted, found = cells.pop(sequence)
-            pool[0] += wanted
-            pool[1] += found
+            expected_count, count = cells.pop(sequence)
+            pool[0] += expected_count
+            pool[1] += count
     rest = cells.get((), [0.0, 0.0])
     if rest[0] < LEAST_EXPECTED and len(cells) > 1 and () in cells:
         del cells[()]
@@ -93,7 +93,7 @@ def p_value(expected: Joint, samples: Iterable[Sequence[int]]) -> float:
         largest[0] += rest[0]
         largest[1] += rest[1]
     assert len(cells) > 1, "too few samples for any test"
-    statistic = sum((found - wanted) ** 2 / wanted for wanted, found in cells.values())
+    statistic = sum((count - mean) ** 2 / mean for mean, count in cells.values())
     freedom = torch.tensor((len(cells) - 1) / 2, dtype=torch.float64)
     half = torch.tensor(statistic / 2, dtype=torch.float64)
     return float(torch.special.gammaincc(freedom, half))

@@ -87,7 +87,7 @@ def fit_drafters(
 def _features(
     model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(inputs of EAGLE [P, 2N], of EAGLE-3 [P, 3N], wanted features [P, N]) at output positions."""
+    """Return the inputs of EAGLE [P, 2N] and EAGLE-3 [P, 3N] and the features to predict [P, N]."""
     layers = model.config.num_hidden_layers
     captured = (2, layers // 2, layers - 3)
     eagle, eagle3, following = [], [], []
@@ -117,10 +117,10 @@ def _ridge(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
 def _draft_vocabulary(
     head: torch.Tensor, texts: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> dict[str, torch.Tensor]:
-    """EAGLE-3's head over the most frequent tokens of the outputs, and the maps between the
-    vocabularies."""
-    said = torch.tensor([token for _, output in texts for token in output])
-    counts = torch.bincount(said, minlength=len(head))
+    """Return EAGLE-3's head over the most frequent tokens of the outputs, and the maps between
+    the vocabularies."""
+    outputs = torch.tensor([token for _, output in texts for token in output])
+    counts = torch.bincount(outputs, minlength=len(head))
     size = draft_vocabulary(len(head))
     chosen = counts.argsort(descending=True, stable=True)[:size].sort().values
     return {

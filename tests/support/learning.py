@@ -46,12 +46,12 @@ def sequences(
     """Return random sequences of these lengths; the first third of each is the prompt."""
     generator = torch.Generator().manual_seed(seed)
     features = config(algorithm).features
-    found = []
+    result = []
     for length in lengths:
         ids = torch.randint(0, VOCAB, (length,), generator=generator)
         inputs = torch.randn(length, features * SIZE, generator=generator)
         last = torch.randn(length, SIZE, generator=generator)
-        found.append(
+        result.append(
             TokenSequence(ids, inputs, max(1, length // 3), last if features > 1 else None)
         )
-    return found
+    return result

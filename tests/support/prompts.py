@@ -56,21 +56,21 @@ def encode(text: str) -> list[int]:
 
 
 def instruction(text: str) -> list[int]:
-    """Token ids of one user message in the model's chat template."""
+    """Return the token ids of one user message in the model's chat template."""
     messages = [{"role": "user", "content": text}]
     chat = tokenizer().apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return encode(chat)
 
 
 def long_text(names: tuple[str, ...] = ("A miller", "A monk", "A traveller", "The baker")) -> str:
-    """A text of some 600 tokens in which much, but not all, comes again."""
+    """Return a text of some 600 tokens, much of which repeats."""
     return "".join(LONG.format(name) for name in names * 2)
 
 
 def prompts() -> list[list[int]]:
-    """The twenty prompts, as token ids."""
-    found = [instruction(text) for text in INSTRUCTIONS]
-    found += [encode(text) for text in TEXTS]
-    found.append(encode(long_text()))
-    found.append(instruction("Summarise this text:\n" + long_text(("An abbot", "A carter"))))
-    return found
+    """Return the twenty prompts as token ids."""
+    ids = [instruction(text) for text in INSTRUCTIONS]
+    ids += [encode(text) for text in TEXTS]
+    ids.append(encode(long_text()))
+    ids.append(instruction("Summarise this text:\n" + long_text(("An abbot", "A carter"))))
+    return ids

@@ -25,8 +25,8 @@ SPECS = {"fc.weight": Spec("F32", (128, 128))}
 
 def _safetensors() -> bytes:
     size = 4 * 128 * 128
-    told = {"fc.weight": {"dtype": "F32", "shape": [128, 128], "data_offsets": [0, size]}}
-    header = json.dumps(told).encode()
+    fields = {"fc.weight": {"dtype": "F32", "shape": [128, 128], "data_offsets": [0, size]}}
+    header = json.dumps(fields).encode()
     return struct.pack("<Q", len(header)) + header + bytes(size)
 
 

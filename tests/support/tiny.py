@@ -46,8 +46,8 @@ def make_target(folder: Path, kind: str, vocab_size: int, seed: int = 0) -> Path
 
 
 def greedily(model: Any, prompts: torch.Tensor, length: int) -> list[list[int]]:
-    """What transformers generates after each of `prompts` [B, T], past the end of sequence."""
-    said = model.generate(
+    """Generate with transformers after each of `prompts` [B, T], past the end of sequence."""
+    output = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         do_sample=False,
@@ -55,7 +55,7 @@ def greedily(model: Any, prompts: torch.Tensor, length: int) -> list[list[int]]:
         min_new_tokens=length,
         eos_token_id=None,
     )
-    rows: list[list[int]] = said[:, prompts.shape[1] :].tolist()
+    rows: list[list[int]] = output[:, prompts.shape[1] :].tolist()
     return rows
 
 
@@ -96,8 +96,8 @@ def make_drafter(folder: Path, target: Path, kind: str, seed: int = 1, **config:
     rng = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
-        drawn: torch.Tensor = torch.randn(*shape, generator=rng) * float(shape[-1]) ** -0.5
-        return drawn
+        tensor: torch.Tensor = torch.randn(*shape, generator=rng) * float(shape[-1]) ** -0.5
+        return tensor
 
     layer = "midlayer" if kind == "eagle3" else "layers.0"
     width = 2 * hidden if kind == "eagle3" else hidden

@@ -26,10 +26,10 @@ def test_a_room_may_import_only_lower_rooms(source: str) -> None:
 
 
 def test_every_import_between_rooms_is_allowed() -> None:
-    found = arrows()
-    assert len(found) > 200
-    assert [str(arrow) for arrow in found if not arrow.allowed] == []
-    assert [str(arrow) for arrow in found if arrow.upward] == []
+    imported = arrows()
+    assert len(imported) > 200
+    assert [str(arrow) for arrow in imported if not arrow.allowed] == []
+    assert [str(arrow) for arrow in imported if arrow.upward] == []
 
 
 def test_imports_are_absolute() -> None:
@@ -39,8 +39,10 @@ def test_imports_are_absolute() -> None:
 def test_training_never_imports_sglang() -> None:
     files = [path for path in product_files() if path.relative_to(ROOT).parts[1] in TRAINING]
     assert len(files) > 20
-    found = [f"{path.name}: {name}" for path in files for _, name in imports(path) if serves(name)]
-    assert found == []
+    imported = [
+        f"{path.name}: {name}" for path in files for _, name in imports(path) if serves(name)
+    ]
+    assert imported == []
 
 
 def test_serving_never_imports_training() -> None:
@@ -51,13 +53,13 @@ def test_serving_never_imports_training() -> None:
         if path.relative_to(ROOT).parts[1] not in (*TRAINING, "cli.py")
     ]
     assert len(serving) > 40
-    found = [
+    imported = [
         f"{path.name}: {name}"
         for path in serving
         for _, name in imports(path)
         if any(within(name, package) for package in above)
     ]
-    assert found == []
+    assert imported == []
 
 
 def serves(name: str) -> bool:

@@ -27,7 +27,7 @@ class CheckResult:
 
     passed: bool
     required: bool
-    """Whether the engine cannot start without it."""
+    """True if the engine cannot start without it."""
     text: str
     """One sentence; if the check failed, it says what to do."""
 

@@ -1,4 +1,4 @@
-"""What killed processes of SGLang's leave in shared memory is removed; what is others' is not."""
+"""Remove what killed processes of SGLang leave in shared memory, and nothing of others."""
 
 from __future__ import annotations
 

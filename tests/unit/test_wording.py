@@ -1,0 +1,125 @@
+"""Texts that a person reads, and names, hold to the language of this project (tools/wording.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.wording import ROOT, problems, python_files
+
+OPEN = {
+    "benchmarks/adaptive_drafter/measurement.py",
+    "benchmarks/harness/__init__.py",
+    "patches/eagle_utils.py",
+    "patches/spec_utils.py",
+    "tests/engine/conftest.py",
+    "tests/engine/test_bad_input.py",
+    "tests/engine/test_default_drafter.py",
+    "tests/engine/test_drafter_parity.py",
+    "tests/engine/test_features.py",
+    "tests/engine/test_identity.py",
+    "tests/engine/test_live.py",
+    "tests/engine/test_openai_api.py",
+    "tests/engine/test_ranks.py",
+    "tests/engine/test_sampling.py",
+    "tests/engine/test_start.py",
+    "tests/engine/test_switching.py",
+    "tests/engine/test_train.py",
+    "tests/engine/test_weights.py",
+    "tests/unit/benchmarks/test_drafter_benchmarks.py",
+    "tests/unit/config/test_arguments.py",
+    "tests/unit/config/test_config.py",
+    "tests/unit/config/test_launch_flags.py",
+    "tests/unit/cpu/test_linear.py",
+    "tests/unit/cpu/test_penalties.py",
+    "tests/unit/cpu/test_verify_sampling.py",
+    "tests/unit/harvest/test_harvest.py",
+    "tests/unit/harvest/test_tap.py",
+    "tests/unit/models/test_drafter_checkpoint.py",
+    "tests/unit/observe/test_observe.py",
+    "tests/unit/sampling/test_rejection.py",
+    "tests/unit/sidecar/test_online.py",
+    "tests/unit/sidecar/test_online_buffer.py",
+    "tests/unit/test_docs.py",
+    "tests/unit/training/test_corpus.py",
+    "tests/unit/training/test_learning.py",
+    "tests/unit/training/test_step.py",
+    "tests/unit/training/test_trainer.py",
+    "tests/unit/weights/test_guard.py",
+    "tests/unit/weights/test_swap.py",
+    "tests/unit/weights/test_weight_store.py",
+    "tlt_sglang/config/command_line.py",
+    "tlt_sglang/config/setting.py",
+    "tlt_sglang/coordinator/client.py",
+    "tlt_sglang/coordinator/messages.py",
+    "tlt_sglang/coordinator/world.py",
+    "tlt_sglang/cpu/kernels/emit.py",
+    "tlt_sglang/cpu/kernels/matrix.py",
+    "tlt_sglang/engine/clocks.py",
+    "tlt_sglang/engine/driver.py",
+    "tlt_sglang/engine/online_drafter.py",
+    "tlt_sglang/harvest/announce.py",
+    "tlt_sglang/harvest/layout.py",
+    "tlt_sglang/harvest/sequence.py",
+    "tlt_sglang/harvest/tap.py",
+    "tlt_sglang/launcher/__init__.py",
+    "tlt_sglang/models/no_models/__init__.py",
+    "tlt_sglang/patching/patch.py",
+    "tlt_sglang/patching/patcher.py",
+    "tlt_sglang/patching/source.py",
+    "tlt_sglang/sidecar/buffer.py",
+    "tlt_sglang/sidecar/feed.py",
+    "tlt_sglang/sidecar/online.py",
+    "tlt_sglang/training/checkpoints.py",
+    "tlt_sglang/training/corpus.py",
+    "tlt_sglang/training/evaluate.py",
+    "tlt_sglang/training/export.py",
+    "tlt_sglang/training/features.py",
+    "tlt_sglang/training/losses.py",
+    "tlt_sglang/training/make_prompts.py",
+    "tlt_sglang/training/offline.py",
+    "tlt_sglang/training/prompts.py",
+    "tlt_sglang/training/ship.py",
+    "tlt_sglang/training/simulate.py",
+    "tlt_sglang/training/target.py",
+    "tlt_sglang/training/trainer.py",
+    "tlt_sglang/upstream/__init__.py",
+    "tlt_sglang/upstream/protocols.py",
+}
+"""Files still to be rewritten."""
+
+BANNED = """
+'''What it does.'''
+
+def told(known: int) -> None:
+    '''Of each request: the arms.'''
+    raise ValueError(f"{known} is no port; give another one.")
+
+parser.add_argument("--x", help="of the index (default: 3)")
+"""
+GOOD = """
+'''Return what it does.'''
+
+def counts(steps: int) -> None:
+    '''Return the strategies of each request, if there are any.'''
+    raise ValueError(f"{steps} must be greater than 0. There is no larger step.")
+
+parser.add_argument("--x", help="Size of the index (default: 3)")
+"""
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_texts_and_names(path: Path) -> None:
+    if str(path.relative_to(ROOT)) not in OPEN:
+        assert problems(path) == []
+
+
+def test_banned_forms_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.wording.ROOT", tmp_path)
+    path = tmp_path / "module.py"
+    path.write_text(BANNED)
+    kinds = sorted(problem.split(": ")[1].split()[0] for problem in problems(path))
+    assert kinds == ["docstring"] * 3 + ["error", "help", "name", "name"]
+    path.write_text(GOOD)
+    assert problems(path) == []
