@@ -14,6 +14,7 @@ from tlt_sglang.patching.patch import wraps_upstream
 if TYPE_CHECKING:
     from tlt_sglang.engine.step import SpeculationStep
     from tlt_sglang.patching.patch import Patch
+    from tlt_sglang.upstream.layers import DraftForwardBatch
     from tlt_sglang.upstream.protocols import (
         Batch,
         DraftWorker,
@@ -87,7 +88,9 @@ def draft(
     only_on="cpu",
     digests={"0.5.23": "0676db770337c56b"},
 )
-def draft_forward(original: Upstream, worker: DraftWorker, forward_batch: object) -> object:
+def draft_forward(
+    original: Upstream, worker: DraftWorker, forward_batch: DraftForwardBatch
+) -> object:
     from tlt_sglang.cpu import drafting
 
     return drafting.draft(original, worker, forward_batch)
