@@ -12,7 +12,7 @@ from tlt_sglang.patching.patch import wraps_upstream
 _CLASS = "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager"
 
 
-def _told(name: str, digest: str) -> Any:
+def _marked(name: str, digest: str) -> Any:
     @wraps_upstream(
         f"{_CLASS}.{name}",
         why="features of one version of the target must not be trained on with those of another",
@@ -25,13 +25,13 @@ def _told(name: str, digest: str) -> Any:
 
         assert engine.current is not None
         if engine.current.step.online_drafter is not None:
-            engine.current.step.online_drafter.target_updated()
+            engine.current.step.online_drafter.mark_target_updated()
         return original(manager, *args, **kwargs)
 
     return update
 
 
 PATCHES = (
-    _told("record_weight_version_after_update", "fc739d818f1c8fe8"),
-    _told("end_weight_update", "cf2f357c18b08375"),
+    _marked("record_weight_version_after_update", "fc739d818f1c8fe8"),
+    _marked("end_weight_update", "cf2f357c18b08375"),
 )

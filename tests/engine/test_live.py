@@ -76,7 +76,7 @@ def logged(server: Server) -> dict[str, LoggedSequence]:
     assembler = Assembler(1 << 30)
     sequences = [one for record in reader.read(1 << 20) for one in assembler.add(record)]
     sequences += assembler.flush()
-    assert (reader.missed, reader.torn) == (0, 0)
+    assert (reader.overwritten, reader.torn) == (0, 0)
     reader.close()
     return {sequence.request: sequence for sequence in sorted(sequences, key=len)}
 
@@ -331,7 +331,14 @@ def test_killed_sidecars_and_coordinators_change_nothing(
     server, store = growing
     words = ["--tlt-store", str(store.root), "--tlt-sidecar-gate-steps", "1"]
     sidecar = [sys.executable, "-m", "tlt_sglang.cli", "sidecar", *words]
-    coordinator = [sys.executable, "-m", "tlt_sglang.cli", "coordinator", "--tlt-coordinator", rendezvous]
+    coordinator = [
+        sys.executable,
+        "-m",
+        "tlt_sglang.cli",
+        "coordinator",
+        "--tlt-coordinator",
+        rendezvous,
+    ]
     prompts = torch.randint(3, tiny.vocab, (16, 6), generator=torch.Generator().manual_seed(5))
     expected = greedily(tiny.model, prompts, 24)
     chance = random.Random(0)

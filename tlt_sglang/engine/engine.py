@@ -65,9 +65,9 @@ class Engine:
         if self.device == "cpu" and config.draft_dtype == "auto":
             build.narrow_drafter(worker)
         if config.store is not None:
-            from tlt_sglang.engine.online_drafter import Live
+            from tlt_sglang.engine.online_drafter import OnlineDrafter
 
-            step.online_drafter = Live(config, self.device, worker)
+            step.online_drafter = OnlineDrafter(config, self.device, worker)
         if len(config.pool) > 1:
             step.telemetry = build.telemetry(config, config.pool)
             step.pool = build.pool(
@@ -85,7 +85,7 @@ class Engine:
             strategy = parse(str(_speculation(scheduler)["strategy"]))
             self.step.telemetry = build.telemetry(self.config, [strategy])
         if self.step.online_drafter is not None and first_rank.is_first():
-            self.step.online_drafter.report_to(self.config, scheduler)
+            self.step.online_drafter.report_load(self.config, scheduler)
 
     # -- admin -----------------------------------------------------------------------------------
 

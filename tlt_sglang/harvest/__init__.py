@@ -1,4 +1,6 @@
-"""What the target computed, on its way to training: a log in shared memory, one an engine.
+"""Hidden states on their way from an engine to training: one log in shared memory per engine.
 
-Imports numpy and nothing of torch or SGLang: the engine writes, other processes read.
+The engine writes through `tap` and `writer`; other processes read through `reader` and `assemble`,
+and get `sequence.TokenSequence`. May be imported by engine, sidecar and training, and imports none
+of them; only `tap` needs torch.
 """

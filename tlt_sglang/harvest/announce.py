@@ -1,8 +1,8 @@
-"""How a sidecar finds the engines of a store: each writes a small file into STORE/engines/.
+"""Announcements of engines: each writes a small file into STORE/engines/, where sidecars find it.
 
-What is there is JSON, written whole or not at all, and removed when the engine ends; that of an
-engine that was killed is removed by whoever reads it next. After an update of the target its
-embedding and head lie beside it, which the sidecar trains against.
+The file is JSON, written whole or not at all, and removed when the engine ends; the next reader
+removes the file of a killed engine. After an update of the target, its embedding and head lie
+beside it for the sidecar to train against.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ FOLDER = "engines"
 
 @dataclass(frozen=True)
 class Announcement:
-    """Of one engine."""
+    """The announcement of one engine."""
 
     harvest: str
-    """Path of its log."""
+    """Path of its harvest log."""
     device: str
-    """As the coordinator knows it."""
+    """Name of its device at the coordinator."""
     model: str
-    """Folder of the target that it began with."""
+    """Folder of the target that it started with."""
     drafter: str
-    """Folder of the drafter that it began with, version 0."""
+    """Folder of the drafter that it started with, version 0."""
     seed: bool
-    """Whether that is only a seed, which does not draft before a version is published."""
+    """Whether that is an untrained seed, which does not draft until a version is published."""
     target_version: int = 0
-    """Counts the updates of the target's weights."""
-    heads: str | None = None
-    """File with `embedding` and `head` of that version; None: those of `model`."""
+    """Number of updates of the target's weights."""
+    embed_and_head: str | None = None
+    """File with `embedding` and `head` of that version; None where `model` has them."""
 
     def write(self, store: Path) -> Path:
-        """Put it in place of an older one; raises EnvironmentProblem."""
+        """Replace this engine's announcement; return its path. Raises EnvironmentProblem."""
         folder = store / FOLDER
         path = folder / files.owned("engine")
         with files.usable(store):
@@ -50,24 +50,24 @@ class Announcement:
 
 
 def read(store: Path) -> list[Announcement]:
-    """Those of engines that are alive, in the order of their names; the others are removed."""
-    found = []
+    """Return the announcements of running engines, by file name; remove those of killed ones."""
+    announcements = []
     for path in sorted((store / FOLDER).glob("engine@*")):
-        if files.gone(path):
+        if files.is_orphan(path):
             remove(store, path)
             continue
         with contextlib.suppress(OSError, ValueError, TypeError):
-            found.append(Announcement(**json.loads(path.read_text())))
-    return found
+            announcements.append(Announcement(**json.loads(path.read_text())))
+    return announcements
 
 
-def heads_path(store: Path, version: int) -> Path:
-    """Where this engine puts the heads of a version of its target."""
-    return store / FOLDER / files.owned(f"heads-{version}")
+def embed_and_head_path(store: Path, version: int) -> Path:
+    """Return the path for the embedding and head of a version of this engine's target."""
+    return store / FOLDER / files.owned(f"embed-and-head-{version}")
 
 
-def remove(store: Path, announced: Path) -> None:
-    """Remove an engine's file, and its heads."""
-    owner = announced.name.removeprefix("engine")
-    for path in [announced, *(store / FOLDER).glob(f"heads-*{owner}")]:
+def remove(store: Path, announcement: Path) -> None:
+    """Remove an engine's announcement, and the embedding and head beside it."""
+    owner = announcement.name.removeprefix("engine")
+    for path in [announcement, *(store / FOLDER).glob(f"embed-and-head-*{owner}")]:
         path.unlink(missing_ok=True)

@@ -15,27 +15,28 @@ import numpy as np
 import numpy.typing as npt
 
 KEY_SIZE = 16
-"""Bytes that stand for a request."""
+"""Bytes of a request's key."""
 
 PROMPT = 1
-"""Flag: these tokens are of the prompt, not sampled."""
+"""Flag: the tokens belong to the prompt."""
 END = 2
-"""Flag: nothing of this request follows."""
+"""Flag: no record of this request follows."""
 
 
 def request_key(request: str) -> bytes:
-    """What stands for a request id in the log: a hash, evenly distributed and of fixed size."""
+    """Return the key of a request id in the log: a hash, evenly distributed and of fixed size."""
     return hashlib.blake2b(request.encode(), digest_size=KEY_SIZE).digest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """T tokens at positions [start, end) of a request.
+    """An entry of the binary log: T tokens at positions [start, end) of a request.
 
-    With T = 0 it only says that the request ended, and `start` is the position after the last of
-    its tokens that counts: a verify step may have gone on past the end of the text.
+    Not a `TokenSequence`, which `assemble` joins from records: it has flags, and its arrays are
+    laid out as in the file. With T = 0 it only marks the end of the request, and `start` is the
+    position after the last valid token: a verify step may have gone on past the end of the text.
 
-    Raises ValueError where the parts do not belong together.
+    Raises ValueError where the parts are inconsistent.
     """
 
     request: bytes
@@ -47,23 +48,27 @@ class Record:
     features: npt.NDArray[Any]
     """[T, F] float16, or uint16 that holds the bits of bfloat16."""
     version: int
-    """Of the target's weights, which computed the features."""
+    """Version of the target's weights that computed the features."""
     flags: int = 0
 
     def __post_init__(self) -> None:
         if len(self.request) != KEY_SIZE:
-            raise ValueError(f"a request is {KEY_SIZE} bytes, not {len(self.request)}")
+            raise ValueError(f"a request key has {KEY_SIZE} bytes, not {len(self.request)}")
         if self.start < 0 or self.version < 0 or not 0 <= self.flags <= PROMPT | END:
-            raise ValueError(f"start {self.start}, version {self.version} or flags {self.flags}")
+            raise ValueError(
+                f"start {self.start}, version {self.version} or flags {self.flags} is out of range"
+            )
         if self.tokens.dtype != np.int32 or self.tokens.ndim != 1:
             raise ValueError(f"tokens are [T] int32, not {self.tokens.shape} {self.tokens.dtype}")
         if self.features.ndim != 2 or len(self.features) != len(self.tokens):
-            raise ValueError(f"features {self.features.shape} are not of {len(self.tokens)} tokens")
+            raise ValueError(
+                f"features {self.features.shape} do not match {len(self.tokens)} tokens"
+            )
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def end(self) -> int:
-        """The position after the last token."""
+        """Return the position after the last token."""
         return self.start + len(self.tokens)

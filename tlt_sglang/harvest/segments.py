@@ -1,8 +1,8 @@
-"""The files of harvest logs: made, recognised as alive, and removed.
+"""The files of harvest logs: creation, liveness and removal.
 
-Whoever writes a log holds an exclusive `flock` on it, which ends with its process however that
-ends. Unlike a process id that tells the truth also between containers that share /dev/shm but not
-their processes, and it is never used again for another process.
+The writer of a log holds an exclusive `flock` on it, which ends with its process however that ends.
+Unlike a process id, a lock works between containers that share /dev/shm but not their processes,
+and is never reused by another process.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def create(folder: Path, size: int) -> tuple[Path, int]:
-    """A new file of `size` bytes that this process owns, with all its memory: path, descriptor.
+    """Create a file of `size` bytes, all allocated and locked; return path and descriptor.
 
-    Raises EnvironmentProblem, leaving nothing.
+    Raises EnvironmentProblem without leaving a file.
     """
     while True:
         path = folder / f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
@@ -36,7 +36,7 @@ def create(folder: Path, size: int) -> tuple[Path, int]:
             raise _problem(folder, size, error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file).st_nlink:  # else another's `remove_stale` came before the lock
+            if os.fstat(file).st_nlink:  # else another process removed it before the lock
                 os.posix_fallocate(file, 0, size)
                 return path, file
         except BaseException as error:
@@ -51,30 +51,32 @@ def create(folder: Path, size: int) -> tuple[Path, int]:
 def require_room(size: int, folder: Path = FOLDER) -> None:
     """Raise EnvironmentProblem if `folder` has no room for a log of `size` bytes now."""
     try:
-        there = os.statvfs(folder)
+        space = os.statvfs(folder)
     except OSError as error:
         raise _problem(folder, size, error) from error
-    if there.f_bavail * there.f_frsize < size:
+    if space.f_bavail * space.f_frsize < size:
         raise _problem(folder, size, OSError(errno.ENOSPC, ""))
 
 
 def open_to_read(path: Path) -> int:
-    """A descriptor of one of this user's files; raises EnvironmentProblem."""
+    """Open a file of this user; return its descriptor. Raises EnvironmentProblem."""
     try:
         file = os.open(path, _READ)
     except OSError as error:
         raise EnvironmentProblem(
             f"The harvest log {path} cannot be opened ({error.strerror}); is its engine running?"
         ) from error
-    found = os.fstat(file)
-    if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid():
+    info = os.fstat(file)
+    if stat.S_ISREG(info.st_mode) and info.st_uid == os.getuid():
         return file
     os.close(file)
-    raise EnvironmentProblem(f"{path} is no file of yours; name the harvest log of your engine.")
+    raise EnvironmentProblem(
+        f"{path} is not a regular file of this user; give the harvest log of your engine."
+    )
 
 
 def is_orphan(file: int) -> bool:
-    """Whether nobody writes this file any more."""
+    """Return whether no process writes this file any more."""
     if not _share(file):
         return False
     fcntl.flock(file, fcntl.LOCK_UN)
@@ -82,12 +84,12 @@ def is_orphan(file: int) -> bool:
 
 
 def remove_stale(folder: Path = FOLDER) -> list[Path]:
-    """Remove this user's logs that nobody writes any more; call where an engine starts."""
+    """Remove and return this user's logs that no process writes any more."""
     removed = []
     for path in folder.glob(PREFIX + "*"):
-        with contextlib.suppress(EnvironmentProblem):  # gone meanwhile, or another user's
+        with contextlib.suppress(EnvironmentProblem):  # removed meanwhile, or another user's
             file = open_to_read(path)
-            if _share(file):  # kept until the file is gone: see `create`
+            if _share(file):  # held until the file is removed: see `create`
                 path.unlink(missing_ok=True)
                 removed.append(path)
             os.close(file)
@@ -109,5 +111,5 @@ def _problem(folder: Path, size: int, error: OSError) -> EnvironmentProblem:
             "(docker: --shm-size), or set a smaller --tlt-harvest-gb."
         )
     return EnvironmentProblem(
-        f"No harvest log can be made in {folder} ({error.strerror}); make it writable."
+        f"A harvest log cannot be created in {folder} ({error.strerror}); make it writable."
     )

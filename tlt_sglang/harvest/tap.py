@@ -100,7 +100,7 @@ class Tap:
         if not self._pending:
             self._end([name for name, request in self._running.items() if request.finished()])
 
-    def forget(self) -> None:
+    def start_version(self) -> None:
         """The target's weights have changed: requests go on in sequences of their own."""
         self.version += 1
 

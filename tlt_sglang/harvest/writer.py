@@ -1,7 +1,7 @@
 """The writing end of a harvest log. Runs in the scheduler process of tensor-parallel rank 0.
 
-It never waits: it writes over the oldest records whether they were read or not, and what it does
-not take it counts. One thread writes.
+It never waits: it overwrites the oldest records whether they were read or not, and counts records
+that it drops. One thread writes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tlt_sglang.harvest.record import Record
 
 
 class Writer:
-    """Of one log; made by `create`."""
+    """The writer of one log; `create` makes it."""
 
     def __init__(self, path: Path, file: int, geometry: Geometry) -> None:
         self.path = path
         self.sampling = 1.0
-        """The fraction of requests that is taken; may be changed at any time."""
+        """Fraction of requests that is logged; may be changed at any time."""
         self.written = self.too_large = self.sampled_out = 0
-        """Records."""
+        """Numbers of records."""
         self._file, self._geometry = file, geometry
         # Populated: a page fault costs as much as the write, and there is one for every 4 kB.
         self._map = mmap.mmap(file, geometry.file_size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
@@ -38,7 +38,7 @@ class Writer:
         header = geometry.pack(os.getpid())
         self._map[8 : len(header)] = header[8:]
         fence()
-        self._map[:8] = header[:8]  # readers may come
+        self._map[:8] = header[:8]  # from here on readers accept the file
 
     @classmethod
     def create(
@@ -48,9 +48,9 @@ class Writer:
         feature_type: FeatureType,
         folder: Path = segments.FOLDER,
     ) -> Writer:
-        """A new log of at most `size` bytes, all of them allocated now.
+        """Create a log of at most `size` bytes, all of them allocated now.
 
-        Raises ConfigError if that is too little, EnvironmentProblem if there is no room.
+        Raises ConfigError if that is too small, EnvironmentProblem if there is no room.
         """
         try:
             geometry = Geometry.fit(size, feature_size, feature_type)
@@ -64,22 +64,22 @@ class Writer:
 
     @property
     def feature_size(self) -> int:
-        """Numbers a token."""
+        """Return the values per token."""
         return self._geometry.feature_size
 
     def wants(self, request: bytes) -> bool:
-        """Whether a request is among the sampled ones: depends on its key and `sampling` only."""
+        """Return whether a request is logged; depends only on its key and `sampling`."""
         return int.from_bytes(request[:4], "little") < self.sampling * 2**32
 
     @property
     def dropped(self) -> int:
-        """Records that were not written."""
+        """Return the number of records that were dropped."""
         return self.too_large + self.sampled_out
 
     def write(self, record: Record) -> bool:
-        """Append a record, over the oldest ones; False if it was dropped.
+        """Append a record, overwriting the oldest ones; return False if it was dropped.
 
-        Raises ValueError for features that are not of this log's size and type.
+        Raises ValueError for features of another size or type than the log's.
         """
         geometry, features = self._geometry, record.features
         if features.shape[1] != geometry.feature_size or features.dtype != geometry.numpy_type:
@@ -98,29 +98,33 @@ class Writer:
         return True
 
     def _append(self, record: Record, size: int) -> None:
-        ring, sequence = self._geometry.ring, self.written + 1
-        offset, left = self._end, ring - self._end % ring
-        if size > left:
-            offset += left  # a record lies in one piece
+        ring, seq = self._geometry.ring, self.written + 1
+        offset, room = self._end, ring - self._end % ring
+        if size > room:
+            offset += room  # a record is contiguous
+
+        # First invalidate what is about to be overwritten, for readers that copy it now.
         self._words[FLOOR] = max(0, offset + size - ring)
         fence()
-        self._index[sequence % self._geometry.slots] = offset
+
+        # Then write the record, and only then publish it.
+        self._index[seq % self._geometry.slots] = offset
         place = self._geometry.ring_start + offset % ring
         tokens = place + HEAD.size
         features = tokens + record.tokens.nbytes
         end = place + size
-        self._map[place:tokens] = layout.pack_head(record, sequence)
+        self._map[place:tokens] = layout.pack_head(record, seq)
         self._map[tokens:features] = record.tokens.tobytes()
         self._map[features : features + record.features.nbytes] = np.ascontiguousarray(
             record.features
         ).data
-        self._map[end - 8 : end] = sequence.to_bytes(8, "little")
+        self._map[end - 8 : end] = seq.to_bytes(8, "little")
         fence()
-        self._words[NEWEST] = sequence
-        self._end, self.written = offset + size, sequence
+        self._words[NEWEST] = seq
+        self._end, self.written = offset + size, seq
 
     def close(self) -> None:
-        """Remove the log; readers still get what is in it, then find that it has ended."""
+        """Remove the log; readers can still read the rest of it, then see that it has ended."""
         if self._map.closed:
             return
         self._words.release()

@@ -92,7 +92,7 @@ class Feed:
         """What could not be read, over all engines that are there."""
         return {
             "engines": len(self._sources),
-            "missed": sum(source.reader.missed for source in self._sources.values()),
+            "overwritten": sum(source.reader.overwritten for source in self._sources.values()),
             "torn": sum(source.reader.torn for source in self._sources.values()),
         }
 

@@ -86,7 +86,7 @@ class Gate:
     """Accept length of the version in use."""
     candidate: float
     passed: bool
-    rounds: int
+    verify_steps: int
 
 
 class Learner:
@@ -193,7 +193,7 @@ class Learner:
         if not sequences:
             return None
         passed = candidate.mean > running.mean * (1 + self.settings.margin)
-        return Gate(running.mean, candidate.mean, passed and _enough(running), running.rounds)
+        return Gate(running.mean, candidate.mean, passed and _enough(running), running.verify_steps)
 
     def published(self) -> None:
         """The candidate is the version in use now."""
@@ -261,4 +261,4 @@ def _copied(drafter: Drafter) -> Drafter:
 
 
 def _enough(found: AcceptLength) -> bool:
-    return found.rounds >= 32
+    return found.verify_steps >= 32

@@ -1,17 +1,18 @@
-"""Accept length without an engine: how far a drafter would have got along the target's own text.
+"""Accept length without an engine: how far drafts would get along the target's own responses.
 
-Exact for chains of most likely tokens. One is accepted if it is the token that the target chose, at
-temperature zero and above: SGLang accepts a lone draft d with probability p(d) and samples from the
-rest otherwise, which is the same as sampling from p and looking whether d came out. So the target's
+Exact for chains of most likely tokens. A draft is accepted if it is the token that the target
+chose, at temperature 0 and above: SGLang accepts a single draft d with probability p(d) and samples
+from the rest otherwise, which is the same as sampling from p and comparing with d. So the target's
 responses, greedy or sampled, are all that is needed.
 
-Chains that are sampled (`drafters.sampled`) get past a token x of the target's sampled text with
-probability min(1, q(x) / p(x)): over x ~ p that is sum(min(p, q)), what verification accepts. p is
-taken over the drafter's vocabulary, which makes the figure a percent or two low.
+A chain drafted by sampling from q accepts a token x of the target's sampled text with probability
+min(1, q(x) / p(x)); over x ~ p that is sum(min(p, q)), as in rejection sampling
+(`sampling.rejection`). p is restricted to the drafter's vocabulary, which makes the accept length a
+percent or two low.
 
 Trees are simulated along the text: a node is drafted if its cumulative probability is among the
-best `tokens` - 1 of those that the levels above it have brought up. Nodes off the text are not
-expanded further, so a tree's figure is an upper bound, a few percent high.
+best `tokens` - 1 of the levels above it. Nodes off the text are not expanded further, so a tree's
+accept length is an upper bound, a few percent high.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ from tlt_sglang.training.simulate import Frozen, Step, simulate
 
 @dataclass
 class AcceptLength:
-    """Tokens a verify step commits, over many of them."""
+    """Counts the tokens that verify steps commit."""
 
-    rounds: int = 0
+    verify_steps: int = 0
     committed: int = 0
     depth_hits: list[int] = field(default_factory=list)
-    """Rounds in which the draft at each depth was accepted."""
+    """Verify steps in which the draft at each depth was accepted."""
 
     @property
     def mean(self) -> float:
-        """Committed tokens a round, the target's own one among them; 1.0 without rounds."""
-        return self.committed / self.rounds if self.rounds else 1.0
+        """Return committed tokens per verify step, with the bonus token; 1.0 without any step."""
+        return self.committed / self.verify_steps if self.verify_steps else 1.0
 
     def join(self, other: AcceptLength) -> None:
-        """Take in the rounds of another."""
-        self.rounds += other.rounds
+        """Add the counts of `other`."""
+        self.verify_steps += other.verify_steps
         self.committed += other.committed
         self.depth_hits += [0] * (len(other.depth_hits) - len(self.depth_hits))
         for depth, hits in enumerate(other.depth_hits):
             self.depth_hits[depth] += hits
 
     def add(self, accepted: int) -> None:
-        """A round in which so many drafts were accepted."""
-        self.rounds += 1
+        """Count a verify step in which `accepted` drafts were accepted."""
+        self.verify_steps += 1
         self.committed += 1 + accepted
         while len(self.depth_hits) < accepted:
             self.depth_hits.append(0)
@@ -70,23 +71,24 @@ def accept_length(
     tokens: int | None = None,
     temperature: float = 0.0,
 ) -> AcceptLength:
-    """Of a chain of `steps` drafts, or of a tree with `topk` branches and `tokens` nodes.
+    """Measure a chain of `steps` drafts, or a tree with `topk` branches and `tokens` nodes.
 
-    With a `temperature`: of chains that are sampled, on text that the target sampled at it.
+    With a `temperature` the drafts of a chain are sampled, and `sequences` have to be responses that
+    the target sampled at it.
     """
     drafter.eval()
-    found = AcceptLength()
-    chance = torch.Generator().manual_seed(0)
+    length = AcceptLength()
+    rng = torch.Generator().manual_seed(0)
     for sequence in sequences:
         batch = Batch.of([sequence]).to(frozen.head.device)
         accepted: Callable[[Step], Tensor]
         if temperature > 0:
-            accepted = _Drawn(frozen, batch, temperature, chance)
+            accepted = _Sampled(frozen, batch, temperature, rng)
         else:
             accepted = _Likeliest(batch, topk, tokens or steps + 1)
         reached = _reached(drafter, frozen, batch, steps, accepted)
-        _walk(found, reached.tolist(), sequence.response_start, len(sequence), steps)
-    return found
+        _walk(length, reached.tolist(), sequence.response_start, len(sequence), steps)
+    return length
 
 
 def _reached(
@@ -96,7 +98,7 @@ def _reached(
     steps: int,
     accepted: Callable[[Step], Tensor],
 ) -> Tensor:
-    """[T]: drafts accepted, one after the other, from each index; `accepted` tells of a step."""
+    """Return the drafts accepted in a row from each index [T]; `accepted` judges one step."""
     alive = torch.ones(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
     reached = torch.zeros(len(batch.ids), dtype=torch.int64, device=batch.ids.device)
     for step in simulate(drafter, frozen, batch, steps):
@@ -106,7 +108,7 @@ def _reached(
 
 
 class _Likeliest:
-    """Whether the text's token is among a step's most likely drafts, and its node in the tree."""
+    """Accepts where the text's token is one of a step's likeliest drafts and in the tree."""
 
     def __init__(self, batch: Batch, topk: int, tokens: int) -> None:
         self._topk, self._tokens = topk, tokens
@@ -122,17 +124,17 @@ class _Likeliest:
         self._rivals.append(self._path.unsqueeze(-1) + best.values)
         rank = hit.float().argmax(-1, keepdim=True)
         self._path = self._rivals[-1].gather(-1, rank).squeeze(-1)
-        ahead = (torch.cat(self._rivals, dim=-1) > self._path.unsqueeze(-1)).sum(-1)
-        return hit.any(-1) & (ahead < self._tokens - 1)
+        better = (torch.cat(self._rivals, dim=-1) > self._path.unsqueeze(-1)).sum(-1)
+        return hit.any(-1) & (better < self._tokens - 1)
 
 
-class _Drawn:
-    """Whether a draft that is drawn gets past the text's token, by the throw of a coin."""
+class _Sampled:
+    """Accepts a sampled draft with the probability of rejection sampling."""
 
     def __init__(
-        self, frozen: Frozen, batch: Batch, temperature: float, chance: torch.Generator
+        self, frozen: Frozen, batch: Batch, temperature: float, rng: torch.Generator
     ) -> None:
-        self._temperature, self._chance = temperature, chance
+        self._temperature, self._rng = temperature, rng
         logits = nn.functional.linear(batch.last, frozen.target_head)
         self._target = self._scores(logits)
 
@@ -140,7 +142,7 @@ class _Drawn:
         label = step.labels.clamp_min(0).unsqueeze(-1)
         drafted = self._scores(step.logits).gather(-1, label)
         ratio = (drafted - self._target[step.source].gather(-1, label)).squeeze(-1).exp()
-        coins = torch.rand(len(ratio), generator=self._chance).to(ratio.device)
+        coins = torch.rand(len(ratio), generator=self._rng).to(ratio.device)
         return (coins < ratio) & (step.labels >= 0)
 
     def _scores(self, logits: Tensor) -> Tensor:
@@ -148,28 +150,28 @@ class _Drawn:
 
 
 def _walk(
-    found: AcceptLength, reached: Sequence[int], prompt: int, length: int, steps: int
+    counts: AcceptLength, reached: Sequence[int], prompt: int, length: int, steps: int
 ) -> None:
-    """Rounds as an engine makes them: each begins where the one before ended.
+    """Count verify steps as an engine takes them: each starts where the previous one ended.
 
-    The prefill commits the first token of the response, at `prompt`; a round that begins with the
-    last committed token at c drafts from index c - 1. Rounds that the text ends are left out, but
-    for one that accepts all there is.
+    The prefill commits the first token of the response, at `prompt`; a verify step whose last
+    committed token is at c drafts from index c - 1. A step that the end of the text cuts short is
+    left out, unless all of its drafts are accepted.
     """
     last = prompt
     while last + 1 < length:
-        left = length - 1 - last
-        accepted = min(reached[last - 1], left)
-        if accepted == left < steps:
+        rest = length - 1 - last
+        accepted = min(reached[last - 1], rest)
+        if accepted == rest < steps:
             return
-        found.add(accepted)
+        counts.add(accepted)
         last += 1 + accepted
 
 
 def by_kind(
     sequences: Sequence[TokenSequence[Tensor]], kinds: Sequence[str], most: int
 ) -> dict[str, list[TokenSequence[Tensor]]]:
-    """At most `most` sequences of each kind."""
+    """Return at most `most` sequences of each kind."""
     groups: dict[str, list[TokenSequence[Tensor]]] = {}
     for i, kind in enumerate(kinds):
         group = groups.setdefault(kind, [])

@@ -1,7 +1,7 @@
-"""What a drafter's checkpoint holds: what is trained of it, and what it was made for.
+"""Descriptions of a drafter's checkpoint: its trained weights, and the target it is made for.
 
-The engine and the sidecar both look at the same folder and come to the same description, so that a
-published version fits or is refused. Reads config.json and the header of model.safetensors.
+The engine and the sidecar describe the same folder independently and come to the same result, so
+that a published version fits or is refused. Reads config.json and the header of model.safetensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LAYER = "layers.0."
 
 
 def trained(name: str) -> str | None:
-    """The name of a checkpoint's tensor as it is published; None for what is never trained."""
+    """Return the published name of a checkpoint's tensor; None for one that is never trained."""
     name = name.removeprefix("model.")
     if name in ("lm_head.weight", "embed_tokens.weight", "d2t", "t2d"):
         return None
@@ -33,12 +33,12 @@ def trained(name: str) -> str | None:
 
 
 def load(folder: Path) -> dict[str, Tensor]:
-    """What is trained of a checkpoint, by published name. Raises ConfigError."""
+    """Load the trained weights of a checkpoint, by published name. Raises ConfigError."""
     return _trained(_tensors(folder))
 
 
 def draft_ids(folder: Path, vocab_size: int) -> Tensor:
-    """[D] int64: the target's id of each of the drafter's tokens. Raises ConfigError."""
+    """Return the target's id of each of the drafter's tokens, [D] int64. Raises ConfigError."""
     return _draft_ids(_tensors(folder), vocab_size)
 
 
@@ -53,22 +53,22 @@ def _trained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _draft_ids(tensors: Mapping[str, Tensor], vocab_size: int) -> Tensor:
     import torch
 
-    ahead = tensors.get("d2t")
-    if ahead is None:
+    offsets = tensors.get("d2t")
+    if offsets is None:
         return torch.arange(vocab_size)
-    return ahead.long() + torch.arange(len(ahead))
+    return offsets.long() + torch.arange(len(offsets))
 
 
 def expected(folder: Path, target: Mapping[str, Any], dtype: str) -> Expected:
-    """Of the drafter in `folder`, which runs in `dtype` (F32, BF16, F16), for a target's config.
+    """Describe the drafter in `folder`, running in `dtype` (F32, BF16, F16), for a target's config.
 
-    Raises ConfigError where the folder holds none that can be swapped.
+    Raises ConfigError where the folder holds no drafter that can be swapped.
     """
     config = checkpoint.read_config(str(folder), "drafter")
     if config is None:
         raise ConfigError(
-            f"The drafter {folder} is no folder, so its weights cannot be swapped; give "
-            "--speculative-draft-model-path a local checkpoint, or leave --tlt-store out."
+            f"The drafter {folder} is not a local folder, so its weights cannot be swapped; set "
+            "--speculative-draft-model-path to a local checkpoint, or leave --tlt-store out."
         )
     tensors = _tensors(folder)
     ids = _draft_ids(tensors, target["vocab_size"])
@@ -92,24 +92,24 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         return load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"The drafter {folder} has no {WEIGHTS} that can be read, so its weights cannot be "
-            "swapped; give a checkpoint with one, or leave --tlt-store out."
+            f"The drafter {folder} has no readable {WEIGHTS}, so its weights cannot be swapped; "
+            "use a checkpoint with one, or leave --tlt-store out."
         ) from error
 
 
 def target_config(path: str) -> dict[str, Any]:
-    """The language model's part of a local target's config.json. Raises ConfigError."""
+    """Return the language model's part of a local target's config.json. Raises ConfigError."""
     config = checkpoint.read_config(path, "model")
     if config is None:
         raise ConfigError(
-            f"The target {path} is no folder; download it and give --model the folder, or leave "
-            "--tlt-store out."
+            f"The target {path} is not a local folder; download it and set --model to its folder, "
+            "or leave --tlt-store out."
         )
     return checkpoint.text_part(config)
 
 
 def target_tensor(path: str, name: str) -> Tensor | None:
-    """One tensor of a local checkpoint, in its own dtype; None where there is none of the name."""
+    """Return a tensor of a local checkpoint in its own dtype; None where it has no such name."""
     from safetensors import safe_open
 
     folder = Path(path)
@@ -121,12 +121,13 @@ def target_tensor(path: str, name: str) -> Tensor | None:
             return None
         file = folder / where
     with safe_open(file, "pt") as stored:
-        found: Tensor | None = stored.get_tensor(name) if name in stored.keys() else None  # noqa: SIM118
-    return found
+        exists = name in stored.keys()  # noqa: SIM118
+        tensor: Tensor | None = stored.get_tensor(name) if exists else None
+    return tensor
 
 
 def layer(path: str, number: int) -> dict[str, Tensor]:
-    """The tensors of one layer of a local checkpoint, named as within the layer."""
+    """Return the tensors of one layer of a local checkpoint, named as within the layer."""
     from safetensors import safe_open
 
     folder, prefix = Path(path), f"model.layers.{number}."
@@ -135,19 +136,25 @@ def layer(path: str, number: int) -> dict[str, Tensor]:
     if index.exists():
         where: dict[str, str] = json.loads(index.read_text())["weight_map"]
         names = {file for name, file in where.items() if name.startswith(prefix)}
-    found = {}
+    tensors = {}
     for file in sorted(names):
         with safe_open(folder / file, "pt") as stored:
             for name in stored.keys():  # noqa: SIM118
                 if name.startswith(prefix):
-                    found[name.removeprefix(prefix)] = stored.get_tensor(name)
-    return found
+                    tensors[name.removeprefix(prefix)] = stored.get_tensor(name)
+    return tensors
 
 
 def embedding_and_head(path: str) -> tuple[Tensor, Tensor]:
-    """Of a local target, each [V, N]; one tensor where they are tied. Raises ConfigError."""
+    """Return a local target's embedding and head, each [V, N]; one tensor where they are tied.
+
+    Raises ConfigError.
+    """
     embedding = target_tensor(path, "model.embed_tokens.weight")
     if embedding is None:
-        raise ConfigError(f"The target {path} has no embedding that a drafter could share.")
+        raise ConfigError(
+            f"The target {path} has no model.embed_tokens.weight, which a drafter shares; use a "
+            "target with Llama's names."
+        )
     head = target_tensor(path, "lm_head.weight")
     return embedding, embedding if head is None else head

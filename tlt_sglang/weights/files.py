@@ -1,4 +1,4 @@
-"""Files of a store: written to last, named after the process that made them, errors in words."""
+"""Files of a store: durable, named after the process that made them, with errors as sentences."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from tlt_sglang.errors import EnvironmentProblem
 
 OLD_SECONDS = 3600.0
-"""Nobody needs so long to write a version."""
+"""Age from which an unfinished version is taken for abandoned."""
 _OWNER = re.compile(r"@(?P<pid>\d+)@(?P<host>[^@]*)$")
 
 
 def owned(name: str) -> str:
-    """`name` with this process in it."""
+    """Return `name` with this process's id and host appended."""
     return f"{name}@{os.getpid()}@{os.uname().nodename}"
 
 
-def gone(path: Path) -> bool:
-    """Whether the process that made `path` has ended; one on another machine counts as alive."""
+def is_orphan(path: Path) -> bool:
+    """Return whether the process that made `path` has ended; on another host it counts as alive."""
     owner = _OWNER.search(path.name)
     if owner is None or owner["host"] != os.uname().nodename:
         return False
@@ -33,8 +33,8 @@ def gone(path: Path) -> bool:
     return state in "ZX"  # killed, and not waited for yet
 
 
-def old(path: Path) -> bool:
-    """Whether `path` has not changed for OLD_SECONDS."""
+def is_old(path: Path) -> bool:
+    """Return whether `path` has not changed for OLD_SECONDS."""
     try:
         return time.time() - path.stat().st_mtime > OLD_SECONDS
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def old(path: Path) -> bool:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write and sync."""
+    """Write a file and sync it to disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -50,7 +50,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Make the names in `folder` last."""
+    """Sync the names in `folder` to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -59,7 +59,7 @@ def sync(folder: Path) -> None:
 
 
 def check(root: Path) -> None:
-    """Make `root`; raises EnvironmentProblem if it cannot be written to."""
+    """Create `root`. Raises EnvironmentProblem if it cannot be written to."""
     with usable(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = root / owned(".probe")
@@ -69,11 +69,11 @@ def check(root: Path) -> None:
 
 @contextlib.contextmanager
 def usable(root: Path) -> Iterator[None]:
-    """Raise EnvironmentProblem in the place of OSError."""
+    """Raise EnvironmentProblem instead of OSError within the context."""
     try:
         yield
     except OSError as error:
         raise EnvironmentProblem(
             f"The drafter store {root} cannot be used ({error.strerror}); make room there or "
-            "choose another folder: the versions in it are whole."
+            "choose another folder. The versions in it are intact."
         ) from error

@@ -1,6 +1,6 @@
-"""What a published version says of itself, and what is wrong with one that must not be used.
+"""The manifest of a published version, and an error for each reason not to use one.
 
-JSON, read without torch. Format 1; another format is refused.
+JSON, read without torch. Format 1; other formats are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BadVersion(TltError):
 
 
 class NoVersion(BadVersion):
-    """There is no such version, or no longer."""
+    """The version does not exist, or no longer."""
 
 
 class NoManifest(BadVersion):
@@ -32,27 +32,27 @@ class NoManifest(BadVersion):
 
 
 class BadManifest(BadVersion):
-    """Its manifest or its notes cannot be read, or say what is not so."""
+    """Its manifest or its notes cannot be read, or contradict its weights."""
 
 
 class Truncated(BadVersion):
-    """Its weights are shorter or longer than they were, or missing."""
+    """Its weights are missing, or shorter or longer than published."""
 
 
 class Damaged(BadVersion):
-    """Its weights are not those that were published."""
+    """Its weights differ from those that were published."""
 
 
 class NotFinite(BadVersion):
-    """Its weights hold NaN or infinity, in the dtype that they are used in."""
+    """Its weights contain NaN or infinity in the dtype in which they are used."""
 
 
 class WrongNames(BadVersion):
-    """Its weights have other names than the drafter's."""
+    """The names of its weights are not the drafter's."""
 
 
 class WrongShape(BadVersion):
-    """One of its weights has another shape or kind than the drafter's."""
+    """A weight differs from the drafter's in shape or kind."""
 
 
 class WrongTarget(BadVersion):
@@ -68,10 +68,10 @@ class Base:
     draft_vocab_size: int
     layers: int
     name: str = ""
-    """Whatever else tells targets apart; compared where both sides have one."""
+    """An additional identifier of the target; compared where both sides have one."""
 
     def differs(self, other: Base) -> str:
-        """The first field that differs, or ""."""
+        """Return the first field that differs with both values, or ""."""
         for field in fields(self):
             one, two = getattr(self, field.name), getattr(other, field.name)
             if one != two and (field.name != "name" or (one and two)):
@@ -88,11 +88,11 @@ class Spec:
 
     @property
     def floating(self) -> bool:
-        """Whether it can be cast to any other floating dtype."""
+        """Return whether the dtype can be cast to any other floating dtype."""
         return self.dtype in ("F64", "F32", "BF16", "F16")
 
     def fits(self, other: Spec) -> bool:
-        """Same shape, and the same dtype unless both are floating."""
+        """Return whether the shapes are equal, and the dtypes unless both are floating."""
         return self.shape == other.shape and (
             self.dtype == other.dtype or (self.floating and other.floating)
         )
@@ -103,50 +103,52 @@ class Spec:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the drafter that runs can take over."""
+    """The weights that the running drafter can take over."""
 
     architecture: str
     base: Base
     tensors: Mapping[str, Spec]
-    """By name; the dtypes are those that it runs in."""
+    """Spec of each weight by name, with the dtype that it runs in."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Of one version."""
+    """The manifest of one version."""
 
     version: int
     sha256: str
-    """Of weights.safetensors."""
+    """Digest of weights.safetensors."""
     size: int
-    """Its bytes."""
+    """Bytes of weights.safetensors."""
     architecture: str
     """`eagle` or `eagle3`."""
     base: Base
     tensors: Mapping[str, Spec]
     parent: int | None
-    """The version that training went on from."""
+    """The version that training continued from."""
     gate: Mapping[str, Any]
-    """The figures that it was published for."""
+    """The figures of the gate that it passed."""
     made_by: str
 
     def to_json(self) -> str:
-        """As it is stored."""
+        """Return it as it is stored."""
         return json.dumps({"format": FORMAT} | asdict(self), indent=1, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(version: int, text: bytes) -> Manifest:
-        """Raises BadManifest."""
+        """Parse a stored manifest. Raises BadManifest."""
         try:
-            found = json.loads(text)
-            if found.pop("format") != FORMAT:
-                raise BadManifest(version, "its manifest has another format", "publish with this")
-            found["base"] = Base(**found["base"])
-            found["tensors"] = {
+            values = json.loads(text)
+            if values.pop("format") != FORMAT:
+                raise BadManifest(
+                    version, "its manifest has another format", "publish it with this"
+                )
+            values["base"] = Base(**values["base"])
+            values["tensors"] = {
                 name: Spec(spec["dtype"], tuple(spec["shape"]))
-                for name, spec in found["tensors"].items()
+                for name, spec in values["tensors"].items()
             }
-            manifest = Manifest(**found)
+            manifest = Manifest(**values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise BadManifest(version, "its manifest cannot be read") from error
         if manifest.version != version:
@@ -154,8 +156,8 @@ class Manifest:
         return manifest
 
     def check(self, expected: Expected) -> None:
-        """Raise WrongTarget, WrongNames or WrongShape unless it says that it fits."""
-        remedy = "publish one that is made for this"
+        """Raise WrongTarget, WrongNames or WrongShape unless the version fits `expected`."""
+        remedy = "publish one that is made for this target and drafter"
         if self.architecture != expected.architecture:
             reason = f"it is an {self.architecture} drafter, not {expected.architecture}"
             raise WrongTarget(self.version, reason, remedy)

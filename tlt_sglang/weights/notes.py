@@ -1,4 +1,4 @@
-"""What engines have to say of a version: `notes.json` beside its manifest, newest last."""
+"""Notes of engines on a version: `notes.json` beside its manifest, newest last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ NOTES = "notes.json"
 
 
 def add(folder: Path, version: int, text: str, figures: Mapping[str, Any], rejected: bool) -> None:
-    """Add one; several engines may at once. Raises OSError, NoVersion, or BadManifest."""
+    """Add a note; several engines may do so at once.
+
+    Raises OSError, NoVersion, or BadManifest.
+    """
     new = {"text": text, "figures": dict(figures), "rejected": rejected}
     try:
         lock = (folder / ".lock").open("w")
@@ -33,7 +36,7 @@ def add(folder: Path, version: int, text: str, figures: Mapping[str, Any], rejec
 
 
 def read(folder: Path, version: int) -> list[dict[str, Any]]:
-    """As they were added; raises BadManifest."""
+    """Return the notes in the order in which they were added. Raises BadManifest."""
     try:
         notes = json.loads((folder / NOTES).read_bytes())
     except FileNotFoundError:
@@ -46,7 +49,7 @@ def read(folder: Path, version: int) -> list[dict[str, Any]]:
 
 
 def rejected(folder: Path, version: int) -> bool:
-    """Whether a note says so, or they cannot be read."""
+    """Return whether a note rejects the version, or the notes cannot be read."""
     try:
         return any(note.get("rejected") for note in read(folder, version))
     except BadVersion:

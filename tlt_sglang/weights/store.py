@@ -1,14 +1,14 @@
 """A directory of published drafter versions, `v000042/` each, that appear whole or not at all.
 
-    weights.safetensors     what is trained
-    manifest.json           what it is, its checksum, why it was published (see `manifest`)
-    notes.json              what engines have to say of it (see `notes`)
-    pinned, used@PID@HOST   it is kept, however old
+    weights.safetensors     the trained weights
+    manifest.json           their description, checksum and gate (see `manifest`)
+    notes.json              notes of engines (see `notes`)
+    pinned, used@PID@HOST   marks that keep the version, however old
 
 The sidecar publishes; engines load and note. A version is written into a temporary folder, synced
 and renamed; it takes the number after the newest, and the next one where another publisher was
-faster. A killed process leaves a temporary folder at most, which the next publisher removes. All of
-it is readable by its owner only. Knows nothing of SGLang; imports torch to publish and load only.
+faster. A killed process leaves at most a temporary folder, which the next publisher removes. Only
+the owner can read the files. Independent of SGLang; imports torch only to publish and load.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class Store:
-    """The versions in `root`; the newest `keep` of them stay when another is published."""
+    """The versions in `root`; publishing removes all but the newest `keep` of them."""
 
     def __init__(self, root: Path, keep: int = KEEP) -> None:
         if keep < 1:
-            raise ValueError("a store keeps at least one version")
+            raise ValueError(f"keep must be at least 1, not {keep}")
         self.root, self.keep = root, keep
 
     # -- the sidecar ---------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class Store:
         gate: Mapping[str, Any] | None = None,
         made_by: str = "",
     ) -> int:
-        """The number of the new version. Raises EnvironmentProblem; then there is none."""
+        """Publish a version and return its number. Raises EnvironmentProblem without publishing."""
         data = tensors.to_bytes(weights)
         manifest = Manifest(
             0,
@@ -107,10 +107,10 @@ class Store:
         return version
 
     def _prune(self) -> None:
-        """Remove old versions; what cannot be removed now is left to the next publisher."""
+        """Remove old versions; one that cannot be removed now is left to the next publisher."""
         for version in self.versions()[: -self.keep]:
             path = self.path(version)
-            if (path / PINNED).exists() or not all(map(files.gone, path.glob(f"{USED}@*"))):
+            if (path / PINNED).exists() or not all(map(files.is_orphan, path.glob(f"{USED}@*"))):
                 continue
             # Renamed first, so that a reader sees all of a version or none of it.
             grave = self.root / files.owned(f"{_TEMPORARY}{path.name}")
@@ -119,15 +119,15 @@ class Store:
                 shutil.rmtree(grave)
 
     def _clean(self) -> None:
-        """Remove what killed publishers have left."""
+        """Remove the temporary folders of killed publishers."""
         for path in self.root.glob(f"{_TEMPORARY}*"):
-            if files.gone(path) or files.old(path):
+            if files.is_orphan(path) or files.is_old(path):
                 shutil.rmtree(path, ignore_errors=True)
 
     # -- the engine ----------------------------------------------------------------------------
 
     def versions(self) -> list[int]:
-        """All that are there, the newest last."""
+        """Return all versions, the newest last."""
         with files.usable(self.root):
             try:
                 names = os.listdir(self.root)
@@ -136,12 +136,12 @@ class Store:
         return sorted(int(match[1]) for name in names if (match := _VERSION.fullmatch(name)))
 
     def latest(self, but: Container[int] = ()) -> int | None:
-        """The newest version that nobody has rejected, `but` for these."""
+        """Return the newest version that nobody has rejected and that is not in `but`."""
         newest = (v for v in reversed(self.versions()) if v not in but and not self.rejected(v))
         return next(newest, None)
 
     def manifest(self, version: int) -> Manifest:
-        """Raises a BadVersion."""
+        """Return the manifest of a version. Raises a BadVersion."""
         try:
             text = (self.path(version) / MANIFEST).read_bytes()
         except OSError as error:
@@ -151,10 +151,10 @@ class Store:
         return Manifest.from_json(version, text)
 
     def load(self, version: int, expected: Expected) -> dict[str, Tensor]:
-        """The weights in the dtypes of `expected`, on the CPU; raises a BadVersion.
+        """Return the weights in the dtypes of `expected`, on the CPU. Raises a BadVersion.
 
-        What is returned was verified: the very bytes that were published, as the manifest says
-        they are, of the right target, names and shapes; and all numbers are finite.
+        They are verified: the very bytes that were published, consistent with the manifest, for
+        this target, with the expected names and shapes; and all values are finite.
         """
         manifest = self.manifest(version)
         try:
@@ -171,19 +171,19 @@ class Store:
         *,
         rejected: bool = False,
     ) -> None:
-        """Add to the notes of a version; `rejected`: it is not to be used again.
+        """Add a note to a version; with `rejected` it is not used again.
 
-        Raises a BadVersion where it is gone or its notes are damaged, or EnvironmentProblem.
+        Raises EnvironmentProblem, or a BadVersion where it is missing or its notes are damaged.
         """
         with files.usable(self.root):
             notes.add(self.path(version), version, text, figures or {}, rejected)
 
     def notes(self, version: int) -> list[dict[str, Any]]:
-        """`text`, `figures` and `rejected` of each, in order; raises BadManifest."""
+        """Return `text`, `figures` and `rejected` of each note, in order. Raises BadManifest."""
         return notes.read(self.path(version), version)
 
     def rejected(self, version: int) -> bool:
-        """Whether a note says so, or notes cannot be read."""
+        """Return whether a note rejects the version, or its notes cannot be read."""
         return notes.rejected(self.path(version), version)
 
     # -- what is kept --------------------------------------------------------------------------
@@ -193,13 +193,13 @@ class Store:
         self._mark(version, PINNED, pinned)
 
     def use(self, version: int, used: bool = True) -> None:
-        """Keep `version` while this process lives, or until it says so. Raises NoVersion."""
+        """Keep `version` while this process lives, or until `used` is False. Raises NoVersion."""
         self._mark(version, files.owned(USED), used)
 
-    def _mark(self, version: int, name: str, there: bool) -> None:
+    def _mark(self, version: int, name: str, present: bool) -> None:
         mark = self.path(version) / name
         with files.usable(self.root):
-            if not there:
+            if not present:
                 mark.unlink(missing_ok=True)
                 return
             try:
@@ -208,5 +208,5 @@ class Store:
                 raise NoVersion(version, f"{mark.parent} does not exist") from error
 
     def path(self, version: int) -> Path:
-        """The folder of a version."""
+        """Return the folder of a version."""
         return self.root / f"v{version:06d}"

@@ -1,13 +1,13 @@
-"""Hot swap: versions of the store into the drafter that runs, between two decode steps.
+"""Hot swap: versions of the store into the running drafter, between two decode steps.
 
-A thread looks for a version that is wanted, loads and verifies it, and stages it on the device; the
-main thread copies it into the weights' own storage, through SGLang's loader, so that graphs, tensor
+A thread watches the store, loads and verifies the version to use, and stages it on the device. The
+main thread copies it into the weights' own storage through SGLang's loader, so that graphs, tensor
 parallel shards and fused matrices stay as they are. Nothing else of the drafter is written: its
 embedding and head are the target's.
 
-Which version is wanted: one that was pinned, else the newest that nobody has rejected. So a roll
-back is a rejection. After each swap a guard watches the accept length (`weights.guard`); where it
-fell, the weights from before, which are kept, are put back at once.
+The version to use is the pinned one, else the newest that nobody has rejected; so a rollback is a
+rejection. After each swap a guard watches the accept length (`weights.guard`). Where it fell, the
+previous weights, which are kept in memory, are copied back at once.
 
 Runs in the scheduler process, on every tensor-parallel rank; the first one decides.
 """
@@ -41,26 +41,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
-"""Between two looks at the store."""
+"""Time between two looks at the store."""
 AGREE_STEPS = 16
 """Decode steps after which ranks agree on a version to swap in."""
 
 Weights = Mapping[str, "Tensor"]
 
 _BROKEN = (BadManifest, Damaged, NotFinite, Truncated)
-"""What is wrong for every engine, and not just for this one."""
+"""Reasons that hold for every engine, so that the version is rejected in the store."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A version that can be copied in."""
+    """A version that is ready to be copied in."""
 
     version: int
     weights: Weights
 
 
 class Swap:
-    """Of one engine. `start`: the weights that it began with, which are version 0."""
+    """The hot swap of one engine. `start` are the weights it started with, which are version 0."""
 
     def __init__(
         self,
@@ -74,16 +74,16 @@ class Swap:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`copy_in` writes weights into the drafter; `stage` brings them to its device; `agree`
-        takes this rank's choice and gives back the first one's, where there are several ranks."""
+        takes this rank's choice and returns the first rank's, where there are several."""
         self.version = 0
         self.pinned: int | None = None
         self.swaps: list[tuple[int, float]] = []
-        """Version and seconds of the last ones."""
+        """Version and seconds of the most recent swaps."""
         self.rolled_back = 0
         self.refused: dict[int, str] = {}
-        """Why versions were not used."""
+        """Reasons why versions were not used."""
         self._store, self._expected = store, expected
-        self._held: dict[int, Weights] = {0: start}  # of this version and the one before
+        self._held: dict[int, Weights] = {0: start}  # the start, this version and the previous
         self._copy_in, self._stage, self._agree, self._clock = copy_in, stage, agree, clock
         self._before = 0
         self._staged: Staged | None = None
@@ -97,12 +97,12 @@ class Swap:
     # -- the thread ------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Look at the store from now on."""
+        """Start watching the store."""
         self._thread = threading.Thread(target=self._watch, name="tlt-swap", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """Stop looking."""
+        """Stop watching the store."""
         self._stop.set()
         self._look_now.set()
         if self._thread is not None:
@@ -112,28 +112,28 @@ class Swap:
         while not self._stop.is_set():
             try:
                 self.look()
-            except Exception:  # the engine goes on with the drafter that it has
-                logger.exception("The drafter store %s could not be looked at", self._store.root)
+            except Exception:  # the engine continues with the drafter that it has
+                logger.exception("The drafter store %s cannot be read", self._store.root)
             self._look_now.wait(LOOK_SECONDS)
             self._look_now.clear()
 
     def look(self) -> None:
-        """Stage the version that is wanted, if it is not in use."""
-        wanted = self.wanted()
-        if wanted == self.version or wanted in self.refused:
+        """Stage the version to use, if it is not in use already."""
+        version = self.version_to_use()
+        if version == self.version or version in self.refused:
             return
-        if self._staged is None or self._staged.version != wanted:
-            weights = self._loaded(wanted)
+        if self._staged is None or self._staged.version != version:
+            weights = self._load(version)
             if weights is not None:
-                self._staged = Staged(wanted, weights)
+                self._staged = Staged(version, weights)
 
-    def wanted(self) -> int:
-        """The version to use; 0 is what the engine began with."""
+    def version_to_use(self) -> int:
+        """Return the version to use; 0 stands for the weights that the engine started with."""
         if self.pinned is not None:
             return self.pinned
         return self._store.latest(but=self.refused) or 0
 
-    def _loaded(self, version: int) -> Weights | None:
+    def _load(self, version: int) -> Weights | None:
         if version in self._held:
             return self._stage(self._held[version])
         try:
@@ -143,19 +143,22 @@ class Swap:
             self.refused[version] = str(error)
             logger.warning("%s", error)
             if isinstance(error, _BROKEN):
-                with _warned():
+                with _warn():
                     self._store.note(version, str(error), rejected=True)
             return None
 
     # -- the main thread -------------------------------------------------------------------------
 
     @property
-    def alone(self) -> bool:
-        """Whether there is one rank, which may swap whenever it likes."""
+    def is_single_rank(self) -> bool:
+        """Return whether there is only one rank, which may swap at any time."""
         return self._agree is None
 
-    def between_steps(self) -> bool:
-        """Swap if a version waits; whether one was swapped in."""
+    def swap_in(self) -> bool:
+        """Swap in the staged version; return whether there was one.
+
+        Every rank has to call it once a step, as they agree on the version every AGREE_STEPS.
+        """
         if self._agree is None:
             staged = self._staged
         else:
@@ -167,7 +170,7 @@ class Swap:
             if version < 0 or version == self.version:
                 return False
             if ready is None or ready.version != version:
-                weights = self._loaded(version)  # this rank is late: it has to wait for the file
+                weights = self._load(version)  # this rank is late, and waits for the file
                 if weights is None:
                     raise TltError(
                         f"Drafter version {version} was read by one rank and not by another; "
@@ -192,12 +195,12 @@ class Swap:
         self.swaps = [*self.swaps[-63:], (staged.version, seconds)]
         self._guard = Guard(self._baseline)
         if before:
-            with _warned():
+            with _warn():
                 self._store.use(before, used=False)
         logger.info("Drafter version %d is in use (%.1f ms)", staged.version, 1000 * seconds)
 
     def observe(self, requests: Sequence[str], accepted: Sequence[int], strategy: str) -> None:
-        """Drafts accepted of each request in a round of a learned strategy."""
+        """Add the accepted drafts of each request in a verify step with the drafter's strategy."""
         guard = self._guard
         if guard is None:
             for request, count in zip(requests, accepted, strict=True):
@@ -221,7 +224,7 @@ class Swap:
             self._before,
         )
         self.refused[bad] = "rolled back: it accepts fewer drafts than the version before"
-        with _warned():
+        with _warn():
             self._store.note(bad, "rolled back by an engine", figures, rejected=True)
         if self.pinned == bad:
             self.pinned = None
@@ -233,29 +236,29 @@ class Swap:
         self._look_now.set()
 
     def target_changed(self) -> None:
-        """No drafter does as it did before."""
+        """Drop the baseline, as no drafter does as well under another target."""
         self._baseline, self._guard = Baseline(), None
 
     # -- by hand ---------------------------------------------------------------------------------
 
     def pin(self, version: int | None) -> None:
-        """Use this version until another is pinned; None: the newest again."""
+        """Use this version until another is pinned; with None, follow the newest again."""
         self.pinned = version
         if version is not None:
             self.refused.pop(version, None)
         self._look_now.set()
 
     def reject(self) -> None:
-        """Go back from the version in use, for good; nothing where that is what it began with."""
+        """Reject the version in use for good; does nothing for version 0."""
         if self.version:
             self.refused[self.version] = "rejected by hand"
-            with _warned():
+            with _warn():
                 self._store.note(self.version, "rejected by hand", rejected=True)
             self.pinned = None
         self._look_now.set()
 
     def status(self) -> dict[str, Any]:
-        """For `GET /tlt/status`."""
+        """Return the part of `GET /tlt/status` on swaps."""
         return {
             "version": self.version,
             "pinned": self.pinned,
@@ -267,8 +270,8 @@ class Swap:
 
 
 @contextlib.contextmanager
-def _warned() -> Iterator[None]:
-    """A store that cannot be written to is no reason to stop."""
+def _warn() -> Iterator[None]:
+    """Warn of a store that cannot be written to, and continue."""
     try:
         yield
     except TltError as error:

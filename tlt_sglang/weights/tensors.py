@@ -1,4 +1,4 @@
-"""Weights as bytes and back, checked against what a manifest says. Imports torch when used."""
+"""Conversion of weights to bytes and back, with all checks. Imports torch when it is used."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _NAMES = {f"torch.{name}": short for short, name in DTYPES.items()}
 
 
 def specs(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
-    """Shape and dtype of each."""
+    """Return the shape and dtype of each tensor."""
     return {n: Spec(_NAMES[str(t.dtype)], tuple(t.shape)) for n, t in tensors.items()}
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file. Tensors may be on any device, transposed, and share memory."""
+    """Return a safetensors file; tensors may be on any device, transposed, and share memory."""
     from safetensors.torch import save
 
     return save(
@@ -49,7 +49,7 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def from_bytes(data: bytes, manifest: Manifest, expected: Expected) -> dict[str, Tensor]:
-    """The tensors, in the dtypes of `expected`, after every check; raises a BadVersion."""
+    """Return the tensors in the dtypes of `expected`, after every check. Raises a BadVersion."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -59,17 +59,17 @@ def from_bytes(data: bytes, manifest: Manifest, expected: Expected) -> dict[str,
     if len(data) != manifest.size:
         raise Truncated(version, f"its weights have {len(data)} bytes, not {manifest.size}")
     if hashlib.sha256(data).hexdigest() != manifest.sha256:
-        raise Damaged(version, "its weights have another checksum than its manifest says")
+        raise Damaged(version, "the checksum of its weights is not that of its manifest")
     try:
-        found = load(data)
-        real = specs(found)
+        loaded = load(data)
+        actual = specs(loaded)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise Damaged(version, "its weights are no safetensors file") from error
-    for name in sorted(real.keys() | manifest.tensors.keys()):
-        if real.get(name) != manifest.tensors.get(name):
+        raise Damaged(version, "its weights are not a safetensors file") from error
+    for name in sorted(actual.keys() | manifest.tensors.keys()):
+        if actual.get(name) != manifest.tensors.get(name):
             raise BadManifest(version, f"its manifest is wrong about {name}")
-    for name, tensor in found.items():
-        found[name] = tensor.to(getattr(torch, DTYPES[expected.tensors[name].dtype]))
-        if not bool(torch.isfinite(found[name]).all()):
+    for name, tensor in loaded.items():
+        loaded[name] = tensor.to(getattr(torch, DTYPES[expected.tensors[name].dtype]))
+        if not bool(torch.isfinite(loaded[name]).all()):
             raise NotFinite(version, f"{name} holds NaN or infinity", "train on from its parent")
-    return found
+    return loaded

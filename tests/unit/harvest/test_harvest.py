@@ -119,7 +119,7 @@ def test_what_is_read_is_what_was_written(kind: FeatureType, seed: int, tmp_path
             assert writer.write(one)
             written.append(one)
         else:
-            before = reader.missed
+            before = reader.overwritten
             found = reader.read(chance.randint(1, 60))
             first = reader.last - len(found)
             assert first >= len(read) + before
@@ -131,7 +131,7 @@ def test_what_is_read_is_what_was_written(kind: FeatureType, seed: int, tmp_path
             ]
             read += found
     assert len(read) > 50
-    assert reader.torn == 0 and reader.missed + len(read) == reader.last
+    assert reader.torn == 0 and reader.overwritten + len(read) == reader.last
     late = Reader.open(writer.path).read(len(written))
     assert 15 < len(late) < len(written)
     assert [content(one) for one in late] == [content(one) for one in written[-len(late) :]]
@@ -146,7 +146,7 @@ def test_a_reader_that_was_overtaken_counts_what_it_missed(writer: Writer) -> No
     found = reader.read(5000)
     assert found[-1].start == 4999
     assert [one.start for one in found] == list(range(found[0].start, 5000))
-    assert (reader.missed, reader.torn, reader.last) == (found[0].start, 0, 5000)
+    assert (reader.overwritten, reader.torn, reader.last) == (found[0].start, 0, 5000)
 
 
 def test_it_goes_on_after_a_sequence_number(writer: Writer) -> None:
@@ -176,7 +176,7 @@ def test_a_record_that_is_overwritten_while_it_is_copied_is_not_given_out(
     found = reader.read(5000)
     assert reader.torn == 1
     assert found[0].start > 1000 and found[-1].start == 1999
-    assert reader.torn + reader.missed + len(found) == 1001
+    assert reader.torn + reader.overwritten + len(found) == 1001
 
 
 def test_a_reader_beside_a_writer_in_a_hurry_gets_whole_records(writer: Writer) -> None:
@@ -192,7 +192,7 @@ def test_a_reader_beside_a_writer_in_a_hurry_gets_whole_records(writer: Writer) 
                 wrong += not (one.tokens == tokens).all()
                 wrong += not (one.features == features(one.start, len(one))).all()
                 wrong += one.request != request_key(str(one.start)) or one.version != one.start
-        print(json.dumps([read, wrong, reader.missed, reader.torn]), flush=True)
+        print(json.dumps([read, wrong, reader.overwritten, reader.torn]), flush=True)
         """,
         writer.path,
     )
@@ -235,7 +235,7 @@ def test_between_any_two_parts_of_a_write_the_log_is_whole(
         looks += 1
         reader = Reader.open(writer.path)
         starts = [one.start for one in reader.read(1000)]
-        assert (reader.torn, reader.missed) == (0, 0)
+        assert (reader.torn, reader.overwritten) == (0, 0)
         assert starts == list(range(writer.written))[-len(starts) :] or not writer.written
         reader.close()
 
@@ -257,7 +257,7 @@ def test_a_record_that_is_not_the_one_looked_for_is_not_given_out(writer: Writer
     copy.write_bytes(damaged)
     reader = Reader.open(copy)
     assert [one.start for one in reader.read()] == [0, 300]
-    assert (reader.torn, reader.missed) == (2, 0)
+    assert (reader.torn, reader.overwritten) == (2, 0)
 
 
 def test_readers_killed_at_any_moment_leave_nothing_and_stop_nobody(writer: Writer) -> None:
@@ -371,7 +371,7 @@ def test_what_is_no_file_is_refused_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match="is its engine running"):
         Reader.open(tmp_path / "missing")
     for name in ("", "pipe"):
-        with pytest.raises(EnvironmentProblem, match="is no file of yours"):
+        with pytest.raises(EnvironmentProblem, match="is not a regular file of this user"):
             Reader.open(tmp_path / name)
 
 
@@ -390,7 +390,7 @@ def test_a_full_memory_is_said_at_once_and_leaves_nothing(
 
 
 def test_a_folder_that_is_missing_or_a_log_that_is_too_small_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentProblem, match="No harvest log can be made"):
+    with pytest.raises(EnvironmentProblem, match="A harvest log cannot be created"):
         Writer.create(40_000, WIDTH, "float16", tmp_path / "missing")
     with pytest.raises(ConfigError, match="too small for features of 4096 numbers"):
         Writer.create(30_000, 4096, "float16", tmp_path)

@@ -116,7 +116,7 @@ def test_last_hidden_states_follow_the_features(tmp_path: Path) -> None:
 def test_versions_of_the_target_are_told_apart(tap: Tap) -> None:
     request = Request("one")
     tap.prefill([request], torch.tensor([1]), [0], [1], features(1), None)
-    tap.forget()
+    tap.start_version()
     tap.decode(
         [request], torch.tensor([[2]]), torch.tensor([1]), torch.tensor([1]), features(2), None
     )

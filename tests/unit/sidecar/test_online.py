@@ -145,11 +145,11 @@ def test_an_engine_that_ends_is_let_go(tmp_path: Path, writer: Writer) -> None:
 
 def test_what_a_killed_engine_announced_is_removed(tmp_path: Path) -> None:
     path = Announcement("log", "cpu", "model", "drafter", seed=True).write(tmp_path)
-    heads = announce.heads_path(tmp_path, 3)
-    heads.touch()
+    weights = announce.embed_and_head_path(tmp_path, 3)
+    weights.touch()
     assert [engine.seed for engine in announce.read(tmp_path)] == [True]
     dead = next(pid for pid in range(2**22 - 1, 1, -1) if not Path(f"/proc/{pid}").exists())
-    for old in (path, heads):
+    for old in (path, weights):
         old.rename(old.with_name(old.name.replace(f"@{os.getpid()}@", f"@{dead}@")))
     assert announce.read(tmp_path) == []
     assert list((tmp_path / announce.FOLDER).iterdir()) == []

@@ -222,9 +222,9 @@ def test_accept_length_is_that_of_a_real_draft() -> None:
     model, shared = drafter(), frozen()
     texts = _texts_it_half_knows(model, shared)
     found = accept_length(model, shared, texts, steps=3)
-    assert found.rounds > 20
+    assert found.verify_steps > 20
     assert 1.2 < found.mean < 3.8
-    rounds, committed = 0, 0
+    verify_steps, committed = 0, 0
     for text in texts:
         batch = Batch.of([text])
         drafts = [
@@ -241,9 +241,9 @@ def test_accept_length_is_that_of_a_real_draft() -> None:
                 accepted += 1
             if last + 1 + accepted >= len(text) and accepted < 3:
                 break
-            rounds, committed = rounds + 1, committed + 1 + accepted
+            verify_steps, committed = verify_steps + 1, committed + 1 + accepted
             last += 1 + accepted
-    assert (found.rounds, found.committed) == (rounds, committed)
+    assert (found.verify_steps, found.committed) == (verify_steps, committed)
 
 
 def _texts_it_half_knows(model: object, shared: object) -> list[TokenSequence[Tensor]]:
@@ -296,4 +296,4 @@ def test_accept_length_counts() -> None:
     assert found.mean == 1.0
     for accepted in (0, 3, 1):
         found.add(accepted)
-    assert (found.rounds, found.committed, found.depth_hits) == (3, 7, [2, 1, 1])
+    assert (found.verify_steps, found.committed, found.depth_hits) == (3, 7, [2, 1, 1])

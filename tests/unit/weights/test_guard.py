@@ -11,11 +11,11 @@ from statistics import median
 import pytest
 
 from tlt_sglang.weights.baseline import LEAST_EASE, REQUESTS, Baseline, Spread
-from tlt_sglang.weights.guard import MOST_ROUNDS, Guard, Verdict
+from tlt_sglang.weights.guard import MOST_VERIFY_STEPS, Guard, Verdict
 
 
 class World:
-    """Requests of about 60 rounds, each as easy as it happens to be, and a chain of 3 drafts.
+    """Requests of about 60 verify steps, each as easy as it happens to be, and a chain of 3 drafts.
 
     Every draft of an average request is accepted with a chance of a half.
     """
@@ -30,7 +30,7 @@ class World:
         chance = 1 / (1 + math.exp(self.dice.gauss(0, self.ease)))
         return next(self.names), chance, [5 + int(self.dice.expovariate(1 / 60))]
 
-    def rounds(self, quality: float = 1.0) -> Iterator[tuple[str, int]]:
+    def verify_steps(self, quality: float = 1.0) -> Iterator[tuple[str, int]]:
         """(request, drafts accepted); each draft is `quality` times as likely to be right."""
         while True:
             for place, (name, chance, left) in enumerate(self.live):
@@ -44,16 +44,16 @@ class World:
 
 
 def swap(seed: int, batch: int, quality: float, before: int = 2000) -> tuple[Verdict, int]:
-    """The verdict over a drafter, and the rounds that it took."""
+    """The verdict over a drafter, and the verify steps that it took."""
     world = World(seed, batch)
     baseline = Baseline()
-    for name, accepted in itertools.islice(world.rounds(), before):
+    for name, accepted in itertools.islice(world.verify_steps(), before):
         baseline.observe(name, 1, accepted)
     guard = Guard(baseline)
-    for name, accepted in world.rounds(quality):
+    for name, accepted in world.verify_steps(quality):
         if guard.observe(name, 1, accepted) != "undecided":
             break
-    return guard.verdict, guard.rounds
+    return guard.verdict, guard.verify_steps
 
 
 # ---- error rates ---------------------------------------------------------------------------------
@@ -64,31 +64,31 @@ def test_a_drafter_that_is_as_good_is_not_rolled_back(batch: int) -> None:
     found = [swap(seed, batch, 1.0) for seed in range(30)]
     assert [verdict for verdict, _ in found].count("roll back") <= 1
     if batch == 16:
-        assert median(rounds for _, rounds in found) < 500
+        assert median(verify_steps for _, verify_steps in found) < 500
 
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_better_drafter_is_kept_soon(batch: int) -> None:
     found = [swap(seed, batch, 1.2) for seed in range(30)]
     assert {verdict for verdict, _ in found} == {"keep"}
-    assert median(rounds for _, rounds in found) < 500
+    assert median(verify_steps for _, verify_steps in found) < 500
 
 
 @pytest.mark.parametrize(("batch", "most"), [(1, 500), (16, 100)])
 def test_a_drafter_that_is_half_as_good_is_rolled_back(batch: int, most: int) -> None:
     found = [swap(seed, batch, 0.5) for seed in range(30)]
     assert {verdict for verdict, _ in found} == {"roll back"}
-    assert median(rounds for _, rounds in found) < most
+    assert median(verify_steps for _, verify_steps in found) < most
 
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_drafter_that_gets_nothing_right_is_rolled_back_at_once(batch: int) -> None:
     found = [swap(seed, batch, 0.0) for seed in range(30)]
     assert {verdict for verdict, _ in found} == {"roll back"}
-    assert median(rounds for _, rounds in found) < 40
+    assert median(verify_steps for _, verify_steps in found) < 40
 
 
-def test_little_is_held_against_a_drafter_after_few_rounds_before() -> None:
+def test_little_is_held_against_a_drafter_after_few_verify_steps_before() -> None:
     found = [swap(seed, 1, 1.0, before=150)[0] for seed in range(25)]
     assert found.count("roll back") <= 1
 
@@ -96,16 +96,18 @@ def test_little_is_held_against_a_drafter_after_few_rounds_before() -> None:
 # ---- what counts as evidence ---------------------------------------------------------------------
 
 
-def steady(rounds: int, requests: int = 40, accepted: int = 1, strategy: str = "") -> Baseline:
-    """Each request with so many rounds, and `accepted` drafts in each of them."""
+def steady(
+    verify_steps: int, requests: int = 40, accepted: int = 1, strategy: str = ""
+) -> Baseline:
+    """Each request with so many verify steps, and `accepted` drafts in each of them."""
     baseline = Baseline()
     for request in range(requests):
-        baseline.observe(f"before {request}", rounds, rounds * accepted, strategy)
+        baseline.observe(f"before {request}", verify_steps, verify_steps * accepted, strategy)
     return baseline
 
 
 def varied() -> Baseline:
-    """Requests that differ: a third of them at 0.4, 1.0 and 1.6 accepted drafts a round."""
+    """Requests that differ: a third of them at 0.4, 1.0 and 1.6 accepted drafts a verify step."""
     baseline = Baseline()
     for request in range(60):
         baseline.observe(f"before {request}", 100, (40, 100, 160)[request % 3])
@@ -115,7 +117,7 @@ def varied() -> Baseline:
 def test_one_hard_request_is_not_held_against_a_drafter_but_many_are() -> None:
     guard = Guard(varied())
     for _ in range(1000):
-        guard.observe("hard", 1, 0 if guard.rounds % 5 < 3 else 1)
+        guard.observe("hard", 1, 0 if guard.verify_steps % 5 < 3 else 1)
     assert guard.figures()["requests"] == 1
     verdicts = [guard.observe(f"hard {request}", 100, 40) for request in range(20)]
     assert verdicts[0] == "undecided" and verdicts[-1] == "roll back"
@@ -162,17 +164,17 @@ def test_a_shallower_strategy_does_not_look_like_a_worse_drafter() -> None:
     assert guard.figures()["ratio"] == 1.0
 
 
-def test_rounds_of_a_strategy_without_a_baseline_tell_nothing() -> None:
+def test_verify_steps_of_a_strategy_without_a_baseline_tell_nothing() -> None:
     guard = Guard(steady(100, strategy="eagle3:3x1x4"))
     for _ in range(30):
         assert guard.observe("new", 100, 0, "eagle3:1x1x2") == "undecided"
-    assert guard.figures() == {"rounds": 3000, "requests": 0, "ratio": 1.0, "evidence": 0.0}
+    assert guard.figures() == {"verify_steps": 3000, "requests": 0, "ratio": 1.0, "evidence": 0.0}
 
 
 @pytest.mark.parametrize("before", [Baseline(), steady(100, accepted=0)])
 def test_without_anything_to_compare_with_a_drafter_is_kept_in_the_end(before: Baseline) -> None:
     guard = Guard(before)
-    assert guard.observe("new", MOST_ROUNDS - 1, 0) == "undecided"
+    assert guard.observe("new", MOST_VERIFY_STEPS - 1, 0) == "undecided"
     assert guard.observe("new", 1, 0) == "keep"
 
 
@@ -181,12 +183,12 @@ def test_a_verdict_does_not_change() -> None:
     for request in range(9):
         guard.observe(f"new {request}", 100, 0)
     assert guard.verdict == "roll back"
-    rounds = guard.rounds
+    verify_steps = guard.verify_steps
     assert guard.observe("new", 1000, 3000) == "roll back"
-    assert guard.rounds == rounds
+    assert guard.verify_steps == verify_steps
 
 
-def test_rounds_one_by_one_or_together_are_the_same_evidence() -> None:
+def test_verify_steps_one_by_one_or_together_are_the_same_evidence() -> None:
     one, other = Guard(varied(), 10**6), Guard(varied(), 10**6)
     for _ in range(10):
         one.observe("new", 1, 1)

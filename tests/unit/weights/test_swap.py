@@ -50,16 +50,16 @@ def swap(store: Store, drafter: Drafter, agree: Callable[[int], int] | None = No
 def step(one: Swap) -> bool:
     """The thread looks once, and a decode step begins."""
     one.look()
-    return one.between_steps()
+    return one.swap_in()
 
 
-def rounds(one: Swap, accepted: int, count: int, names: int = 8) -> None:
+def verify_steps(one: Swap, accepted: int, count: int, names: int = 8) -> None:
     for number in range(count):
         requests = [f"{number // 50}-{row}" for row in range(names)]
         one.observe(requests, [accepted + (row + number) % 2 for row in range(names)], CHAIN)
 
 
-def test_the_newest_version_comes_in_between_steps(tmp_path: Path) -> None:
+def test_the_newest_version_comes_in_swap_in(tmp_path: Path) -> None:
     store, drafter = Store(tmp_path), Drafter()
     one = swap(store, drafter)
     assert not step(one)
@@ -68,7 +68,7 @@ def test_the_newest_version_comes_in_between_steps(tmp_path: Path) -> None:
     publish(store, 1.0)
     one.look()
     assert (one.version, drafter.value) == (0, 0.0)  # staged, but no step has begun
-    assert one.between_steps()
+    assert one.swap_in()
     publish(store, 2.0)
     publish(store, 3.0)
     assert step(one)
@@ -86,7 +86,7 @@ def test_a_thread_looks_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     try:
         publish(store, 5.0)
         for _ in range(500):
-            if one.between_steps():
+            if one.swap_in():
                 break
             torch.empty(0)
             one._stop.wait(0.01)
@@ -165,29 +165,29 @@ def test_a_worse_version_is_rolled_back_at_once(tmp_path: Path) -> None:
     one = swap(store, drafter)
     publish(store, 1.0)
     step(one)
-    rounds(one, 2, 600)
+    verify_steps(one, 2, 600)
     assert not one.status()["guarded"]
     publish(store, 2.0)
     step(one)
     assert one.status()["guarded"]
-    rounds(one, 0, 100)
+    verify_steps(one, 0, 100)
     assert (one.version, drafter.value) == (1, 1.0)
     assert store.rejected(2)
     assert store.notes(2)[-1]["figures"]["ratio"] < 0.5
     assert one.rolled_back == 1
     assert not step(one)
-    rounds(one, 2, 50)
+    verify_steps(one, 2, 50)
     assert one.version == 1
 
 
 def test_an_equally_good_version_is_kept(tmp_path: Path) -> None:
     store, drafter = Store(tmp_path), Drafter()
     one = swap(store, drafter)
-    rounds(one, 2, 600)
+    verify_steps(one, 2, 600)
     for value in (1.0, 2.0, 3.0):
         publish(store, value)
         step(one)
-        rounds(one, 2, 600)
+        verify_steps(one, 2, 600)
         assert not one.status()["guarded"]
     assert (one.version, one.rolled_back) == (3, 0)
 
@@ -195,11 +195,11 @@ def test_an_equally_good_version_is_kept(tmp_path: Path) -> None:
 def test_nothing_is_held_against_it_when_the_target_changes(tmp_path: Path) -> None:
     store, drafter = Store(tmp_path), Drafter()
     one = swap(store, drafter)
-    rounds(one, 2, 600)
+    verify_steps(one, 2, 600)
     publish(store, 1.0)
     step(one)
     one.target_changed()
-    rounds(one, 0, 200)
+    verify_steps(one, 0, 200)
     assert (one.version, one.rolled_back) == (1, 0)
 
 
@@ -213,7 +213,7 @@ def test_ranks_swap_at_the_same_step(tmp_path: Path) -> None:
     publish(store, 4.0)
     first.look()
     for number in range(2 * AGREE_STEPS):
-        swapped = [first.between_steps(), second.between_steps()]
+        swapped = [first.swap_in(), second.swap_in()]
         assert swapped[0] == swapped[1] == (number == AGREE_STEPS - 1)
     assert [drafter.value for drafter in drafters] == [4.0, 4.0]
 
@@ -223,4 +223,4 @@ def test_a_rank_that_cannot_read_what_the_others_use_says_so(tmp_path: Path) -> 
     one = swap(store, Drafter(), lambda own: 7)
     with pytest.raises(TltError, match="a store that all of its machines can read"):
         for _ in range(AGREE_STEPS):
-            one.between_steps()
+            one.swap_in()

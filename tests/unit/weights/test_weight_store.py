@@ -171,7 +171,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(
             publish(store)
     assert str(error.value) == (
         f"The drafter store {tmp_path} cannot be used (No space left on device); make room there "
-        "or choose another folder: the versions in it are whole."
+        "or choose another folder. The versions in it are intact."
     )
     assert names(tmp_path) == before
     assert publish(store) == 2
@@ -306,8 +306,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], type[BadVersion], str]] = {
     "no weights": (lambda v: (v / WEIGHTS).unlink(), manifest.Truncated, "cannot be read"),
     "cut": (lambda v: os.truncate(v / WEIGHTS, 100), manifest.Truncated, "have 100 bytes, not"),
     "empty": (lambda v: os.truncate(v / WEIGHTS, 0), manifest.Truncated, "have 0 bytes, not"),
-    "a bit of the weights": (lambda v: flip(v / WEIGHTS, -3), manifest.Damaged, "another checksum"),
-    "a bit of the header": (lambda v: flip(v / WEIGHTS, 12), manifest.Damaged, "another checksum"),
+    "a bit of the weights": (
+        lambda v: flip(v / WEIGHTS, -3),
+        manifest.Damaged,
+        "the checksum of its weights is not",
+    ),
+    "a bit of the header": (
+        lambda v: flip(v / WEIGHTS, 12),
+        manifest.Damaged,
+        "the checksum of its weights is not",
+    ),
     "cut manifest": (
         lambda v: os.truncate(v / MANIFEST, 50),
         manifest.BadManifest,
@@ -374,7 +382,7 @@ def test_weights_that_are_no_safetensors_file_are_told(tmp_path: Path) -> None:
     data = b"\xff" * 64
     (store.path(1) / WEIGHTS).write_bytes(data)
     rewrite(store.path(1), sha256=hashlib.sha256(data).hexdigest(), size=64)
-    with pytest.raises(manifest.Damaged, match="no safetensors file"):
+    with pytest.raises(manifest.Damaged, match="not a safetensors file"):
         store.load(1, expected())
 
 

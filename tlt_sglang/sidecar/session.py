@@ -1,0 +1,197 @@
+"""Training of one drafter in the sidecar: reads logs, trains, gates, saves, until it is stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tlt_sglang.config.sources import engine_device
+from tlt_sglang.errors import ConfigError, EnvironmentProblem
+from tlt_sglang.sidecar.buffer import Buffer
+from tlt_sglang.sidecar.feed import Feed
+from tlt_sglang.sidecar.online import Learner, Settings
+from tlt_sglang.sidecar.process import log
+from tlt_sglang.sidecar.publisher import Publisher
+from tlt_sglang.sidecar.target import TargetFollower
+from tlt_sglang.training.checkpoints import Checkpoints
+from tlt_sglang.training.models import Algorithm, DraftConfig, Drafter
+from tlt_sglang.weights import describe
+
+if TYPE_CHECKING:
+    from tlt_sglang.harvest.announce import Announcement
+    from tlt_sglang.sidecar.process import Sidecar
+    from tlt_sglang.sidecar.service import Options
+
+BUFFER_SHARE, ASSEMBLED_SHARE = 0.6, 0.2
+"""Shares of the sidecar's memory; the rest is for weights, optimizer and a micro-batch."""
+MICRO_SHARE = 0.2
+"""Share of the preemption time that a micro-batch may take."""
+IDLE_SECONDS = 0.05
+SAVE_SECONDS = 60.0
+
+
+class TrainingSession:
+    """Trains the drafter of `engine`, and of others with the same drafter, in this process."""
+
+    def __init__(self, sidecar: Sidecar, engine: Announcement) -> None:
+        self.sidecar = sidecar
+        options, store = sidecar.options, sidecar.store
+        self.device = _set_up_device(options)
+
+        # The drafter, as the engine describes it.
+        folder = Path(engine.drafter)
+        target_config = describe.target_config(engine.model)
+        expected = describe.expected(folder, target_config, "F32")
+        draft_ids = describe.draft_ids(folder, target_config["vocab_size"])
+        algorithm = _algorithm(expected.architecture)
+        config = DraftConfig.for_target(target_config, algorithm, len(draft_ids))
+        drafter = Drafter(config)
+        _load(drafter, describe.load(folder), folder)
+
+        # The data, within its share of the memory.
+        memory = int(options.memory_gb * 1e9)
+        self.buffer = Buffer(int(BUFFER_SHARE * memory), options.seed)
+        self.feed = Feed(
+            store.root,
+            self.buffer,
+            target_config["hidden_size"],
+            config.features,
+            assembled=int(ASSEMBLED_SHARE * memory),
+        )
+
+        # The training, from where an earlier process stopped.
+        torch.manual_seed(options.seed)
+        self.target = TargetFollower(engine, draft_ids, config.vocab_size, self.device)
+        self.learner = Learner(
+            drafter.to(self.device),
+            self.target.load(engine),
+            self.buffer,
+            _settings(options, self.device, algorithm),
+            self.device,
+        )
+        self.checkpoints = Checkpoints(store.root / "work" / "checkpoints")
+        self._saved = time.monotonic()
+        self.publisher = Publisher(self.learner, store, expected, folder, sidecar.scalars)
+        self.publisher.follow()
+        if self.checkpoints.load(self.learner.state, self.learner.restore):
+            log(f"continuing from step {self.learner.step}")
+        log(f"training an {algorithm} drafter of {engine.model} on {self.device}")
+
+    def run(self) -> None:
+        """Train until the process is stopped; what was learned is saved then."""
+        sidecar, learner = self.sidecar, self.learner
+        try:
+            while not sidecar.is_over:
+                self.feed.pump()
+                self._follow_target()
+                training = (
+                    sidecar.may_train(learner.leave) and learner.can_train() and self._is_ready
+                )
+                if training and learner.micro_step():
+                    if learner.gate_is_due():
+                        self.publisher.run_gate(lambda: sidecar.may_train(learner.leave))
+                    if time.monotonic() - self._saved > SAVE_SECONDS:
+                        self._save()
+                else:
+                    time.sleep(IDLE_SECONDS)
+                sidecar.report(self._status(training))
+        finally:
+            self.feed.close()
+            if learner.step:
+                self._save()
+                self.checkpoints.finish()
+            sidecar.report(self._status(False), now=True)
+
+    @property
+    def _is_ready(self) -> bool:
+        """Return whether embedding and head are those of the version that the buffer holds."""
+        return self.target.version == self.buffer.target_version
+
+    def _follow_target(self) -> None:
+        frozen = self.target.update(self.feed.engines)
+        if frozen is not None:
+            self.learner.frozen = frozen
+            self.buffer.move_on(self.target.version, self.feed.rl_step)
+            log(f"the target is at version {self.target.version}")
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        try:
+            self.checkpoints.save(self.learner.step, self.learner.state())
+        except EnvironmentProblem as error:
+            log(str(error))
+
+    def _status(self, training: bool) -> Mapping[str, object]:
+        learner, publisher = self.learner, self.publisher
+        return {
+            "training": training,
+            "step": learner.step,
+            "tokens": learner.tokens,
+            "loss": round(learner.loss, 4),
+            "version": publisher.version,
+            "published": publisher.published,
+            "gate": None if publisher.last_gate is None else asdict(publisher.last_gate),
+            "buffer": self.buffer.status(),
+            "feed": self.feed.status(),
+        }
+
+
+def _algorithm(architecture: str) -> Algorithm:
+    if architecture == "eagle":
+        return "eagle"
+    if architecture == "eagle3":
+        return "eagle3"
+    raise ConfigError(
+        f"The sidecar cannot train a drafter of the kind {architecture}; use an EAGLE or EAGLE-3 "
+        "drafter, or start the engine without --tlt-store."
+    )
+
+
+def _settings(options: Options, device: torch.device, algorithm: Algorithm) -> Settings:
+    """Return the settings of the learner on `device`."""
+    micro_seconds = None
+    if options.coordinator is not None:
+        # A micro-batch that is under way runs on beside an engine that wants the device.
+        micro_seconds = options.preempt_ms / 1000 * MICRO_SHARE
+    return Settings(
+        steps=1 if algorithm == "eagle" else Settings.steps,
+        learning_rate=options.learning_rate,
+        batch_tokens=options.batch_tokens,
+        gate_steps=options.gate_steps,
+        micro_seconds=micro_seconds,
+        seed=options.seed,
+        bfloat16=_bfloat16_is_faster(device),
+    )
+
+
+def _load(drafter: Drafter, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Load a checkpoint's weights; raise ConfigError where they are not the drafter's."""
+    wrong = drafter.unfit(weights) + sorted(weights.keys() - drafter.state_dict().keys())
+    if wrong:
+        raise ConfigError(
+            f"The sidecar cannot train the drafter {folder}: {wrong[0]} does not fit. Start the "
+            "sidecar's engine with a drafter made by tlt train, or without one."
+        )
+    drafter.take(weights)
+
+
+def _set_up_device(options: Options) -> torch.device:
+    """Return the device to train on, with this process's cores, priority and threads set."""
+    if engine_device() == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda")
+    if options.cores:
+        os.sched_setaffinity(0, options.cores)
+    if options.coordinator is None:
+        os.nice(10)  # with a coordinator the engine is idle, and a micro-batch should end soon
+    torch.set_num_threads(options.threads)
+    return torch.device("cpu")
+
+
+def _bfloat16_is_faster(device: torch.device) -> bool:
+    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
