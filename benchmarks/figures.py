@@ -6,16 +6,18 @@
 
 A figure in a sentence stands between two comments, which a page does not show:
 
-    <!-- figure bench_longtail.summary.adaptive_vs_off -->1.47<!-- /figure --> times
+    It is <!-- figure bench_longtail.summary.adaptive_vs_off -->1.47<!-- /figure --> times as fast.
+
+A line must not begin with such a comment: Markdown takes a line that does for HTML.
 
 The first word is a file of benchmarks/results without `.json`; then follow keys, separated by dots.
 `runs[system=off]` selects the entries of a list by the value of a key, `runs[0]` by position; of
 several entries the median counts. Two paths may be combined by ` - `, ` + `, ` * ` or ` / ` (with
 the spaces), a number may stand for a path, and a format of Python's may follow a bar:
 
-    <!-- figure bench_longtail.runs[system=off].seconds | .1f -->5.9<!-- /figure --> s
-    <!-- figure bench_longtail.summary.adaptive_vs_off - 1 | .0% -->47 %<!-- /figure --> faster
-    <!-- figure bench_strategies.summary.switch_cost_fraction | .1% -->0.5 %<!-- /figure -->
+    took <!-- figure bench_longtail.runs[system=off].seconds | .1f -->5.9<!-- /figure --> s,
+    was <!-- figure bench_longtail.summary.adaptive_vs_off - 1 | .0% -->47 %<!-- /figure --> faster,
+    takes <!-- figure bench_strategies.summary.switch_cost_fraction | .1% -->0.5 %<!-- /figure -->
 
 Without a format, numbers with a fraction have two digits after the point.
 
@@ -50,6 +52,7 @@ Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | Non
 FIGURE = re.compile(r"<!-- figure (?P<of>.+?) -->(?P<text>.*?)<!-- /figure -->")
 TABLE = re.compile(r"<!-- table (?P<of>\S+) -->\n(?P<text>.*?)<!-- /table -->", re.DOTALL)
 MARKER = re.compile(r"<!-- (?:figure|table) ")
+HTML_LINE = re.compile(r"^ {0,3}<!-- figure (?P<of>.+?) -->", re.MULTILINE)
 STEP = re.compile(r"(?P<key>[^.\[\]]+)(?:\[(?P<entries>[^\]]*)\])?(?:\.|$)")
 OPERATION = re.compile(r"(.+) ([-+*/]) (.+)")
 OPERATORS: dict[str, Callable[[float, float], float]] = {
@@ -283,6 +286,11 @@ def stale(page: Path) -> Iterator[Stale]:
             if match["text"] != fresh:
                 line = text.count("\n", 0, match.start()) + 1
                 yield Stale(page, line, match["of"], match["text"], fresh)
+    for match in HTML_LINE.finditer(text):
+        raise FigureError(
+            f"{page.relative_to(REPOSITORY)} has a line that begins with the figure "
+            f"{match['of']}, which Markdown takes for HTML; put a word before it."
+        )
     if whole != len(MARKER.findall(text)):
         raise FigureError(
             f"{page.relative_to(REPOSITORY)} has a marker without its end; close every "

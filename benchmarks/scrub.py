@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Scrub the files; return 1 if an absolute path is left in one of them."""
     names = sys.argv[1:] if argv is None else argv
     status = 0
-    for path in [Path(name) for name in names] or sorted(RESULTS.glob("*.json")):
+    for path in [Path(name) for name in names] or sorted(RESULTS.rglob("*.json")):
         if scrub(path):
             print(f"{path.name}: absolute paths replaced")
         for text in absolute_paths(json.loads(path.read_text(encoding="utf-8"))):

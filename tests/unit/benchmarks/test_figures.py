@@ -81,13 +81,13 @@ def test_a_wrong_marker_is_an_error(marker: str, message: str) -> None:
 
 def test_writing_replaces_what_is_stale(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     marker = "<!-- figure bench_a.summary.ratio -->{}<!-- /figure --> times, "
-    page.write_text("# Title\n\n" + marker.format("1.3") + marker.format("1.47"))
+    page.write_text("# Title\n\nIs " + marker.format("1.3") + marker.format("1.47"))
     assert figures.main(["--check"]) == 1
     assert capsys.readouterr().out == (
         "README.md:3: bench_a.summary.ratio shows '1.3', the result is '1.47'\n"
     )
     assert figures.main(["--write"]) == 0
-    assert page.read_text() == "# Title\n\n" + 2 * marker.format("1.47")
+    assert page.read_text() == "# Title\n\nIs " + 2 * marker.format("1.47")
     assert figures.main(["--check"]) == 0
 
 
@@ -105,7 +105,8 @@ def test_a_table_is_replaced(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     "text",
     [
-        "<!-- figure bench_a.summary.ratio -->1.47\n",
+        "is <!-- figure bench_a.summary.ratio -->1.47\n",
+        "it is\n<!-- figure bench_a.summary.ratio -->1.47<!-- /figure --> times\n",
         "<!-- table policy -->\n",
         "<!-- table none -->\n<!-- /table -->\n",
     ],
