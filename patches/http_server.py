@@ -1,10 +1,13 @@
-"""sglang.srt.entrypoints.http_server, in the main process: our routes and warm-up."""
+"""sglang.srt.entrypoints.http_server, in the main process: our routes and our warm-up."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
@@ -14,7 +17,7 @@ from tlt_sglang.patching.patch import wraps_upstream
     process="main",
     digests={"0.5.23": "f25e2f374cb04d5c"},
 )
-def setup_and_run_http_server(original: Any, *args: Any, **kwargs: Any) -> Any:
+def setup_and_run_http_server(original: Upstream, *args: Any, **kwargs: Any) -> object:
     from sglang.srt.entrypoints import http_server
 
     from tlt_sglang.engine import calibration

@@ -1,10 +1,13 @@
-"""sglang.srt.speculative.ngram_worker, in the scheduler process: accept lengths as they come."""
+"""sglang.srt.speculative.ngram_worker, in the scheduler process: counts accepted drafts."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
@@ -15,12 +18,11 @@ from tlt_sglang.patching.patch import wraps_upstream
     digests={"0.5.23": "db3a04af88c3d319"},
 )
 def on_verify_complete_cpu(
-    original: Any, worker: Any, num_correct_drafts_per_req: list[int], batch_size: int = 0
+    original: Upstream, worker: object, num_correct_drafts_per_req: list[int], batch_size: int = 0
 ) -> None:
     from tlt_sglang.engine import engine
 
-    assert engine.current is not None
-    engine.current.step.verified(num_correct_drafts_per_req)
+    engine.require().step.verified(num_correct_drafts_per_req)
     original(worker, num_correct_drafts_per_req, batch_size)
 
 

@@ -1,28 +1,31 @@
 """sglang.srt.managers.scheduler_components.output_streamer, in the scheduler: meta_info.
 
-SGLang carries what a request's `customized_info` holds into its `meta_info`, a value for each token
-unless the key is said to be of the request.
+SGLang carries the `customized_info` of a request into its `meta_info`, one value for each token
+unless the key is declared to be of the whole request.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.managers.scheduler_components.output_streamer:"
     "SchedulerOutputStreamer.is_request_level_customized_info_key",
-    why="the versions that drafted for a request are told once, not for each token",
+    why="the drafter versions of a request are reported once, not for each token",
     remove_when="SGLang lets plugins add to a request's meta_info",
     process="scheduler",
     digests={"0.5.23": "4fda0c46b08c19cf"},
 )
-def is_request_level_customized_info_key(original: Any, streamer: Any, key: str) -> Any:
+def is_request_level_customized_info_key(original: Upstream, streamer: object, key: str) -> bool:
     from tlt_sglang.engine.online_drafter import VERSION_KEY
 
-    return key == VERSION_KEY or original(streamer, key)
+    return key == VERSION_KEY or bool(original(streamer, key))
 
 
 PATCHES = (is_request_level_customized_info_key,)

@@ -1,12 +1,17 @@
-"""sglang.srt.speculative.spec_utils, in the scheduler process: drafts without a compiler."""
+"""sglang.srt.speculative.spec_utils, in the scheduler process: drafting without a compiler."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import replaces_upstream, wraps_upstream
+
+if TYPE_CHECKING:
+    import torch
+
+    from tlt_sglang.upstream.protocols import ModelConfig, TargetWorker, Upstream
 
 _MODULE = "sglang.srt.speculative.spec_utils"
 
@@ -19,13 +24,14 @@ _MODULE = "sglang.srt.speculative.spec_utils"
     only_on="cpu",
     digests={"0.5.23": "95fc7b236799ba7a"},
 )
-def select_top_k_tokens_later(original: Any, *args: Any, **kwargs: Any) -> Any:
-    return inspect.unwrap(original)(*args, **kwargs)
+def select_top_k_tokens_later(original: Upstream, *args: object, **kwargs: object) -> object:
+    eager: Upstream = inspect.unwrap(original)
+    return eager(*args, **kwargs)
 
 
 @functools.cache
-def _keeps_states(model_config: Any) -> bool:
-    """Whether a target of this config has recurrent states, which verification has to commit."""
+def _keeps_states(model_config: ModelConfig) -> bool:
+    """Return whether the target has recurrent states, which verification has to commit."""
     from sglang.srt.configs.hybrid_arch import mambaish_config
 
     return mambaish_config(model_config) is not None
@@ -33,20 +39,20 @@ def _keeps_states(model_config: Any) -> bool:
 
 @wraps_upstream(
     f"{_MODULE}:commit_mamba_states_after_verify",
-    why="to find that there is nothing to commit it looks through the model's config at every step",
+    why="it searches the model's config at every step to find that there is nothing to commit",
     remove_when="SGLang remembers whether a model keeps recurrent states",
     process="scheduler",
     digests={"0.5.23": "9c2d02779c038c88"},
 )
 def commit_mamba_states_after_verify(
-    original: Any, target_worker: Any, *args: Any, **kwargs: Any
+    original: Upstream, target_worker: TargetWorker, *args: object, **kwargs: object
 ) -> None:
     if _keeps_states(target_worker.model_runner.model_config):
         original(target_worker, *args, **kwargs)
 
 
-def _row_argmax(scores: Any) -> Any:
-    """[B] of [B, V]."""
+def _row_argmax(scores: torch.Tensor) -> torch.Tensor:
+    """Return the index [B] of the largest score in each row of [B, V]."""
     return scores.argmax(dim=-1)
 
 
@@ -56,7 +62,7 @@ PATCHES = (
     replaces_upstream(
         f"{_MODULE}:row_argmax",
         _row_argmax,
-        why="sampled drafts are drawn with it, and it is written in Triton, which has no CPUs",
+        why="drafts are sampled with it, and it is written in Triton, which does not support CPUs",
         remove_when="SGLang samples drafts on CPUs",
         process="scheduler",
         only_on="cpu",

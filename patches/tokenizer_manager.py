@@ -1,21 +1,24 @@
-"""sglang.srt.managers.tokenizer_manager, in the main process: drafts as they were proposed."""
+"""sglang.srt.managers.tokenizer_manager, in the main process: counts of proposed drafts."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
-    why="SGLang reckons with one number of draft tokens, the largest, for every step",
-    remove_when="SGLang counts the drafts that were proposed",
+    why="SGLang counts the largest number of draft tokens of the pool for every step",
+    remove_when="SGLang counts the drafts that each step proposed",
     process="main",
     digests={"0.5.23": "aa6dfb5ca1241c09"},
 )
 def calculate_spec_decoding_metrics(
-    original: Any, manager: Any, meta_info: dict[str, Any], recv_obj: Any, i: int
+    original: Upstream, manager: object, meta_info: dict[str, float], recv_obj: object, i: int
 ) -> None:
     original(manager, meta_info, recv_obj, i)
     verified = getattr(recv_obj, "spec_num_cap_tokens", None)

@@ -131,6 +131,9 @@ class ModelConfig(Protocol):
     hf_text_config: Any
     """transformers' PretrainedConfig."""
 
+    def __hash__(self) -> int:
+        """Return a hash by identity."""
+
 
 class ServerArgs(Protocol):
     """`sglang.srt.server_args.ServerArgs`, as far as it is read after its resolution."""
@@ -273,3 +276,15 @@ class GlobalState(Protocol):
     """What `sglang.srt.entrypoints.http_server.get_global_state` returns."""
 
     tokenizer_manager: TokenizerManager
+
+
+class InternalStateRequest(Protocol):
+    """`sglang.srt.managers.io_struct.SetInternalStateReq`."""
+
+    server_args: dict[str, Any]
+
+
+class InternalState(Protocol):
+    """`sglang.srt.managers.io_struct.GetInternalStateReqOutput`."""
+
+    internal_state: dict[str, Any]
