@@ -1,4 +1,4 @@
-"""The pages name files that exist, link to headings that exist, and list the patches that exist."""
+"""The pages name files, flags, headings and patches that exist."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tlt_sglang import __version__
+from tlt_sglang.config.settings import SETTINGS
 from tlt_sglang.patches import all_patches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +75,12 @@ def test_every_link_of_a_page_resolves(page: Path) -> None:
         if not file.exists() or (anchor and anchor not in slugs(file)):
             broken.append(target)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_flag_of_ours_that_a_page_names_exists(page: Path) -> None:
+    named = set(re.findall(r"--tlt-[a-z-]*[a-z]", page.read_text(encoding="utf-8")))
+    assert named <= {setting.flag for setting in SETTINGS.values()} | {"--tlt-config"}
 
 
 def test_every_page_is_in_the_index() -> None:
