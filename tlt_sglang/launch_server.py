@@ -20,7 +20,7 @@ from typing import Any
 
 from tlt_sglang.config import command_line, flags, sglang_flags
 from tlt_sglang.config.settings import SETTINGS, VARIABLE, Config, Device
-from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, TltError
+from tlt_sglang.errors import EXIT_REPORTED, ConfigError, EnvironmentProblem, FlagError, TltError
 from tlt_sglang.harvest import segments
 from tlt_sglang.launcher import leftovers, prefork, supervise
 from tlt_sglang.launcher.environment import has_accelerator
@@ -245,11 +245,11 @@ def _run_sglang(argv: list[str], forked: bool) -> int:
     except (TltError, KeyboardInterrupt):
         raise
     except SystemExit as error:
-        if error.code == SPOKEN:
+        if error.code == EXIT_REPORTED:
             return 1
         raise
     except Exception as error:
-        if f"exit code: {SPOKEN}" in str(error):
+        if f"exit code: {EXIT_REPORTED}" in str(error):
             return 1
         if os.environ.get("TLT_DEBUG") == "1":
             raise
@@ -258,7 +258,7 @@ def _run_sglang(argv: list[str], forked: bool) -> int:
         supervise.stop()
         kill_process_tree(os.getpid(), include_parent=False)
         leftovers.remove()
-        # A ZeroMQ context that is collected on the way out would wait for peers that are gone.
+        # A ZeroMQ context that is collected at exit would wait for peers that have ended.
         gc.disable()
     return 0
 
@@ -280,8 +280,8 @@ def _launch_forked(args: Any) -> None:
 
     http_server.launch_server(
         args,
-        run_scheduler_process_func=prefork.Target(http_server.run_scheduler_process),
-        run_detokenizer_process_func=prefork.Target(run_detokenizer_process),
+        run_scheduler_process_func=prefork.ForkedFunction(http_server.run_scheduler_process),
+        run_detokenizer_process_func=prefork.ForkedFunction(run_detokenizer_process),
     )
 
 

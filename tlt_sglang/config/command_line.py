@@ -1,4 +1,4 @@
-"""What the commands of `tlt` share: the parser, the exit status, help, and types of arguments."""
+"""The parts that the commands of `tlt` share: parser, exit status, help, types of arguments."""
 
 from __future__ import annotations
 

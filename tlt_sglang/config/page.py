@@ -50,8 +50,8 @@ sidecar_threads = 2
 
 A bad value stops the program at once, with a sentence that names the value and says what to write.
 
-SGLang's own flags (`--tp`, `--speculative-draft-model-path`, ...) are given to the server beside
-these. `TLT_DEBUG=1` in the environment shows the traceback of an error.
+SGLang's own flags (`--tp`, `--speculative-draft-model-path`, ...) go to the server beside these.
+`TLT_DEBUG=1` in the environment shows the traceback of an error.
 """
 
 PROGRAMS = {
@@ -105,7 +105,7 @@ def _default(setting: Setting) -> str:
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     if default is None or default == ():
-        return setting.default_text or "none"
+        return setting.default_text
     return f'`"{default}"`' if isinstance(default, str) else f"`{setting.default_text}`"
 
 

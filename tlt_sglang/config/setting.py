@@ -1,4 +1,4 @@
-"""What a setting is: the values it takes, its default, and the words that explain it.
+"""The description of a setting: the values it takes, its default, and its help.
 
 A setting is written once, as a field of `settings.Config`. The flags and their help (`flags`), the
 check of a file (`sources`) and docs/configuration.md (`page`) are generated from it. Needs the
@@ -28,7 +28,7 @@ class Kind:
     name: str
     """The type, as the settings page names it."""
     remedy: str
-    """What to do about a bad value: the end of an error."""
+    """The advice for a bad value, with which an error ends."""
     read: Callable[[object], object]
     """Return the value for one from TOML or JSON; raises ValueError where it does not fit."""
     parse: Callable[[str], object]
@@ -55,7 +55,7 @@ class Setting:
     kind: Kind
     help: str
     default_text: str
-    """The default in words; empty where the setting has none."""
+    """The default in words."""
     group: Group
     used_by: tuple[Program, ...]
 
@@ -67,7 +67,7 @@ class Setting:
     @property
     def flag_help(self) -> str:
         """The flag's help: a phrase that stands alone, with the default."""
-        return f"{self.help} (default: {self.default_text})" if self.default_text else self.help
+        return f"{self.help} (default: {self.default_text})"
 
     def check(self, value: object, source: str | None = None) -> object:
         """Return `value` as the configuration holds it.
@@ -95,7 +95,7 @@ def setting(
 ) -> T:
     """Return the field of a configuration that describes one setting."""
     if default_text is None:
-        default_text = "" if default is None or isinstance(default, bool) else as_word(default)
+        default_text = as_word(default)
     metadata = {
         "kind": kind,
         "help": help,
@@ -107,7 +107,9 @@ def setting(
 
 
 def as_word(value: object) -> str:
-    """Return a value as it is written on the command line."""
+    """Return a value as it is written on the command line; "none" and "off" for the unset."""
+    if value is None or value is False:
+        return "off" if value is False else "none"
     if isinstance(value, (list, tuple)):
         return ",".join(str(part) for part in value)
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

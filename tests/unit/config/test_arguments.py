@@ -1,4 +1,4 @@
-"""From a configuration to SGLang's arguments: every default, every refusal."""
+"""Translate a configuration into SGLang's arguments: every default, every refusal."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_fields_of_a_strategy(text: str, fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "given"),
+    ("text", "values"),
     [
         ("eagle:3x4x8", {"speculative_algorithm": "eagle"}),
         ("eagle:3x4x8", {"speculative_algorithm": "NEXTN"}),
@@ -180,13 +180,13 @@ def test_fields_of_a_strategy(text: str, fields: dict[str, Any]) -> None:
         ("ngram:8", {"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 8}),
     ],
 )
-def test_saying_the_same_twice_is_fine(text: str, given: dict[str, Any]) -> None:
+def test_saying_the_same_twice_is_fine(text: str, values: dict[str, Any]) -> None:
     strategy = parse(text)
-    assert strategy_fields(strategy, Flags(HUB, **given)) == strategy_fields(strategy, Flags(HUB))
+    assert strategy_fields(strategy, Flags(HUB, **values)) == strategy_fields(strategy, Flags(HUB))
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "given"),
+    ("text", "name", "value"),
     [
         ("off", "speculative_algorithm", "NGRAM"),
         ("ngram:8", "speculative_algorithm", "EAGLE"),
@@ -198,10 +198,10 @@ def test_saying_the_same_twice_is_fine(text: str, given: dict[str, Any]) -> None
         ("eagle:3x1x4", "speculative_num_draft_tokens", 8),
     ],
 )
-def test_contradictions(text: str, name: str, given: Any) -> None:
+def test_contradictions(text: str, name: str, value: Any) -> None:
     flag = "--" + name.replace("_", "-")
-    assert message(strategy_fields, parse(text), Flags(HUB, **{name: given})) == (
-        f"{flag} {given} contradicts the strategy {text}; leave {flag} out."
+    assert message(strategy_fields, parse(text), Flags(HUB, **{name: value})) == (
+        f"{flag} {value} contradicts the strategy {text}; leave {flag} out."
     )
 
 
@@ -264,7 +264,7 @@ def test_what_the_cpu_takes(tmp_path: Path, dtype: str, backend: str | None) -> 
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("values", "sentence"),
     [
         (
             {"tp_size": 3},
@@ -306,10 +306,10 @@ def test_what_the_cpu_takes(tmp_path: Path, dtype: str, backend: str | None) -> 
     ],
 )
 def test_what_the_cpu_refuses(
-    tmp_path: Path, given: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, values: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "cores", lambda: [0, 1])
-    args = Flags(save(tmp_path), **given)
+    args = Flags(save(tmp_path), **values)
     assert message(native_fields, Config(("off",)), args, "cpu") == sentence
 
 
@@ -447,7 +447,7 @@ def test_resolved_without_a_strategy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "given", "found"),
+    ("text", "values", "difference"),
     [
         ("ngram:8", {}, "speculative_algorithm is None in place of 'NGRAM'"),
         ("eagle:3x1x4", {}, "speculative_algorithm is None in place of 'EAGLE'"),
@@ -463,10 +463,10 @@ def test_resolved_without_a_strategy() -> None:
         ),
     ],
 )
-def test_resolved_with_another_strategy(text: str, given: dict[str, Any], found: str) -> None:
-    args = Flags(HUB, **given)
+def test_resolved_with_another_strategy(text: str, values: dict[str, Any], difference: str) -> None:
+    args = Flags(HUB, **values)
     assert message(check_resolved, Config((text,)), args, "cuda") == (
-        f"TLT_CONFIG asks for {text}, but {TOO_EARLY}: {found}."
+        f"TLT_CONFIG asks for {text}, but {TOO_EARLY}: {difference}."
     )
 
 
@@ -521,17 +521,17 @@ LIMITS: tuple[Any, ...] = (
 )
 
 
-@pytest.mark.parametrize(("strategies", "drafts", "given", "config", "sentence"), LIMITS)
+@pytest.mark.parametrize(("strategies", "drafts", "values", "config", "sentence"), LIMITS)
 def test_a_strategy_beyond_what_there_is(
     tmp_path: Path,
     strategies: tuple[str, ...],
     drafts: dict[str, Any],
-    given: dict[str, Any],
+    values: dict[str, Any],
     config: Config,
     sentence: str,
 ) -> None:
     drafter = save_drafter(tmp_path / "drafter", "eagle3", **drafts)
     model = save(tmp_path / "model", intermediate_size=128)
-    args = Flags(model, speculative_draft_model_path=drafter, **given)
+    args = Flags(model, speculative_draft_model_path=drafter, **values)
     config = dataclasses.replace(config, strategies=strategies)
     assert message(native_fields, config, args, "cuda") == sentence.format(drafter=drafter)

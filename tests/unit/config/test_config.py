@@ -168,9 +168,9 @@ def test_what_is_no_table(fields: Any) -> None:
 def test_an_unknown_setting_is_named(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         from_fields({name: []}, "tlt.toml")
-    known = ", ".join(field.name for field in dataclasses.fields(Config))
-    assert known.startswith("strategies, policy, max_batch")
-    assert str(error.value) == f"tlt.toml has the unknown setting {name!r}; known ones: {known}."
+    names = ", ".join(field.name for field in dataclasses.fields(Config))
+    assert names.startswith("strategies, policy, max_batch")
+    assert str(error.value) == f"tlt.toml has the unknown setting {name!r}; known ones: {names}."
 
 
 @pytest.mark.parametrize("value", [1, None, True, {"a": 1}, [1], [["ngram:8"]], [None]])

@@ -144,8 +144,8 @@ def test_help_stands_alone() -> None:
     """Every flag's help is a phrase with a capital and without a full stop."""
     for setting in SETTINGS.values():
         assert setting.help[0].isupper() and not setting.help.endswith("."), setting.name
-        if setting.default not in (None, (), False):
-            assert setting.flag_help.endswith(f"(default: {setting.default_text})"), setting.name
+        assert setting.default_text, setting.name
+        assert setting.flag_help.endswith(f"(default: {setting.default_text})"), setting.name
 
 
 # ---- the sidecar and the coordinator -------------------------------------------------------------

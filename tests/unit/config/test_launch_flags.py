@@ -18,7 +18,7 @@ from tlt_sglang import cli, launch_server
 from tlt_sglang.config import sglang_flags
 from tlt_sglang.config.settings import Config
 from tlt_sglang.config.sglang_flags import Flags
-from tlt_sglang.errors import SPOKEN, ConfigError, EnvironmentProblem, FlagError, end_process
+from tlt_sglang.errors import EXIT_REPORTED, ConfigError, EnvironmentProblem, FlagError, end_process
 from tlt_sglang.launcher import environment, prefork
 
 MODEL = {
@@ -32,7 +32,7 @@ MODEL = {
 
 @dataclass
 class Start:
-    """What would have been started."""
+    """The launch that was prepared."""
 
     argv: list[str] = field(default_factory=list)
     forked: bool | None = None
@@ -42,7 +42,7 @@ class Start:
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Stops the launcher where SGLang would be imported; on a machine without a GPU."""
+    """Stop the launcher where SGLang would be imported, on a machine without a GPU."""
     start = Start()
 
     def run(argv: list[str], forked: bool) -> int:
@@ -206,7 +206,7 @@ def test_a_model_without_weights(
     (Path(model) / "model.safetensors").unlink()
     assert launch("--model", model) == 1
     assert capsys.readouterr().err == (
-        f"tlt-sglang: The model folder {model!r} holds no weights (.safetensors, .bin, .pt, .pth, "
+        f"tlt-sglang: The model folder {model!r} has no weights (.safetensors, .bin, .pt, .pth, "
         ".gguf); download them.\n"
     )
     assert launch("--model", model, "--load-format", "dummy") == 0
@@ -255,7 +255,7 @@ def test_tlt_serve_is_the_same(start: Start, model: str) -> None:
         ),
         (
             ["--model", "/no/such", "--adaptive-spec"],
-            "The model '/no/such' does not exist; give a folder or a hub id.",
+            "The model '/no/such' does not exist; use a folder or a hub id.",
         ),
         (
             ["--model", "", "--adaptive-spec"],
@@ -272,7 +272,7 @@ def test_tlt_serve_is_the_same(start: Start, model: str) -> None:
         ),
         (
             ["--model", "MODEL", "--adaptive-spec", "--speculative-draft-model", "/no/such"],
-            "The drafter '/no/such' does not exist; give a folder or a hub id.",
+            "The drafter '/no/such' does not exist; use a folder or a hub id.",
         ),
     ],
 )
@@ -479,25 +479,25 @@ def test_a_log_that_does_not_fit_is_refused_before_anything_is_loaded(
 def test_an_engine_process_ends_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         end_process(ConfigError("No."))
-    assert end.value.code == SPOKEN
+    assert end.value.code == EXIT_REPORTED
     assert capsys.readouterr().err == "tlt-sglang: No.\n"
 
 
 def test_an_error_of_sglangs_is_cut_to_a_sentence() -> None:
-    told = launch_server._first_sentence
+    reason = launch_server._first_sentence
 
     hint = " (TLT_DEBUG=1 shows the traceback)."
-    assert told(ValueError("Bad.\nLong story")) == f"SGLang did not start: Bad{hint}"
-    assert told(ValueError("One of:\n a,\n b.")) == f"SGLang did not start: One of: a, b{hint}"
-    assert told(ValueError()) == f"SGLang did not start: ValueError{hint}"
-    assert told(RuntimeError("Rank 0 scheduler died during initialization (exit code: -9)")) == (
+    assert reason(ValueError("Bad.\nLong story")) == f"SGLang did not start: Bad{hint}"
+    assert reason(ValueError("One of:\n a,\n b.")) == f"SGLang did not start: One of: a, b{hint}"
+    assert reason(ValueError()) == f"SGLang did not start: ValueError{hint}"
+    assert reason(RuntimeError("Rank 0 scheduler died during initialization (exit code: -9)")) == (
         "SGLang did not start: the engine process stopped while starting; its message stands above"
         + hint
     )
 
 
 def test_every_setting_has_a_flag() -> None:
-    """And what it is given arrives."""
+    """The value of each flag arrives in the configuration."""
     values: dict[str, tuple[str | None, object]] = {
         "strategies": ("off,eagle:1x1x2", ("off", "eagle:1x1x2")),
         "policy": ("ema", "ema"),

@@ -29,5 +29,5 @@ def test_only_segments_of_this_server_are_removed(
     leftovers.belongs_to("")
     leftovers.belongs_to("0a1b2c3d4e5f")
     leftovers.remove()
-    left = {path.name for path in tmp_path.iterdir()}
-    assert set(names.values()) - left == {names["ours"], names["a dead process's"]}
+    remaining = {path.name for path in tmp_path.iterdir()}
+    assert set(names.values()) - remaining == {names["ours"], names["a dead process's"]}
