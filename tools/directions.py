@@ -23,30 +23,26 @@ ALLOWED: dict[str, str] = {
     "patching": "errors",
     "upstream": "",
     "strategy": "errors",
-    "engine.pending": "",
     # Models, files and memory that engines and trainers share.
     "models": "errors strategy",
     "weights": "errors models",
     "harvest": "errors weights",
     "graphs": "errors strategy upstream",
     # Kernels and drafters.
-    "cpu": "errors upstream engine.pending",
+    "cpu": "errors upstream",
     "drafters": "cpu",
     "sampling": "upstream",
     # Settings, and what is built from them.
     "config": "errors strategy models graphs cpu config.command_line",
-    "strategy.policies": "errors strategy config",
     "graphs.commands": "errors config config.command_line graphs models strategy",
     "models.seed": "errors models config",
     "coordinator": "errors config config.command_line",
     "observe": "__init__ errors config config.command_line coordinator",
     # The processes: launcher, training, engine, sidecar.
-    "launcher": "errors config coordinator harvest models patching weights",
-    "training": (
-        "__init__ errors config config.command_line harvest launcher models models.seed weights"
-    ),
+    "launcher": "errors config coordinator harvest weights",
+    "training": ("__init__ errors config.command_line harvest launcher models models.seed weights"),
     "engine": (
-        "__init__ errors patching upstream strategy strategy.policies engine.pending models "
+        "__init__ errors patching upstream strategy "
         "models.seed weights harvest graphs cpu drafters sampling config coordinator"
     ),
     "sidecar": (
@@ -69,9 +65,7 @@ ALLOWED: dict[str, str] = {
 A row of a module is an exception: the module stands apart from its room, lower or higher.
 
 - config.command_line: the parser that all commands share; it knows no setting.
-- engine.pending: keeps pending tokens as tensors; the CPU drafter takes them.
 - graphs.commands: the command line of `tlt plan`; the planner itself knows no setting.
-- strategy.policies: builds the policy that a configuration names; the other strategies are pure.
 - models.seed: begins a drafter in the store that a configuration names.
 - launcher.environment: checks the patches, whose processes run the rest of the launcher.
 """

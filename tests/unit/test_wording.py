@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.wording import ROOT, problems, python_files
+from tools.directions import ROOT
+from tools.wording import problems, python_files
 
 OPEN = {
     "benchmarks/adaptive_drafter/measurement.py",

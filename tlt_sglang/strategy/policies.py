@@ -6,8 +6,8 @@ Pure; called once in the scheduler process. The policies themselves live in modu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from tlt_sglang.config.settings import Config
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.strategy.beg_mab import BegMab
 from tlt_sglang.strategy.cost_model import CostModel
@@ -16,8 +16,20 @@ from tlt_sglang.strategy.policy import AllowedStrategies, Fixed, Policy, Restric
 from tlt_sglang.strategy.strategies import Strategy
 
 
+class PolicySettings(Protocol):
+    """The part of a configuration that names the policy."""
+
+    @property
+    def policy(self) -> str:
+        """The policy's name."""
+
+    @property
+    def max_batch(self) -> int | None:
+        """The largest batch size that is speculated on; None sets no limit."""
+
+
 def make(
-    config: Config,
+    config: PolicySettings,
     strategies: Sequence[Strategy],
     allowed: AllowedStrategies | None = None,
 ) -> Policy:
@@ -50,7 +62,7 @@ def _below_max_batch(
     return limited
 
 
-def _without_costs(config: Config, strategies: Sequence[Strategy]) -> Policy:
+def _without_costs(config: PolicySettings, strategies: Sequence[Strategy]) -> Policy:
     most = config.max_batch
     try:
         if config.policy == "beg-mab":

@@ -24,7 +24,7 @@ STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Request:
+class AnswerRequest:
     """A prompt for the target, and how to sample its answer."""
 
     prompt: Prompt
@@ -43,7 +43,7 @@ class TargetServer(ServerProcess):
         super().__init__(arguments, log, name="The target's server")
         self.at_once = at_once
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request: AnswerRequest) -> Response:
         """Return the target's answer, which includes its end-of-sequence token."""
         body = {
             "input_ids": list(request.prompt.ids),
@@ -61,9 +61,9 @@ class TargetServer(ServerProcess):
             ) from error
         return Response(request.prompt, tuple(output), request.temperature)
 
-    def answers(self, requests: Iterable[Request]) -> Iterator[Response]:
+    def answers(self, pending: Iterable[AnswerRequest]) -> Iterator[Response]:
         """Yield the answers as they arrive, with `at_once` requests in flight."""
-        queue = iter(requests)
+        queue = iter(pending)
         threads = ThreadPoolExecutor(self.at_once)
         in_flight: set[Future[Response]] = set()
         try:

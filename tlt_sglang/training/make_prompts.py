@@ -60,11 +60,11 @@ def _instructions(model: str, count: int, at_once: int) -> list[str]:
     start = Prompt(tuple(target.encode(prompts.user_turn(target.tokenizer))), "instruction")
     found: dict[str, None] = {}
 
-    def wanted() -> Iterator[generate.Request]:
+    def wanted() -> Iterator[generate.AnswerRequest]:
         for _ in range(3 * count):
             if len(found) >= count:
                 return
-            yield generate.Request(start, 1.0, INSTRUCTION_TOKENS)
+            yield generate.AnswerRequest(start, 1.0, INSTRUCTION_TOKENS)
 
     with generate.serve(path, at_once, say) as server, Bar("instructions", count) as bar:
         for response in server.answers(wanted()):
