@@ -117,6 +117,7 @@ def drafter_command(body: Body) -> Command:
         raise ConfigError(
             "This server has no store of drafter versions; start it with --tlt-store."
         )
+    # One of two forms: {"rollback": true}, or {"version": N or null}.
     if body == {"rollback": True}:
         return {"drafter": body}
     version = body.get("version")

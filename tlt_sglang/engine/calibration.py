@@ -69,7 +69,7 @@ async def calibrate(disaggregation_mode: str, tokenizer_manager: TokenizerManage
     except Exception as error:
         logger.warning("The strategies are not calibrated: %s", error)
     finally:
-        # Requests that are left end before the steps of users' requests count.
+        # The remaining requests end before the steps of users' requests count.
         tokenizer_manager.abort_request(abort_all=True)
         await tokenizer_manager.flush_cache(timeout_s=SECONDS)
         await _switch(tokenizer_manager, False)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 Moment = Any
-"""What a clock's `mark` returns; opaque to everyone but that clock."""
+"""The return value of a clock's `mark`, opaque to everyone but that clock."""
 
 
 class Clock(Protocol):

@@ -18,7 +18,7 @@ import torch
 from tlt_sglang.engine.pending import PendingBatch, PendingTokens
 
 if TYPE_CHECKING:
-    from tlt_sglang.graphs.states import States
+    from tlt_sglang.graphs.states import RuntimeStates
     from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.upstream.protocols import Batch, DraftInput, DraftWorker, StepResult
 
@@ -35,7 +35,9 @@ class _NoDrafts:
 class DeferredDrafter:
     """The drafter of an engine whose pool has strategies that do without it."""
 
-    def __init__(self, states: States, limit: int, rejection: RejectionSampling | None) -> None:
+    def __init__(
+        self, states: RuntimeStates, limit: int, rejection: RejectionSampling | None
+    ) -> None:
         """`limit`: bytes of features that may be pending before the drafter catches up."""
         self._states = states
         self._rejection = rejection

@@ -37,7 +37,7 @@ SMALL_BATCH = 8
 
 @dataclass(slots=True)
 class _TimedStep:
-    """A step of which the time or the outcome is not known yet."""
+    """A step whose time or outcome is not known yet."""
 
     strategy: Strategy
     batch_size: int
@@ -111,7 +111,7 @@ class Driver:
 
     @property
     def calibrating(self) -> bool:
-        """Whether the strategies take turns."""
+        """True while the strategies take turns."""
         return self._calibrated is not None
 
     def _next_turn(self, batch_size: int) -> Strategy | None:

@@ -136,10 +136,8 @@ def plan(
                 f"plain decoding alone takes {need / 1e9:.2f} GB of graphs, {budget / 1e9:.2f} GB "
                 "are allowed"
             )
-        without = [use for use in uses if graph in needs(use)]
-        uses = [use for use in uses if graph not in needs(use)]
-        for use in without:
-            dropped[use] = _loss(uses, [use], throughput, shares)
+        without, uses = _split(uses, graph)
+        dropped |= {use: _loss(uses, [use], throughput, shares) for use in without}
     graphs = _graphs(uses)
     return CapturePlan(tuple(uses), frozenset(graphs), memory(graphs), dropped, naive, shared)
 
@@ -154,6 +152,12 @@ def _is_allowed(use: Use, max_rows: int, max_batch: int | None) -> bool:
 
 def _graphs(uses: Iterable[Use]) -> set[Graph]:
     return {graph for use in uses for graph in needs(use)}
+
+
+def _split(uses: Sequence[Use], graph: Graph) -> tuple[list[Use], list[Use]]:
+    """Return the uses that need `graph`, and the others."""
+    with_graph = [use for use in uses if graph in needs(use)]
+    return with_graph, [use for use in uses if graph not in needs(use)]
 
 
 def _time_shares(batch_sizes: Sequence[int]) -> dict[int, float]:
@@ -195,8 +199,7 @@ def _cheapest_graph(
     total = memory(_graphs(uses))
     best: tuple[float, int, Graph] | None = None
     for graph in sorted(_graphs(uses) - plain):
-        without = [use for use in uses if graph in needs(use)]
-        kept = [use for use in uses if graph not in needs(use)]
+        without, kept = _split(uses, graph)
         freed = total - memory(_graphs(kept))
         if freed <= 0:
             continue

@@ -57,6 +57,7 @@ def _report(argv: Sequence[str]) -> None:
     if commands.print_help(parser, argv):
         return
     args = parser.parse_args(argv)
+    # The log, and the sidecar's gates if there is a store.
     log = events.read(args.events)
     gates = events.training(Path(args.tlt_store) / "training.jsonl") if args.tlt_store else ()
     text = page(log, gates, str(args.events))

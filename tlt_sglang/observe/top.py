@@ -1,6 +1,6 @@
 """`tlt top` and `tlt status`: a view of a server, its drafter and the devices, live or once.
 
-Runs in a process of its own, and draws what `snapshot` has asked for. It changes nothing.
+Runs in a process of its own, and draws the snapshots of `snapshot`. It changes nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _watch(argv: Sequence[str]) -> None:
     command, rest = argv[0], argv[1:]
+    # The flags of both commands, of which only `status` draws a picture.
     when = "live" if command == "top" else "once"
     parser = Parser(f"tlt {command}", f"Show what a server does, {when}.")
     parser.add_argument(
@@ -71,6 +72,7 @@ def _watch(argv: Sequence[str]) -> None:
     def look() -> Snapshot:
         return snapshot.take(args.url, args.api_key, args.tlt_coordinator)
 
+    # A server that does not answer is an error only at the beginning.
     first = look()
     if first.status is None:
         raise ConfigError(f"No server with TLT answers at {args.url}; start one, or give --url.")

@@ -27,7 +27,7 @@ from tlt_sglang.strategy.strategies import TRUSTED_MATCH, Strategy
 MARGIN = 0.02
 """Gain in throughput above which another strategy replaces the current one."""
 CATCH_UP_MARGIN = 0.05
-"""The same where the other one's drafter has pending tokens and has to catch up first."""
+"""The margin where the other one's drafter has pending tokens and has to catch up first."""
 BREADTH = 0.3
 """Standard deviation of a sample, over that of what is known; 0 never explores."""
 MAX_SHIFT = 2.0
@@ -37,7 +37,7 @@ TRIAL = 2
 NOISE = 0.04
 """Standard deviation of one step's time, as a share of it."""
 DERIVED_NOISE = 0.2
-"""The same of a cost that was derived from others, or that is STALE."""
+"""The noise of a cost that was derived from others, or that is STALE."""
 SMALL_BATCH = 2
 """Largest batch in which every change of a match length ends the dwell time."""
 STALE = 1000.0

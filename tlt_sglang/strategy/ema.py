@@ -34,6 +34,7 @@ class _Range:
     steps: int = 0
 
     def update(self, accepted: Sequence[int]) -> None:
+        """Take in the accepted drafts of a step, and move the depth every few steps."""
         if self.depth and accepted:
             mean = sum(accepted) / len(accepted)
             self.average += WEIGHT * (mean - self.average)

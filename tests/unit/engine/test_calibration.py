@@ -58,7 +58,7 @@ def run(manager: Manager) -> list[Any]:
 
 
 END = ["abort", "flush", False]
-"""Requests that are left end before the steps of others count again."""
+"""The remaining requests end before the steps of others count again."""
 
 
 def test_the_smallest_a_middle_and_the_largest_batch() -> None:
