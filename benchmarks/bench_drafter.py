@@ -68,7 +68,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Accepted:
+class AnswerCounts:
     """The verify steps of one answer."""
 
     part: str
@@ -77,7 +77,7 @@ class Accepted:
     tokens: int
 
     @staticmethod
-    def length(answers: Sequence[Accepted]) -> float:
+    def length(answers: Sequence[AnswerCounts]) -> float:
         """Return the tokens per step over all answers, 1.0 if nothing was verified."""
         steps = sum(answer.steps for answer in answers)
         return sum(answer.tokens for answer in answers) / steps if steps else 1.0
@@ -85,7 +85,7 @@ class Accepted:
 
 def measure_accept(
     server: Server, parts: dict[str, tuple[list[Prompt], float]], tokens: int
-) -> list[Accepted]:
+) -> list[AnswerCounts]:
     """Return the answers to every prompt of every part, at the temperature of the part."""
     answers = []
     for part, (prompts, temperature) in parts.items():
@@ -93,9 +93,9 @@ def measure_accept(
             info = server.answer(prompt, tokens, temperature, seed=1000 + case)["meta_info"]
             # The first token is the prefill's.
             steps = info["spec_verify_ct"]
-            answers.append(Accepted(part, case, steps, info["completion_tokens"] - 1))
+            answers.append(AnswerCounts(part, case, steps, info["completion_tokens"] - 1))
         of_part = [answer for answer in answers if answer.part == part]
-        say(f"{part}: {Accepted.length(of_part):.3f} over {len(of_part)} answers")
+        say(f"{part}: {AnswerCounts.length(of_part):.3f} over {len(of_part)} answers")
     return answers
 
 
@@ -139,7 +139,7 @@ def problems(count: int) -> list[str]:
 
 
 def results(
-    answers: Sequence[Accepted],
+    answers: Sequence[AnswerCounts],
     runs: Sequence[Run],
     options: Options,
     settings: dict[str, object],
@@ -147,7 +147,7 @@ def results(
     """Return the content of the result file."""
     speedups = speedups_of(runs, options.strategy)
     parts = sorted({answer.part for answer in answers})
-    lengths = {p: Accepted.length([a for a in answers if a.part == p]) for p in parts}
+    lengths = {p: AnswerCounts.length([a for a in answers if a.part == p]) for p in parts}
     summary: dict[str, float | None] = {name: round(v, 4) for name, v in lengths.items()}
     summary |= {name: round(spread.median, 4) for name, spread in speedups.items()}
     return provenance.document(
@@ -211,7 +211,6 @@ def _benchmark(options: Options, logs: Path) -> None:
     threads = default_threads()
     fleet = Fleet(MODEL, path, "Hello", threads, logs)
     say(f"{threads} threads each; logs in {logs}")
-    answers: list[Accepted] = []
     runs: list[Run] = []
     try:
         fleet.have(PLAIN, options.strategy)

@@ -38,7 +38,7 @@ from benchmarks.harness.processes import stop
 from benchmarks.harness.program import UsageError, say
 from benchmarks.harness.prompts import PROMPTS, in_chat, load_prompts
 from benchmarks.harness.server import Server, default_threads
-from benchmarks.harness.workload import Played, Request, Rollout, length
+from benchmarks.harness.workload import Request, Rollout, RolloutResult, length
 from benchmarks.plots import longtail as plots
 
 MODEL = "smollm2-135m"
@@ -115,7 +115,7 @@ def flags_of(system: str, options: Options, drafter: str, store: Path) -> list[s
     return [*flags, *drafter_flags]
 
 
-def measure(options: Options, path: str, folder: Path, logs: Path) -> list[Played]:
+def measure(options: Options, path: str, folder: Path, logs: Path) -> list[RolloutResult]:
     """Play the step on all systems, in every repetition; stores are made in `folder`."""
     from tlt_sglang.models.shipped import default_drafter
 
@@ -126,7 +126,7 @@ def measure(options: Options, path: str, folder: Path, logs: Path) -> list[Playe
     threads = default_threads()
     total = sum(request.tokens for request in requests)
     say(f"{len(requests)} requests, {total} tokens, {options.running} at once")
-    runs: list[Played] = []
+    runs: list[RolloutResult] = []
     for repetition in range(options.repetitions):
         for system in options.systems:
             flags = ["--model", path, *flags_of(system, options, str(drafter), folder)]
@@ -147,7 +147,7 @@ def measure(options: Options, path: str, folder: Path, logs: Path) -> list[Playe
     return runs
 
 
-def summarise(runs: Sequence[Played]) -> dict[str, float | None]:
+def summarise(runs: Sequence[RolloutResult]) -> dict[str, float | None]:
     """Return the figures: medians over the repetitions of paired ratios."""
     return {
         "adaptive_vs_off": ratio_to_adaptive(runs, OFF),
@@ -162,7 +162,9 @@ def summarise(runs: Sequence[Played]) -> dict[str, float | None]:
     }
 
 
-def ratio_to_adaptive(runs: Sequence[Played], system: str, *, tail: bool = False) -> float | None:
+def ratio_to_adaptive(
+    runs: Sequence[RolloutResult], system: str, *, tail: bool = False
+) -> float | None:
     """Return the median over the repetitions of `system`'s time over the adaptive one's."""
     times = {
         (run.system, run.repetition): run.tail_seconds if tail else run.seconds for run in runs
@@ -175,7 +177,7 @@ def ratio_to_adaptive(runs: Sequence[Played], system: str, *, tail: bool = False
     return round(statistics.median(pairs), 4) if pairs else None
 
 
-def system_table(runs: Sequence[Played]) -> str:
+def system_table(runs: Sequence[RolloutResult]) -> str:
     """Return a table of the systems: medians over the repetitions."""
     rows = []
     for system in dict.fromkeys(run.system for run in runs):
@@ -195,14 +197,13 @@ def system_table(runs: Sequence[Played]) -> str:
     return program.table(header, rows)
 
 
-def plot(runs: Sequence[Played], path: Path, requests: int) -> None:
+def plot(runs: Sequence[RolloutResult], path: Path, requests: int) -> None:
     """Draw the first repetition of each system."""
     lines = [plots.Line(run.system, run.seconds, run.curve) for run in runs]
     plots.plot(lines, requests, path)
 
 
-def parse(argv: Sequence[str]) -> Options:
-    """Return the options; raise UsageError with one sentence for what is wrong."""
+def _parser() -> program.Parser:
     parser = program.Parser("bench_longtail", __doc__, "One repetition of fewer, shorter requests")
     add = parser.add_argument
     add("--natural", action="store_true", help="Responses end where the model ends them")
@@ -220,16 +221,18 @@ def parse(argv: Sequence[str]) -> Options:
     )
     add("--repetitions", type=int, metavar="N", help="Repetitions (default: 3, with --quick 1)")
     add("--system", action="append", help="System to measure; repeatable (default: all)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Return the options; raise UsageError with one sentence for what is wrong."""
+    args = _parser().parse_args(argv)
     json_path = args.json or provenance.RESULTS / "bench_longtail.json"
     program.check_writable(json_path)
     for system in args.system or ():
         if system not in SYSTEMS:
             raise UsageError(f"There is no system {system!r}; choose from {SYSTEMS}.")
-    sizes = (args.groups, args.samples, args.running, args.longest, args.repetitions)
-    for size in sizes:
-        if size is not None and size < 1:
-            raise UsageError(f"{size} is not a size; give a number from 1 on.")
+    program.check_sizes(args, "groups", "samples", "running", "longest", "repetitions")
     if not 0 <= args.temperature <= 2:
         raise UsageError(f"--temperature {args.temperature} is not from 0 to 2.")
     return Options(

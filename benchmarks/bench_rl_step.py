@@ -76,7 +76,7 @@ class Problem:
 
 
 @dataclass
-class Taken:
+class StepResult:
     """One step of one system."""
 
     system: str
@@ -142,7 +142,7 @@ class System:
             flags += ["--tlt-store", str(work / "versions"), "--tlt-sidecar", "idle"]
         self.server = Server(name, flags, default_threads(), logs)
         self.policy = Policy(path)
-        self.taken: list[Taken] = []
+        self.results: list[StepResult] = []
 
     def step(self, number: int, problems: Sequence[Problem], judge: Judge) -> None:
         """Generate responses, score them, and update the policy."""
@@ -152,7 +152,7 @@ class System:
         rollout = Rollout(
             self.server, requests, [one.prompt for one in problems], natural=True, temperature=1.0
         )
-        played = rollout.play(self.name, number)
+        result = rollout.play(self.name, number)
         # Advantages within the group of each problem.
         began = time.perf_counter()
         samples, rewards = [], []
@@ -169,16 +169,16 @@ class System:
         self.policy.update(samples)
         trained = time.perf_counter()
         self._hand_over()
-        self.taken.append(
-            Taken(
+        self.results.append(
+            StepResult(
                 self.name,
                 number,
-                played.seconds,
+                result.seconds,
                 trained - began,
                 time.perf_counter() - trained,
                 rewards,
-                played.tokens,
-                played.accept_length,
+                result.tokens,
+                result.accept_length,
             )
         )
 
@@ -232,7 +232,7 @@ class Judge:
         return float(self.data.score_answer(numbers[-1] if numbers else None, entry))
 
 
-def measure(options: Options, path: str, work: Path, logs: Path) -> list[Taken]:
+def measure(options: Options, path: str, work: Path, logs: Path) -> list[StepResult]:
     """Run every step on both systems, in turn."""
     judge = Judge(path, options)
     systems: list[System] = []
@@ -244,7 +244,7 @@ def measure(options: Options, path: str, work: Path, logs: Path) -> list[Taken]:
             problems = judge.problems(number)
             for system in systems[:: 1 if number % 2 == 0 else -1]:
                 system.step(number, problems, judge)
-                last = system.taken[-1]
+                last = system.results[-1]
                 say(
                     f"step {number + 1} of {options.steps}, {last.system}: rollout "
                     f"{last.rollout_seconds:.1f} s, training {last.train_seconds:.1f} s, update "
@@ -253,10 +253,10 @@ def measure(options: Options, path: str, work: Path, logs: Path) -> list[Taken]:
                 )
     finally:
         stop([system.server for system in systems])
-    return [taken for system in systems for taken in system.taken]
+    return [result for system in systems for result in system.results]
 
 
-def summarise(steps: Sequence[Taken]) -> dict[str, float | None]:
+def summarise(steps: Sequence[StepResult]) -> dict[str, float | None]:
     """Return the figures; times are medians over the steps of paired ratios."""
     plain = [one for one in steps if one.system == PLAIN]
     adaptive = [one for one in steps if one.system == ADAPTIVE]
@@ -266,7 +266,7 @@ def summarise(steps: Sequence[Taken]) -> dict[str, float | None]:
 
     pairs = list(zip(plain, adaptive, strict=True))
 
-    def ratio(rest: Callable[[Taken, Taken], float]) -> float:
+    def ratio(rest: Callable[[StepResult, StepResult], float]) -> float:
         """Return plain over adaptive for steps of as many tokens, `rest` being the same in both."""
         ratios = []
         for a, b in pairs:
@@ -309,9 +309,7 @@ def parse(argv: Sequence[str]) -> Options:
         )
     json_path = args.json or provenance.RESULTS / "bench_rl_step.json"
     program.check_writable(json_path)
-    for size in (args.steps, args.problems, args.samples, args.running, args.longest):
-        if size is not None and size < 1:
-            raise UsageError(f"{size} is not a size; give a number from 1 on.")
+    program.check_sizes(args, "steps", "problems", "samples", "running", "longest")
     return Options(
         json_path,
         args.quick,

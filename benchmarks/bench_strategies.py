@@ -35,7 +35,7 @@ from benchmarks.harness import program, provenance
 from benchmarks.harness.fleet import PLAIN, Fleet
 from benchmarks.harness.program import say
 from benchmarks.harness.prompts import INSTRUCTIONS, Prompt, in_chat, load_prompts
-from benchmarks.harness.server import Server, default_threads
+from benchmarks.harness.server import SchedulerStatus, Server, default_threads
 from benchmarks.harness.statistics import Run, digest, paired, spread
 
 MODEL = "smollm2-135m"
@@ -69,10 +69,12 @@ class Options:
 
     @property
     def batches(self) -> tuple[int, ...]:
+        """The batch sizes."""
         return (1, 4, 16) if self.quick else BATCHES
 
     @property
     def tokens(self) -> int:
+        """Tokens of an answer."""
         return 64 if self.quick else 96
 
 
@@ -82,6 +84,7 @@ def measure(fleet: Fleet, prompts: Sequence[Prompt], options: Options) -> list[R
     runs: list[Run] = []
 
     def play(part: str, size: int, number: int, side: str) -> None:
+        """Run one side on one batch; a repetition below 0 does not count."""
         server = fleet.server(PLAIN if side == PLAIN else ",".join(POOL))
         if side != PLAIN:
             server.pin(None if side == ADAPTIVE else side.removeprefix("pinned "))
@@ -104,6 +107,7 @@ def measure(fleet: Fleet, prompts: Sequence[Prompt], options: Options) -> list[R
             )
 
     for size in options.batches:
+        # All sides in turn, then the three that the figures compare.
         for number in range(-WARM_REPETITIONS, options.repetitions(size)):
             for side in sides:
                 play(ALL, size, number, side)
@@ -137,6 +141,23 @@ def ratios(runs: Sequence[Run], sizes: Sequence[int]) -> dict[int, dict[str, flo
         }
         for size in sizes
     }
+
+
+def switch_cost(runs: Sequence[Run], status: SchedulerStatus) -> float:
+    """Return the mean time of a switch as a share of a plain step of one request."""
+    plain_step = statistics.median(
+        run.seconds / run.steps for run in runs if run.part == f"{ALL} 1" and run.side == PLAIN
+    )
+    return status["switch_seconds"] / max(1, status["switches"]) / plain_step
+
+
+def throughput_table(runs: Sequence[Run], sizes: Sequence[int]) -> str:
+    """Return a table of the median throughput of every side at every batch size."""
+    rows = [
+        (side, *(f"{_median(runs, f'{ALL} {size}', side):.1f}" for size in sizes))
+        for side in dict.fromkeys(run.side for run in runs)
+    ]
+    return program.table(("tokens/s", *(f"batch {size}" for size in sizes)), rows)
 
 
 def _median(runs: Sequence[Run], part: str, side: str) -> float:
@@ -207,22 +228,13 @@ def _benchmark(options: Options, logs: Path) -> None:
     finally:
         fleet.close()
     of_sizes = ratios(runs, options.batches)
-    plain_step = statistics.median(
-        run.seconds / run.steps for run in runs if run.part == f"{ALL} 1" and run.side == PLAIN
-    )
-    switch = status["switch_seconds"] / max(1, status["switches"]) / plain_step
     summary = {
         "adaptive_vs_best_fixed_min": round(min(one["best"] for one in of_sizes.values()), 4),
         "adaptive_vs_plain_min": round(min(one["plain"] for one in of_sizes.values()), 4),
-        "switch_cost_fraction": round(switch, 5),
+        "switch_cost_fraction": round(switch_cost(runs, status), 5),
         "reactivation_accept_ratio": round(statistics.fmean(reactivation), 4),
     }
-    sides = list(dict.fromkeys(run.side for run in runs))
-    rows = [
-        (side, *(f"{_median(runs, f'{ALL} {size}', side):.1f}" for size in options.batches))
-        for side in sides
-    ]
-    print(program.table(("tokens/s", *(f"batch {size}" for size in options.batches)), rows))
+    print(throughput_table(runs, options.batches))
     print(program.table(("figure", "value"), [(k, f"{v:.3f}") for k, v in summary.items()]))
     settings = {
         "model": MODEL,

@@ -59,14 +59,17 @@ class Options:
 
     @property
     def sequences(self) -> int:
+        """Sequences of a pass."""
         return 64 if self.quick else 160
 
     @property
     def passes(self) -> int:
+        """Pairs of passes that count."""
         return 2 if self.quick else 3
 
     @property
     def saves(self) -> int:
+        """Pairs of checkpoints that count."""
         return 4 if self.quick else 8
 
 

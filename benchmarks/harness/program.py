@@ -90,6 +90,14 @@ def run(name: str, benchmark: Callable[[Path], None]) -> int:
     return status
 
 
+def check_sizes(args: argparse.Namespace, *names: str) -> None:
+    """Raise UsageError if one of these flags is a number below 1."""
+    for name in names:
+        size = getattr(args, name)
+        if size is not None and size < 1:
+            raise UsageError(f"--{name} {size} is too small; give a number from 1 on.")
+
+
 def check_writable(path: Path) -> None:
     """Raise UsageError if a result cannot be written to `path`."""
     try:

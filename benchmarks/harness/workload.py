@@ -45,7 +45,7 @@ class CurvePoint(TypedDict):
 
 
 @dataclass
-class Played:
+class RolloutResult:
     """The rollout of one system."""
 
     system: str
@@ -90,7 +90,7 @@ class Rollout:
         self.problems: list[str] = []
         self._lock = threading.Lock()
 
-    def play(self, system: str, repetition: int) -> Played:
+    def play(self, system: str, repetition: int) -> RolloutResult:
         """Submit all requests at once and wait for all of them."""
         self.server.flush()
         threads = [
@@ -114,7 +114,7 @@ class Rollout:
         tail_began = ended[-TAIL - 1] if len(ended) > TAIL else began
         answers = [self.answers[index] for index in range(len(self.requests))]
         metas = [answer["meta_info"] for answer in answers]
-        return Played(
+        return RolloutResult(
             system,
             repetition,
             ended[-1] - began,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class Step(Protocol):
+class StepValues(Protocol):
     """The values of one step of one system."""
 
     system: str
@@ -23,7 +23,7 @@ class Step(Protocol):
     accept_length: float
 
 
-def plot(steps: Sequence[Step], path: Path) -> None:
+def plot(steps: Sequence[StepValues], path: Path) -> None:
     """Write the picture to `path`."""
     import matplotlib
 
@@ -50,7 +50,7 @@ def plot(steps: Sequence[Step], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _draw_seconds(axes: Axes, steps: Sequence[Step], index: int) -> None:
+def _draw_seconds(axes: Axes, steps: Sequence[StepValues], index: int) -> None:
     """Draw a system's steps as bars: rollout, training and update on top of each other."""
     left = [one.step + 1 + 0.4 * (index - 0.5) for one in steps]
     base = [0.0] * len(steps)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_drafter, bench_trainer
-from benchmarks.bench_drafter import Accepted, Options
+from benchmarks.bench_drafter import AnswerCounts, Options
 from benchmarks.harness.program import UsageError
 from benchmarks.harness.statistics import Run, spread
 from tests.support.learning import config, sequences
@@ -40,9 +40,9 @@ def runs(part: str, *ratios: float) -> list[Run]:
 
 def test_the_summary_is_of_what_was_measured() -> None:
     answers = [
-        Accepted("accept_len_greedy", 0, 10, 25),
-        Accepted("accept_len_greedy", 1, 30, 35),
-        Accepted("accept_len_t1", 0, 0, 0),
+        AnswerCounts("accept_len_greedy", 0, 10, 25),
+        AnswerCounts("accept_len_greedy", 1, 30, 35),
+        AnswerCounts("accept_len_t1", 0, 0, 0),
     ]
     measured = runs("speedup_b1", 1.2, 1.6, 1.4) + runs("speedup_b4", 0.9)
     document = bench_drafter.results(answers, measured, options(), {})
@@ -67,8 +67,8 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
 
 
 def test_sequences_hold_the_prompts() -> None:
-    found = bench_trainer.sequences_of([3, 2, 4], config("eagle3"), [5, 6, 7, 8])
-    assert [sequence.ids.tolist() for sequence in found] == [[5, 6, 7], [8, 5], [6, 7, 8, 5]]
+    sequences = bench_trainer.sequences_of([3, 2, 4], config("eagle3"), [5, 6, 7, 8])
+    assert [sequence.ids.tolist() for sequence in sequences] == [[5, 6, 7], [8, 5], [6, 7, 8, 5]]
 
 
 def test_padding_is_what_it_costs() -> None:

@@ -1,4 +1,4 @@
-"""The figures of the pages come from the result files, and stale ones are found."""
+"""The figures of the pages come from the result files, and stale ones are listed."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from benchmarks import bench_longtail as bench
 from benchmarks.bench_longtail import ADAPTIVE, OFF, STOCK
 from benchmarks.harness import workload
 from benchmarks.harness.program import UsageError
-from benchmarks.harness.workload import CurvePoint, Played
+from benchmarks.harness.workload import CurvePoint, RolloutResult
 from tlt_sglang import launch_server
 
 
@@ -19,7 +19,9 @@ def options(tmp_path: Path, *words: str) -> bench.Options:
     return bench.parse([*words, "--json", str(tmp_path / "x.json")])
 
 
-def played(system: str, number: int, seconds: float, tail: float, output: str = "same") -> Played:
+def result(
+    system: str, number: int, seconds: float, tail: float, output: str = "same"
+) -> RolloutResult:
     curve: list[CurvePoint] = [
         {
             "seconds": 0.5 * i,
@@ -29,7 +31,7 @@ def played(system: str, number: int, seconds: float, tail: float, output: str = 
         }
         for i in range(8)
     ]
-    return Played(system, number, seconds, tail, 1000, 500, output, curve)
+    return RolloutResult(system, number, seconds, tail, 1000, 500, output, curve)
 
 
 def test_the_lengths_have_a_long_tail_and_are_the_same_every_time(tmp_path: Path) -> None:
@@ -58,9 +60,9 @@ def test_every_systems_flags_are_understood(tmp_path: Path) -> None:
 def test_figures_are_medians_of_pairs(tmp_path: Path) -> None:
     runs = []
     for number, drift in enumerate((1.0, 2.0, 1.5)):
-        runs += [played(OFF, number, 20 * drift, 9 * drift), played(STOCK, number, 30 * drift, 9)]
-        runs += [played(name, number, 11 * drift, 4) for name in bench.FIXED]
-        runs += [played(ADAPTIVE, number, 10 * drift, 3 * drift)]
+        runs += [result(OFF, number, 20 * drift, 9 * drift), result(STOCK, number, 30 * drift, 9)]
+        runs += [result(name, number, 11 * drift, 4) for name in bench.FIXED]
+        runs += [result(ADAPTIVE, number, 10 * drift, 3 * drift)]
     summary = bench.summarise(runs)
     assert summary["adaptive_vs_off"] == 2.0
     assert summary["adaptive_vs_stock"] == 3.0
@@ -68,7 +70,7 @@ def test_figures_are_medians_of_pairs(tmp_path: Path) -> None:
     assert summary["tail_speedup"] == 3.0
     assert summary["adaptive_vs_upstream_adaptive"] is None
     assert summary["outputs_identical"] == 1.0
-    runs.append(played("upstream adaptive", 0, 10.0, 3.0, "other"))
+    runs.append(result("upstream adaptive", 0, 10.0, 3.0, "other"))
     assert bench.summarise(runs)["outputs_identical"] == 0.0
     bench.plot(runs, tmp_path / "x.png", 8)
     assert (tmp_path / "x.png").stat().st_size > 10_000

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_rl_step as bench
-from benchmarks.bench_rl_step import ADAPTIVE, PLAIN, Taken
+from benchmarks.bench_rl_step import ADAPTIVE, PLAIN, StepResult
 from benchmarks.harness.program import UsageError
 from benchmarks.plots.rl_step import plot
 
 
-def taken(
+def step_result(
     system: str, step: int, rollout: float, rewards: list[float], accept: float, tokens: int = 100
-) -> Taken:
-    return Taken(system, step, rollout, 2.0, 1.0, rewards, tokens, accept)
+) -> StepResult:
+    return StepResult(system, step, rollout, 2.0, 1.0, rewards, tokens, accept)
 
 
 def test_figures_are_of_pairs(tmp_path: Path) -> None:
-    steps = [taken(PLAIN, i, 12.0, [0.5, 0.25], 1.0) for i in range(3)]
-    steps += [taken(ADAPTIVE, i, 6.0, [0.25, 0.5], 1.5 + i / 10) for i in range(3)]
+    steps = [step_result(PLAIN, i, 12.0, [0.5, 0.25], 1.0) for i in range(3)]
+    steps += [step_result(ADAPTIVE, i, 6.0, [0.25, 0.5], 1.5 + i / 10) for i in range(3)]
     summary = bench.summarise(steps)
     assert summary["rollout_speedup"] == 2.0
     assert summary["step_speedup"] == round(15 / 9, 4)
@@ -32,8 +32,8 @@ def test_figures_are_of_pairs(tmp_path: Path) -> None:
 
 
 def test_fewer_tokens_are_not_a_speedup() -> None:
-    plain = taken(PLAIN, 0, 9.0, [0.0], 1.0, tokens=150)
-    summary = bench.summarise([plain, taken(ADAPTIVE, 0, 3.0, [0.0], 2.0, tokens=50)])
+    plain = step_result(PLAIN, 0, 9.0, [0.0], 1.0, tokens=150)
+    summary = bench.summarise([plain, step_result(ADAPTIVE, 0, 3.0, [0.0], 2.0, tokens=50)])
     assert summary["rollout_speedup"] == summary["step_speedup"] == 1.0
 
 
