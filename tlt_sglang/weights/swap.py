@@ -261,7 +261,7 @@ class Swap:
         """Return the part of `GET /tlt/status` on swaps."""
         return {
             "version": self.version,
-            "pinned": self.pinned,
+            "pinned_version": self.pinned,
             "guarded": self._guard is not None,
             "rolled_back": self.rolled_back,
             "refused": {str(version): reason for version, reason in self.refused.items()},
