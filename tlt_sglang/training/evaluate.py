@@ -73,8 +73,8 @@ def accept_length(
 ) -> AcceptLength:
     """Measure a chain of `steps` drafts, or a tree with `topk` branches and `tokens` nodes.
 
-    With a `temperature` the drafts of a chain are sampled, and `sequences` have to be responses that
-    the target sampled at it.
+    With a `temperature` the drafts of a chain are sampled, and `sequences` have to be responses
+    that the target sampled at it.
     """
     drafter.eval()
     length = AcceptLength()
