@@ -23,7 +23,7 @@ from tlt_sglang.strategy.policy import AllowedStrategies
 from tlt_sglang.strategy.strategies import Strategy
 
 if TYPE_CHECKING:
-    from tlt_sglang.engine.online_drafter import Live
+    from tlt_sglang.engine.online_drafter import OnlineDrafter
     from tlt_sglang.engine.pool import Pool
     from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.upstream.protocols import EagleWorker
@@ -70,7 +70,7 @@ def pool(
     worker: EagleWorker,
     telemetry: Telemetry,
     rejection: RejectionSampling | None,
-    online_drafter: Live | None,
+    online_drafter: OnlineDrafter | None,
 ) -> Pool:
     """Return the pool of an engine with several strategies; captures their graphs on a GPU."""
     from sglang.srt.runtime_context import get_schedule
@@ -78,7 +78,7 @@ def pool(
     from tlt_sglang.engine.clocks import CudaEvents, Wall
     from tlt_sglang.engine.driver import Driver
     from tlt_sglang.engine.pool import Pool, agreed
-    from tlt_sglang.graphs.states import States
+    from tlt_sglang.graphs.states import RuntimeStates
     from tlt_sglang.strategy import policies
     from tlt_sglang.strategy.trace import TracedPolicy
 
@@ -86,7 +86,7 @@ def pool(
     strategies = config.pool
     graphs = plan(config, device, worker)
     allowed = None if graphs is None else _within(graphs.strategies, strategies)
-    if online_drafter is not None and online_drafter.seed:
+    if online_drafter is not None and online_drafter.is_seed:
         allowed = _once_trained(allowed, strategies, online_drafter)
 
     policy = policies.make(config, strategies, allowed)
@@ -95,9 +95,9 @@ def pool(
     driver = Driver(
         agreed(policy, strategies),
         Wall() if device == "cpu" else CudaEvents(),
-        rests=config.policy == "cost-model",
+        plain_runs=config.policy == "cost-model",
     )
-    states = States(
+    states = RuntimeStates(
         worker,
         strategies,
         None if graphs is None else graphs.captured(),
@@ -188,13 +188,13 @@ def _within(planned: AllowedStrategies, strategies: Sequence[Strategy]) -> Allow
 
 
 def _once_trained(
-    allowed: AllowedStrategies | None, strategies: Sequence[Strategy], online_drafter: Live
+    allowed: AllowedStrategies | None, strategies: Sequence[Strategy], online_drafter: OnlineDrafter
 ) -> AllowedStrategies:
     """Return `allowed` without the drafter's strategies for as long as it is an untrained seed."""
 
     def trained(batch_size: int) -> Sequence[Strategy]:
         present = strategies if allowed is None else allowed(batch_size)
-        return [one for one in present if online_drafter.drafts or not one.num_steps]
+        return [one for one in present if online_drafter.can_draft or not one.num_steps]
 
     return trained
 

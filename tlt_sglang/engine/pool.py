@@ -24,7 +24,7 @@ from tlt_sglang.strategy.strategies import Strategy
 if TYPE_CHECKING:
     from tlt_sglang.engine.driver import Driver
     from tlt_sglang.engine.telemetry import Telemetry
-    from tlt_sglang.graphs.states import States
+    from tlt_sglang.graphs.states import RuntimeStates
     from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.upstream.protocols import Batch, StepResult, Upstream, VerifyInput
 
@@ -34,7 +34,7 @@ class Pool:
 
     def __init__(
         self,
-        states: States,
+        states: RuntimeStates,
         driver: Driver,
         telemetry: Telemetry,
         *,
@@ -66,7 +66,7 @@ class Pool:
         # not ask: neither needs matches.
         lengths: Sequence[int] = ()
         if self.ngrams is not None:
-            skips = self.driver.rests(size) or self.driver.pinned is not None
+            skips = self.driver.skips_selection(size) or self.driver.pinned_strategy is not None
             lengths = self.ngrams.begin(None if skips else batch)
 
         strategy = self.driver.begin(size, lengths)
@@ -83,7 +83,7 @@ class Pool:
             assert self.ngrams is not None
             return self.ngrams.verify_input(batch)
         if self.deferred.catch_up(batch):
-            self.driver.begin_again()
+            self.driver.restart_timer()
         verify_input = self._draft_learned(original, batch)
         if self.ngrams is not None:
             self.ngrams.take_over(verify_input, self.states.current)
@@ -133,7 +133,7 @@ class Pool:
 
     def pin(self, index: int) -> None:
         """Use the strategy at this index of the pool from now on; -1 lets the policy choose."""
-        self.driver.pinned = None if index < 0 else self.states.strategies[index]
+        self.driver.pinned_strategy = None if index < 0 else self.states.strategies[index]
 
     def calibrate(self, on: bool) -> None:
         """Let the strategies take turns to learn what they cost, until switched off again."""
@@ -151,7 +151,9 @@ class Pool:
             "strategy": str(self.states.current),
             "switches": self._telemetry.switches,
             "switch_seconds": round(self.switch_seconds, 6),
-            "pinned": None if self.driver.pinned is None else str(self.driver.pinned),
+            "pinned_strategy": None
+            if self.driver.pinned_strategy is None
+            else str(self.driver.pinned_strategy),
         }
 
     @contextlib.contextmanager

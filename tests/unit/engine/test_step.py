@@ -109,7 +109,7 @@ def test_a_chain_drafts_the_continuation_of_a_long_match() -> None:
 def test_nothing_is_looked_up_while_the_driver_rests() -> None:
     policy = RecordingPolicy(OFF)
     engine = pool(policy)
-    engine.driver = Driver(policy, rests=True)
+    engine.driver = Driver(policy, plain_runs=True)
     requests = batch(*[OLD[2:8]] * 12)
     looked_up = []
     for _ in range(5):
