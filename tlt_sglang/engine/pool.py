@@ -62,8 +62,8 @@ class Pool:
         """Choose the strategy of the decode step of `batch` that begins, and switch to it."""
         size = len(batch.reqs)
 
-        # A strategy that was pinned by hand drafts as its name says, and a resting driver does
-        # not ask: neither needs matches.
+        # A strategy that was pinned by hand drafts as its name says, and a plain run goes on
+        # without a choice: neither needs matches.
         lengths: Sequence[int] = ()
         if self.ngrams is not None:
             skips = self.driver.skips_selection(size) or self.driver.pinned_strategy is not None
