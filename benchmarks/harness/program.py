@@ -74,6 +74,9 @@ def run(name: str, benchmark: Callable[[Path], None]) -> int:
     logs = Path(tempfile.mkdtemp(prefix=f"{name.replace('_', '-')}-"))
     try:
         benchmark(logs)
+    except SystemExit:  # --help
+        shutil.rmtree(logs, ignore_errors=True)
+        raise
     except KeyboardInterrupt:
         print(f"{name}: interrupted; everything it started is stopped.", file=sys.stderr)
         status = 130
