@@ -7,6 +7,7 @@ annotations and imports within functions count as imports.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +135,16 @@ def room(module: str) -> str:
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the line and the name of everything that a file imports, in any scope."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 yield node.lineno, f"{node.module}.{alias.name}"
+
+
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    """Return the syntax tree of a file, which is read once."""
+    return ast.parse(path.read_text(encoding="utf-8"))

@@ -6,12 +6,13 @@ Everything is counted from the source text; nothing of the product is imported.
 from __future__ import annotations
 
 import ast
+import functools
 import statistics
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tools.directions import PACKAGE, ROOT, arrows, product_files
+from tools.directions import PACKAGE, ROOT, arrows, parse, product_files
 
 MARKED_FOLDERS = ("unit", "patches", "engine", "gpu")
 """Folders of tests/ of which tests/conftest.py makes marks."""
@@ -35,16 +36,17 @@ class Figure:
         return self.name, f"{self.value:.{self.digits}f}", self.bar, state
 
 
-def figures() -> list[Figure]:
+@functools.cache
+def figures() -> tuple[Figure, ...]:
     """Return all figures of this repository."""
-    files = [path.read_text(encoding="utf-8") for path in product_files()]
-    trees = [ast.parse(text) for text in files]
-    lines = [len(text.splitlines()) for text in files if text.strip()]
+    trees = [parse(path) for path in product_files()]
+    texts = [path.read_text(encoding="utf-8") for path in product_files()]
+    lines = [len(text.splitlines()) for text in texts if text.strip()]
     functions = [length for tree in trees for length in function_lengths(tree)]
     per_thousand = 1000 * sum(any_count(tree) for tree in trees) / sum(lines)
     skips = fmt_skips()
     tests, marked = marked_tests()
-    return [
+    return (
         at_most("loose modules at the top", len(loose_modules()), 6),
         at_most("imports upward between rooms", sum(arrow.upward for arrow in arrows()), 0),
         below("Any per 1,000 lines", per_thousand, 10, digits=1),
@@ -54,7 +56,7 @@ def figures() -> list[Figure]:
         at_most("function length, median", statistics.median(functions), 10),
         at_most("function length, 90th percentile", percentile(functions, 90), 40),
         at_least("tests with a mark, percent", 100 * marked / tests, 100),
-    ]
+    )
 
 
 def at_most(name: str, value: float, bar: float) -> Figure:
@@ -103,7 +105,7 @@ def marked_tests() -> tuple[int, int]:
     """Return how many test functions there are, and how many lie in a folder with a mark."""
     total = marked = 0
     for path in (ROOT / "tests").rglob("test_*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parse(path)
         functions = (ast.FunctionDef, ast.AsyncFunctionDef)
         names = [node.name for node in ast.walk(tree) if isinstance(node, functions)]
         count = sum(name.startswith("test_") for name in names)

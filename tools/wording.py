@@ -74,8 +74,7 @@ def python_files() -> list[Path]:
 
 def sentences(path: Path) -> Iterator[Sentence]:
     """Yield the texts and names of a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Expr) and (text := string(node.value)) is not None:
             yield Sentence(path, node.lineno, "docstring", text)
         elif isinstance(node, ast.keyword) and node.arg == "help":
