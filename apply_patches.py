@@ -1,4 +1,4 @@
-"""Look at TLT's patches without starting SGLang: do they fit, and how do they come in?
+"""Inspect TLT's patches without starting SGLang: whether they fit, and how they are applied.
 
 A thin command line over `tlt_sglang.patching`, for users and maintainers. It reads SGLang's source
 and imports none of it, so it needs no GPU. It patches nothing that lasts: patches live only in the
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="apply_patches.py",
-        description="Without an option: say whether and how the patches come into SGLang.",
+        description="Without an option: print whether and how the patches are applied to SGLang.",
     )
     one = parser.add_mutually_exclusive_group()
     one.add_argument(
@@ -68,12 +68,14 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="WHEEL",
-        help="say what the installed SGLang, or the one in a downloaded wheel, would break",
+        help="print which patches the installed SGLang, or a downloaded wheel, would break",
     )
     one.add_argument("--list", action="store_true", help="list the patches")
     one.add_argument("--write-table", action="store_true", help="write patches/TABLE.md")
     one.add_argument(
-        "--print-digests", action="store_true", help="print the present digest of each target"
+        "--print-digests",
+        action="store_true",
+        help="print the digest of each target in the installed SGLang",
     )
     return parser
 
@@ -99,27 +101,27 @@ def _check(patches: Sequence[Patch], tree: SourceTree) -> int:
 
 def _print_digests(patches: Sequence[Patch], tree: SourceTree) -> int:
     print(f"SGLang {tree.version}")
-    findings = inspect_patches(patches, tree)
-    for finding in findings:
-        digest = finding.definition.digest if finding.definition else "gone"
-        print(f"{digest:16}  {finding.patch.target}")
-    return 1 if any(finding.definition is None for finding in findings) else 0
+    fits = inspect_patches(patches, tree)
+    for fit in fits:
+        digest = fit.definition.digest if fit.definition else "missing"
+        print(f"{digest:16}  {fit.patch.target}")
+    return 1 if any(fit.definition is None for fit in fits) else 0
 
 
 def _explain(patches: Sequence[Patch], tree: SourceTree, environ: Mapping[str, str]) -> int:
-    """Say everything that decides whether the patches come in."""
+    """Print everything that decides whether the patches are applied."""
     points = [
         point
         for point in metadata.entry_points(group="sglang.srt.plugins")
         if point.value == ENTRY_POINT
     ]
     allowed = {name.strip() for name in environ.get("SGLANG_PLUGINS", "").split(",")} - {""}
-    left_out = bool(allowed and points and points[0].name not in allowed)
-    print(f"SGLang {tree.version} is installed; its files are left as they are.")
+    excluded = bool(allowed and points and points[0].name not in allowed)
+    print(f"SGLang {tree.version} is installed; its files are not changed.")
     if not points:
-        print("It does not see TLT's plugin, so no patch comes in: run `pip install -e .` here.")
-    elif left_out:
-        print("SGLANG_PLUGINS leaves TLT out, so no patch comes in: add tlt to it, or unset it.")
+        print("It does not see TLT's plugin, so no patch is applied: run `pip install -e .` here.")
+    elif excluded:
+        print("SGLANG_PLUGINS excludes TLT, so no patch is applied: add tlt to it, or unset it.")
     else:
         print("Each of its processes loads TLT's plugin, which patches that process in memory.")
     if environ.get(VARIABLE, "").strip():
@@ -129,12 +131,12 @@ def _explain(patches: Sequence[Patch], tree: SourceTree, environ: Mapping[str, s
             f"TLT is off in this environment: start tlt_sglang.launch_server with --adaptive-spec, "
             f"or set {VARIABLE} to a file."
         )
-    for finding in inspect_patches(patches, tree):
-        print(finding.problem or f"{finding.patch.target} fits.")
+    for fit in inspect_patches(patches, tree):
+        print(fit.problem or f"{fit.patch.target} fits.")
     broken = Patcher(patches, "any", tree).check(tree)
     if broken:
         print(f"{_count(len(broken), 'problem')}: TLT would refuse to start.")
-    return 1 if broken or not points or left_out else 0
+    return 1 if broken or not points or excluded else 0
 
 
 def _count(number: int, one: str, many: str = "") -> str:

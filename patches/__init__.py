@@ -1,6 +1,7 @@
-"""Every change TLT makes to SGLang, one file per upstream module, each a tuple `PATCHES` of data.
+"""Every change that TLT makes to SGLang: one file per upstream module, with a tuple `PATCHES`.
 
-Only code in this folder names what is patched, and only `tlt_sglang.patching.patcher` patches it.
+Patches are data: only this folder names what is patched, and only `tlt_sglang.patching.patcher`
+applies it. Imported in every process that loads SGLang's plugins.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ MODULES = (
 
 
 def all_patches() -> tuple[Patch, ...]:
-    """Every patch, in the order of `MODULES`, with the file it comes from."""
+    """Return every patch in the order of `MODULES`, with the file that it comes from."""
     patches: list[Patch] = []
     for name in MODULES:
         module = importlib.import_module(f"{__name__}.{name}")

@@ -1,21 +1,24 @@
-"""sglang.srt.layers.activation, in the scheduler process: SiLU-and-multiply in one CPU kernel."""
+"""sglang.srt.layers.activation, in the scheduler process: SiLU-and-mul in one CPU kernel."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.layers.activation:SiluAndMul.forward_native",
-    why="one kernel instead of four torch calls on CPUs without AMX",
+    why="one kernel replaces four torch calls on CPUs without AMX",
     remove_when="SGLang ships a fused SiluAndMul for CPUs without AMX",
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "37cf5b2b00ac3b4d"},
 )
-def forward_native(original: Any, *args: Any, **kwargs: Any) -> Any:
+def forward_native(original: Upstream, *args: Any, **kwargs: Any) -> Any:
     from tlt_sglang.cpu import layers
 
     return layers.silu_and_mul(original, *args, **kwargs)

@@ -1,7 +1,7 @@
 """sglang.srt.layers.attention.attention_registry, in the scheduler process: our CPU backend.
 
-SGLang resolves its arguments before plugins load when an RL stack starts it, so the backend takes
-the names that its CPU resolution ends in, rather than a name of its own.
+When an RL stack starts SGLang, its arguments are resolved before plugins load. So the backend takes
+the names that SGLang resolves to on CPU, instead of a new name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATCHES = tuple(
         name,
         _create,
         why="SGLang refuses speculation on torch_native and has no CPU backend without AMX",
-        remove_when="SGLang serves target-verify and draft decoding on CPUs without AMX",
+        remove_when="SGLang supports target-verify and draft decoding on CPUs without AMX",
         process="scheduler",
         only_on="cpu",
         digests={"0.5.23": "f0281f7d48112b34"},

@@ -1,21 +1,24 @@
-"""sglang.srt.layers.quantization.base_config, in the scheduler process: heads that have changed."""
+"""sglang.srt.layers.quantization.base_config, in the scheduler process: updated heads."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.layers.quantization.base_config:QuantizeMethodBase.process_weights_after_loading",
-    why="embeddings have no hook of their own; a head tied to one must be packed afresh",
+    why="embeddings have no hook of their own, and a head that is tied to one must be repacked",
     remove_when="SGLang packs float32 weights for CPUs without AMX",
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "b7378523671773d5"},
 )
-def process_weights_after_loading(original: Any, method: Any, layer: Any) -> None:
+def process_weights_after_loading(original: Upstream, method: Any, layer: Any) -> None:
     from tlt_sglang.cpu import linear
 
     original(method, layer)

@@ -1,4 +1,4 @@
-"""sglang.srt.arg_groups.choices, in the main process: seeds of requests count on CPU, too."""
+"""sglang.srt.arg_groups.choices, in the main process: seeds of requests work on CPU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ PATCHES = tuple(
         "sglang.srt.arg_groups.choices:DETERMINISTIC_ATTENTION_BACKEND_CHOICES",
         None,
         name,
-        why="the seed of a request counts with deterministic inference only, refused on CPU; our "
-        "backend computes a row the same whatever its batch",
+        why="seeds of requests need deterministic inference, which SGLang refuses on CPU; our "
+        "backend is deterministic, as a row does not depend on its batch",
         remove_when="SGLang lists its CPU backends among the deterministic ones",
         process="main",
         only_on="cpu",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.speculative.draft_utils:DraftBackendFactory._create_backend",
-    why="the table of backends that can draft has none for CPUs without AMX",
-    remove_when="SGLang's table of draft backends can be registered into",
+    why="the table of draft backends has no entry for CPUs without AMX",
+    remove_when="plugins can register backends in SGLang's table of draft backends",
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "e1bff986f457940b"},
 )
 def create_backend(
-    original: Any,
+    original: Upstream,
     factory: Any,
     backend_name: str,
     backend_map: dict[str, Any],

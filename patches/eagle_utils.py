@@ -1,42 +1,47 @@
-"""sglang.srt.speculative.eagle_utils, in the scheduler process: verification that samples on CPU.
+"""sglang.srt.speculative.eagle_utils, in the scheduler process: sampling on CPU.
 
-Upstream commits the argmax on CPU, whatever the temperature: its sampling kernels exist for GPUs
-only. These patches take the same branch as on a GPU, with our kernels, and honour min-p, which
-upstream's verification leaves out. They make penalties exact, which upstream relaxes. And a greedy
-batch is spared most of what upstream does.
+Upstream commits the argmax on CPU at any temperature, because its sampling kernels exist for GPUs
+only. These patches take the same branch as on a GPU, with our kernels, and apply min-p, which
+upstream's verification ignores. They make penalties exact, which upstream relaxes, and skip most of
+upstream's work for greedy batches.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import replaces_upstream, wraps_upstream
 
+if TYPE_CHECKING:
+    import torch
+
+    from tlt_sglang.upstream.protocols import Upstream
+
 _MODULE = "sglang.srt.speculative.eagle_utils"
-_REMOVE = "SGLang's CPU verification honours temperature, top-k, top-p and min-p"
+_REMOVE = "SGLang's CPU verification applies temperature, top-k, top-p and min-p"
 
 
 @wraps_upstream(
     f"{_MODULE}:_verify_uses_greedy",
-    why="on CPU upstream ignores temperature under speculation",
+    why="upstream ignores the temperature in speculative decoding on CPU",
     remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "a8813868a8292f44"},
 )
-def verify_uses_greedy(original: Any, *, is_cpu: bool, **flags: bool) -> Any:
+def verify_uses_greedy(original: Upstream, *, is_cpu: bool, **flags: bool) -> Any:
     return original(is_cpu=False, **flags)
 
 
 @wraps_upstream(
     f"{_MODULE}:_verify_coins",
-    why="the batch's filters (min-p among them) have to reach the sampling kernel",
+    why="the sampling kernel needs the filters of the batch, including min-p",
     remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "d634b4ba38115f08"},
 )
-def verify_coins(original: Any, *, sampling_info: Any, **arguments: Any) -> Any:
+def verify_coins(original: Upstream, *, sampling_info: Any, **arguments: Any) -> Any:
     from tlt_sglang.cpu import sampling
 
     sampling.remember(sampling_info)
@@ -45,26 +50,25 @@ def verify_coins(original: Any, *, sampling_info: Any, **arguments: Any) -> Any:
 
 @wraps_upstream(
     f"{_MODULE}:eagle_sample",
-    why="sampled drafts are verified as such, step by step; and on CPU penalties are exact, which "
-    "upstream relaxes, so that output differs from plain decoding",
-    remove_when="SGLang chooses the way of verification by the step, and its verification "
-    "penalises a draft for every token before it",
+    why="each step chooses between rejection sampling and target-only verification; on CPU "
+    "penalties are exact, which upstream relaxes, so that its output differs from plain decoding",
+    remove_when="SGLang chooses the kind of verification for each step, and penalises a draft for "
+    "every token before it",
     process="scheduler",
     digests={"0.5.23": "e1ce9e9404ec50f9"},
 )
 def eagle_sample(
-    original: Any, verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
+    original: Upstream, verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
 ) -> Any:
     from tlt_sglang.engine import engine
 
-    assert engine.current is not None
-    if engine.current.device == "cpu":
+    if engine.require().device == "cpu":
         _penalise(verify_input, batch, logits_output)
         if _is_merely_greedy(batch, *args, **kwargs):
             from tlt_sglang.cpu import sampling
 
             return sampling.verify_greedy(verify_input, logits_output.next_token_logits)
-    if engine.current.step.rejection is None:
+    if engine.require().step.rejection is None:
         return original(verify_input, batch, logits_output, *args, **kwargs)
     from tlt_sglang.sampling.rejection import flag
 
@@ -75,7 +79,7 @@ def eagle_sample(
 def _is_merely_greedy(
     batch: Any, grammar_mask: Any = None, *args: Any, watermark_state: Any = None, **kwargs: Any
 ) -> bool:
-    """Whether upstream would do nothing but take each row's largest logit."""
+    """Return whether upstream would only take each row's largest logit."""
     from sglang.srt.environ import envs
     from sglang.srt.speculative.spec_utils import SIMULATE_ACC_LEN
 
@@ -107,11 +111,11 @@ def _penalise(verify_input: Any, batch: Any, logits_output: Any) -> None:
             verify_input.retrieve_next_sibling.view(shape),
         )
         head.invalidate()
-        # This is a copy for one forward: nothing is left for upstream to apply.
+        # The penalties are a copy for one forward; upstream must not apply them again.
         info.acc_additive_penalties = info.acc_scaling_penalties = None
 
 
-def _leave(probs: Any, bounds: Any) -> Any:
+def _unchanged(probs: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
     return probs
 
 
@@ -121,7 +125,7 @@ def _sample(**arguments: Any) -> None:
     sampling.verify(**arguments)
 
 
-def _sample_chain(**arguments: Any) -> None:
+def _sample_rejection(**arguments: Any) -> None:
     from tlt_sglang.cpu import sampling
 
     sampling.verify_rejection(**arguments)
@@ -139,14 +143,14 @@ def _replaced(name: str, value: Any, why: str, digest: str) -> Any:
     )
 
 
-_ONCE = "all filters are applied at once, by the sampler"
+_FILTERED_LATER = "the sampling kernel applies all filters at once"
 
 PATCHES = (
     verify_uses_greedy,
     verify_coins,
     eagle_sample,
-    _replaced("top_k_renorm_prob", _leave, _ONCE, "fb9e5b0d90e4a306"),
-    _replaced("top_p_renorm_prob", _leave, _ONCE, "5ff03646323a4470"),
+    _replaced("top_k_renorm_prob", _unchanged, _FILTERED_LATER, "fb9e5b0d90e4a306"),
+    _replaced("top_p_renorm_prob", _unchanged, _FILTERED_LATER, "5ff03646323a4470"),
     _replaced(
         "tree_speculative_sampling_target_only",
         _sample,
@@ -155,8 +159,8 @@ PATCHES = (
     ),
     _replaced(
         "chain_speculative_sampling_triton",
-        _sample_chain,
-        "upstream's kernel is written in Triton, which has no CPUs",
+        _sample_rejection,
+        "upstream's kernel is written in Triton, which does not support CPUs",
         "31044bd1f1d72393",
     ),
 )

@@ -1,21 +1,24 @@
-"""sglang.srt.entrypoints.engine, in the main process: engine processes from the fork server."""
+"""sglang.srt.entrypoints.engine, in the main process: processes from the fork server."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.entrypoints.engine:_set_envs_and_config",
-    why="it sets the start method to spawn, with which every process imports everything anew",
+    why="it sets the start method to spawn, with which every process imports everything again",
     remove_when="SGLang's CPU engine can start its processes by forkserver",
     process="main",
     only_on="cpu",
     digests={"0.5.23": "01931f633e6c4805"},
 )
-def set_envs_and_config(original: Any, server_args: Any) -> None:
+def set_envs_and_config(original: Upstream, server_args: Any) -> None:
     from tlt_sglang.cpu import ranks
     from tlt_sglang.launcher import prefork
 

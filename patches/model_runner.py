@@ -1,21 +1,24 @@
-"""sglang.srt.model_executor.model_runner, in the scheduler: deterministic inference on CPU."""
+"""sglang.srt.model_executor.model_runner, in the scheduler: determinism on CPU."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.model_executor.model_runner:ModelRunner.maybe_enable_batch_invariant_mode",
-    why="it puts GPU kernels in the place of matrix products; ours treat every row alike already",
-    remove_when="SGLang's batch-invariant mode knows CPUs",
+    why="it replaces matrix products with GPU kernels; our products are already batch-invariant",
+    remove_when="SGLang's batch-invariant mode supports CPUs",
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "2dad8cb360db31b6"},
 )
-def maybe_enable_batch_invariant_mode(original: Any, runner: Any) -> None:
+def maybe_enable_batch_invariant_mode(original: Upstream, runner: Any) -> None:
     return None
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.models.qwen2:Qwen2Model.forward",
-    why="on CPU half of a decode step is Python between the layers' kernels",
-    remove_when="SGLang's CPU decode step costs no more than its matrix products",
+    why="half of a decode step on CPU is Python code between the kernels of the layers",
+    remove_when="SGLang's decode step on CPU takes no longer than its matrix products",
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "d59230ec1f2cebbc"},
 )
-def forward(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+def forward(original: Upstream, model: Any, *args: Any, **kwargs: Any) -> Any:
     from tlt_sglang.cpu import decoder
 
     return decoder.forward(original, model, *args, **kwargs)

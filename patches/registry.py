@@ -1,13 +1,16 @@
-"""sglang.srt.models.registry, in the main and scheduler processes: import one model, not all."""
+"""sglang.srt.models.registry, in the main and scheduler processes: import one model."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
 
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
+
 _MODULE = "sglang.srt.models.registry"
-_WHY = "looking up one model class imports every model module, seconds of each start"
+_WHY = "the lookup of one model class imports all model modules, which takes seconds at each start"
 _REMOVE = "SGLang imports model modules on demand"
 
 
@@ -18,7 +21,7 @@ _REMOVE = "SGLang imports model modules on demand"
     process="main, scheduler",
     digests={"0.5.23": "77c0a4c7b70438d3"},
 )
-def resolve_model_cls(original: Any, registry: Any, architectures: Any) -> Any:
+def resolve_model_cls(original: Upstream, registry: Any, architectures: Any) -> Any:
     from tlt_sglang.models.classes import provide
 
     provide(registry, architectures)
@@ -32,7 +35,7 @@ def resolve_model_cls(original: Any, registry: Any, architectures: Any) -> Any:
     process="main, scheduler",
     digests={"0.5.23": "9789f6fb00675789"},
 )
-def is_arch_supported(original: Any, registry: Any, architecture: str) -> Any:
+def is_arch_supported(original: Upstream, registry: Any, architecture: str) -> Any:
     from tlt_sglang.models.classes import provide
 
     provide(registry, architecture)

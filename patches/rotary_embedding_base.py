@@ -1,21 +1,24 @@
-"""sglang.srt.layers.rotary_embedding.base, in the scheduler process: rotary in one CPU kernel."""
+"""sglang.srt.layers.rotary_embedding.base, in the scheduler process: one CPU kernel."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
-    why="one kernel in place instead of a dozen torch calls on CPUs without AMX",
+    why="one kernel replaces a dozen torch calls on CPUs without AMX",
     remove_when="SGLang ships a fused rotary embedding for CPUs without AMX",
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "d62c323632040844"},
 )
-def forward_native(original: Any, *args: Any, **kwargs: Any) -> Any:
+def forward_native(original: Upstream, *args: Any, **kwargs: Any) -> Any:
     from tlt_sglang.cpu import layers
 
     return layers.rotary(original, *args, **kwargs)

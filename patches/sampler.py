@@ -1,22 +1,25 @@
-"""sglang.srt.layers.sampler, in the scheduler process: min-p for requests with a seed on CPU."""
+"""sglang.srt.layers.sampler, in the scheduler process: min-p with a seed on CPU."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
 
 
 @wraps_upstream(
     "sglang.srt.layers.sampler:top_k_top_p_min_p_sampling_from_probs_torch",
-    why="a request with min-p and a seed ends the server: upstream asserts that it cannot be",
-    remove_when="SGLang samples with min-p and a seed",
+    why="a request with min-p and a seed ends the server, as upstream excludes it by assertion",
+    remove_when="SGLang supports min-p together with a seed",
     process="scheduler",
     only_on="cpu",
     digests={"0.5.23": "2c3b8dd6784af51c"},
 )
 def sample(
-    original: Any,
+    original: Upstream,
     probs: Any,
     top_ks: Any,
     top_ps: Any,
@@ -27,7 +30,7 @@ def sample(
     **options: Any,
 ) -> Any:
     if need_min_p_sampling and sampling_seed is not None:
-        # The most probable token survives top-k and top-p, so the bound is the one of upstream.
+        # The most probable token survives top-k and top-p, so this is upstream's bound.
         bound = probs.amax(-1, keepdim=True) * min_ps.view(-1, 1)
         probs = probs.masked_fill(probs < bound, 0.0)
         need_min_p_sampling = False

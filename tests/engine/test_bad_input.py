@@ -119,7 +119,7 @@ MODELS = {
     "{}/empty": "has no weights",
     "{}/sliding": "sliding-window attention are not served on CPU",
     "{}/quantised": "Quantised models are not served on CPU",
-    "{}/headless": "gives num_attention_heads 0",
+    "{}/headless": "num_attention_heads in the model's config.json is 0",
     "{}/huge": "The model's weights need 2048.0 GiB",
 }
 
@@ -195,7 +195,7 @@ def test_a_function_that_is_gone(folder: Path, tmp_path: Path) -> None:
     changed = copy_but(tmp_path, "srt/layers/layernorm.py")
     text = changed.read_text()
     changed.write_text(text.replace("def forward_native(", "def forward_plain("))
-    says = "layernorm:RMSNorm.forward_native in SGLang 0.5.23 is gone"
+    says = "layernorm:RMSNorm.forward_native in SGLang 0.5.23 is missing"
     flags = ["--model", f"{folder}/target", "--adaptive-spec"]
     assert refused(*flags, says=says, environment={"PYTHONPATH": str(tmp_path)}) < AT_ONCE
 

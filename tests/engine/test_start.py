@@ -313,7 +313,7 @@ def hook_in_children():
         hook()
 """
 LOST = "The patch of sglang.srt.managers.scheduler:Scheduler.get_internal_state is not "
-TAKEN = "Scheduler.get_internal_state is already patched by someone else (the SGLang plugin "
+TAKEN = "Scheduler.get_internal_state is already patched by other code (the SGLang plugin "
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_check() -> None:
 @pytest.mark.parametrize(
     ("flags", "environment", "says"),
     [
-        ([], {"SGLANG_PLUGINS": "other"}, "SGLANG_PLUGINS leaves TLT out; add tlt to it"),
+        ([], {"SGLANG_PLUGINS": "other"}, "SGLANG_PLUGINS excludes TLT; add tlt to it"),
         ([], {"PYTHONPATH": "OTHER"}, "SGLang 0.5.22 is installed, but the patches are made for"),
     ],
 )

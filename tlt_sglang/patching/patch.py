@@ -1,9 +1,8 @@
-"""A patch is data: what it touches, why, when it can go, and the upstream code it was written for.
+"""A patch as data: its target, its reason, when to remove it, and the upstream code that it fits.
 
-Patch files make `Patch` objects with the constructors here; `inspect_patches` holds them against
-a source tree; `tlt_sglang.patching.patcher` applies them. Nothing here touches SGLang.
-
-Runs in every process that loads SGLang's plugins, and in `apply_patches.py`.
+Patch files create `Patch` objects with the constructors here; `inspect_patches` compares them with
+a source tree; `tlt_sglang.patching.patcher` applies them. Runs in every process that loads SGLang's
+plugins, and in `apply_patches.py`. Nothing here changes SGLang.
 """
 
 from __future__ import annotations
@@ -30,24 +29,26 @@ class Patch:
     target: str
     """"package.module:name" or "package.module:Class.name"."""
     make: Callable[[Any], Any]
-    """What stands there now (for a class member the raw descriptor; for "register" the container)
-    -> what shall stand there."""
+    """Return the new value for the present one, which is the raw descriptor of a class member, or
+    the container for "register"."""
     why: str
     remove_when: str
     process: str
-    """In words: the process it runs in."""
+    """The process it runs in, for readers."""
     digests: Mapping[str, str]
-    """Exact SGLang version -> `source_digest` of the target."""
+    """The `source_digest` of the target by exact SGLang version."""
     only_on: Only = "any"
     kind: Literal["wrap", "replace", "register"] = "wrap"
     key: Any = None
-    """For "register" into a dict: the key; None appends to a list."""
+    """The key for "register" into a dict; None appends to a list."""
     file: str = ""
     """The patch file it comes from, filled in by `tlt_sglang.patches.all_patches`."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.target):
-            raise PatchError(f'Write the target {self.target!r} as "package.module:Class.name".')
+            raise PatchError(
+                f'The target {self.target!r} is not valid; write "package.module:Class.name".'
+            )
 
     @property
     def module(self) -> str:
@@ -67,15 +68,15 @@ def wraps_upstream(
     digests: Mapping[str, str],
     only_on: Only = "any",
 ) -> Callable[[Callable[..., Any]], Patch]:
-    """Decorate `def f(original, *args, **kwargs)`; calls of the target become calls of `f`.
+    """Decorate `def f(original, *args, **kwargs)`, which then replaces calls of the target.
 
-    A static, class or property member stays one. An `async def f` makes a coroutine function.
+    A static, class or property member remains one. An `async def f` gives a coroutine function.
     """
 
     def decorate(function: Callable[..., Any]) -> Patch:
         def wrapped(original: Any) -> Any:
             if isinstance(original, type):
-                raise PatchError(f"{target} is a class: wrap one of its methods, or replace it.")
+                raise PatchError(f"{target} is a class; wrap one of its methods, or replace it.")
 
             @functools.wraps(original)
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -105,10 +106,10 @@ def replaces_upstream(
     digests: Mapping[str, str],
     only_on: Only = "any",
 ) -> Patch:
-    """Put `value` in the place of a function, class, constant or imported name.
+    """Replace a function, class, constant or imported name with `value`.
 
-    A plain function in the place of a static, class or property member becomes one. Where the
-    value must be built from upstream objects, write `Patch(..., make=..., kind="replace")`.
+    A plain function that replaces a static, class or property member becomes one. If the value must
+    be built from upstream objects, write `Patch(..., make=..., kind="replace")`.
     """
 
     def make(raw: Any) -> Any:
@@ -131,11 +132,21 @@ def registers_upstream(
     only_on: Only = "any",
 ) -> Patch:
     """Set `key` of an upstream dict to `value`, or append `value` to a list (`key` None)."""
-    facts = (why, remove_when, process, digests, only_on)
-    return Patch(target, lambda _container: value, *facts, "register", key)
+    return Patch(
+        target,
+        lambda _container: value,
+        why,
+        remove_when,
+        process,
+        digests,
+        only_on,
+        "register",
+        key,
+    )
 
 
 def unwrapped(raw: Any) -> Any:
+    """Return the function inside a descriptor."""
     if isinstance(raw, (staticmethod, classmethod)):
         return raw.__func__
     if isinstance(raw, property):
@@ -144,6 +155,7 @@ def unwrapped(raw: Any) -> Any:
 
 
 def _same_descriptor(raw: Any, change: Callable[[Any], Any]) -> Any:
+    """Return `change` of the function inside a descriptor, in a descriptor of the same kind."""
     if isinstance(raw, (staticmethod, classmethod)):
         return type(raw)(change(raw.__func__))
     if isinstance(raw, property):
@@ -159,65 +171,67 @@ def _same_descriptor(raw: Any, change: Callable[[Any], Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One patch held against one source tree; fits when `problem` is empty."""
+class PatchFit:
+    """The comparison of a patch with a source tree; it fits if `problem` is empty."""
 
     patch: Patch
     definition: Definition | None
     problem: str
 
 
-def inspect_patches(patches: Iterable[Patch], tree: SourceTree) -> list[Finding]:
-    """Compare every patch with the source, without importing it; in the order given."""
-    found: dict[int, Finding] = {}
+def inspect_patches(patches: Iterable[Patch], tree: SourceTree) -> list[PatchFit]:
+    """Compare every patch with the source, without importing it; the order is kept."""
+    # By module, so that each source is parsed once.
+    fits: dict[int, PatchFit] = {}
     patches = list(patches)
     for index in sorted(range(len(patches)), key=lambda i: patches[i].module):
-        found[index] = _inspect(patches[index], tree)
+        fits[index] = _inspect(patches[index], tree)
     upstream.forget_parsed()
-    return [found[index] for index in range(len(patches))]
+    return [fits[index] for index in range(len(patches))]
 
 
-def _inspect(patch: Patch, tree: SourceTree) -> Finding:
-    where, known = f"{patch.target} in SGLang {tree.version}", patch.digests
+def _inspect(patch: Patch, tree: SourceTree) -> PatchFit:
+    where, digests = f"{patch.target} in SGLang {tree.version}", patch.digests
     try:
         definition = describe(tree.read(patch.module), patch.qualname)
     except PatchError as error:
-        return Finding(patch, None, f"{where} is gone, {error}, then move or drop the patch.")
-    now, expected = definition.digest, known.get(tree.version)
-    alike = [version for version, digest in known.items() if digest == now]
+        problem = f"{where} is missing: {error}, then move or remove the patch."
+        return PatchFit(patch, None, problem)
+    actual, expected = definition.digest, digests.get(tree.version)
+    same = [version for version, digest in digests.items() if digest == actual]
     problem = ""
-    if expected is not None and expected != now:
-        problem = f"{where} has changed (digest {now}, not {expected}): adapt the patch to it."
-    elif expected is None and alike:
-        problem = f"{where} reads as in {alike[-1]}: test it, then add its digest {now}."
+    if expected is not None and expected != actual:
+        problem = f"{where} has changed (digest {actual}, not {expected}): adapt the patch to it."
+    elif expected is None and same:
+        problem = f"{where} is the same as in {same[-1]}: test it, then add its digest {actual}."
     elif expected is None:
-        versions = ", ".join(known) or "any version"
-        problem = f"{where} has no digest and differs from {versions}: adapt, then add {now}."
-    return Finding(patch, definition, problem)
+        versions = ", ".join(digests) or "any version"
+        problem = f"{where} has no digest and differs from {versions}: adapt, then add {actual}."
+    return PatchFit(patch, definition, problem)
 
 
 def overlaps(patches: Sequence[Patch]) -> Iterator[str]:
-    """Two patches in each other's way would make the result depend on their order."""
+    """Yield a sentence for every two patches whose result would depend on their order."""
     for index, one in enumerate(patches):
         for other in patches[index + 1 :]:
             same = one.target == other.target
             register = one.kind == other.kind == "register"
             if same and not (register and (one.key is None or one.key != other.key)):
-                yield f"{one.target} has two patches: join them into one."
+                yield f"{one.target} has two patches: merge them into one."
             a, b = sorted((one, other), key=lambda patch: len(patch.target))
             if a.kind != "register" and b.target.startswith(a.target + "."):
-                yield f"{a.target} is patched whole and in {b.target}: keep one of the two."
+                yield f"{a.target} is patched as a whole and in {b.target}: keep one of the two."
 
 
 def table(patches: Iterable[Patch], version: str) -> str:
-    """The patches as Markdown for patches/TABLE.md, by file, with the digests of `version`."""
+    """Return the Markdown of patches/TABLE.md: all patches by file, with digests of `version`."""
     files: dict[str, list[Patch]] = {}
     for patch in patches:
-        files.setdefault(patch.file or "elsewhere", []).append(patch)
+        files.setdefault(patch.file or "other files", []).append(patch)
     lines = [
         f"# What TLT changes in SGLang {version}",
         "",
-        "Written by `python apply_patches.py --write-table`; edit the patch files, not this one.",
+        "Generated by `python apply_patches.py --write-table`; edit the patch files, not this one.",
     ]
     for file, group in sorted(files.items()):
         lines += ["", f"## {file}", ""]

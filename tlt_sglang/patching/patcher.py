@@ -1,12 +1,12 @@
-"""The one door to SGLang: every attribute TLT sets on it is set here, and can be taken back.
+"""The one door to SGLang: every attribute that TLT sets on it is set here, and can be reverted.
 
 A `Patcher` compares the patches' digests with the installed source, patches the modules that are
-loaded and leaves one import hook for those that are not, so nothing is imported because of TLT.
+loaded and adds one import hook for those that are not, so nothing is imported because of TLT.
 
-Runs in every process that loads SGLang's plugins. It holds no patch and does not decide whether TLT
-is on. A function or class is also replaced where other loaded modules of the package did
-`from X import Y`; a constant, or a name a module merely imported, is replaced only in the module
-the target names.
+Runs in every process that loads SGLang's plugins. It defines no patch and does not decide whether
+TLT is on. A function or class is also replaced where other loaded modules of the package did
+`from X import Y`; a constant, or a name that a module merely imported, is replaced only in the
+target's module.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ _HOOKS = "sglang.srt.plugins.hook_registry"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the other finders find a module, and has it patched right after it was executed."""
+    """An import hook that calls `after_import` right after one of `modules` was executed.
 
-    def __init__(self, wanted: Iterable[str], executed: Callable[[ModuleType], None]) -> None:
-        self._wanted, self._executed, self._busy = set(wanted), executed, set[str]()
+    The other finders find and load the module.
+    """
+
+    def __init__(self, modules: Iterable[str], after_import: Callable[[ModuleType], None]) -> None:
+        self._modules, self._after_import, self._busy = set(modules), after_import, set[str]()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in self._wanted or fullname in self._busy:
+        if fullname not in self._modules or fullname in self._busy:
             return None
         self._busy.add(fullname)
         try:
@@ -55,28 +58,32 @@ class _Finder(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             vars(loader).pop("exec_module", None)
             execute(module)
-            self._executed(module)
+            self._after_import(module)
 
-        # On the instance: the loader's type, and with it inspect.getsource, stay as they are.
+        # Set on the instance, so that the loader's type, and inspect.getsource, stay unchanged.
         vars(loader)["exec_module"] = exec_module
         return spec
 
 
 @dataclass
 class _Applied:
+    """A patch in force, the object that it put in place, and how to undo it."""
+
     patch: Patch
     ours: Any
     undo: list[Callable[[], object]] = field(default_factory=list)
 
 
 class Patcher:
-    """Applies patches to this process, all or none, and takes them back."""
+    """Applies patches to this process, all or none, and reverts them."""
 
     def __init__(
         self, patches: Iterable[Patch], device: Only, tree: SourceTree | None = None
     ) -> None:
-        """`device`: where this process computes; "any" takes all patches. `tree`: the source of
-        what is installed; by default it is looked up."""
+        """Prepare the patches for `device`; "any" takes all of them.
+
+        `tree` is the source of the installed package, which is located by default.
+        """
         self._patches = tuple(patches)
         self._mine = [p for p in self._patches if device == "any" or p.only_on in ("any", device)]
         self._tree = tree
@@ -86,30 +93,32 @@ class Patcher:
         self._expected: dict[str, Definition] = {}
 
     def check(self, tree: SourceTree) -> list[str]:
-        """What keeps the patches from fitting `tree`, a sentence each; empty when they fit."""
-        found = inspect_patches(self._mine, tree)
-        return [f.problem for f in found if f.problem] + list(overlaps(self._mine))
+        """Return a sentence for each reason why the patches do not fit `tree`."""
+        fits = inspect_patches(self._mine, tree)
+        return [fit.problem for fit in fits if fit.problem] + list(overlaps(self._mine))
 
     def apply(self) -> None:
-        """Patch what is loaded, and what will be loaded when it is. Twice is once.
+        """Patch the loaded modules now and the others when they are imported. Idempotent.
 
-        Raises PatchError, which names every problem; then nothing stays changed.
+        Raises PatchError, which names every problem; then nothing is changed.
         """
         if self._finder is not None or not self._mine:
             return
+        # Does everything fit?
         package = self._mine[0].module.split(".")[0]
         tree = self._tree or SourceTree.from_installed(package)
-        found = inspect_patches(self._mine, tree)
-        problems = [f.problem for f in found if f.problem] + list(overlaps(self._mine))
-        self._expected = {f.patch.target: f.definition for f in found if f.definition}
+        fits = inspect_patches(self._mine, tree)
+        problems = [fit.problem for fit in fits if fit.problem] + list(overlaps(self._mine))
+        self._expected = {fit.patch.target: fit.definition for fit in fits if fit.definition}
         loaded = [p for p in self._mine if sys.modules.get(p.module) is not None]
-        problems = problems or list(_hooked(self._mine)) or self._taken(loaded)
+        problems = problems or list(_hook_conflicts(self._mine)) or self._conflicts(loaded)
         if problems:
             versions = " or ".join(dict.fromkeys(v for p in self._mine for v in p.digests))
             raise PatchError(
-                f"TLT does not fit the {package} {tree.version} of this process and patched "
-                f"nothing; use {package} {versions} unpatched, or act on each: {' '.join(problems)}"
+                f"TLT does not fit {package} {tree.version} and patched nothing; use an unpatched "
+                f"{package} {versions}, or resolve each problem: {' '.join(problems)}"
             )
+        # All or none.
         self._finder = _Finder((p.module for p in self._mine), self._after_import)
         sys.meta_path.insert(0, self._finder)
         try:
@@ -119,7 +128,7 @@ class Patcher:
             raise
 
     def revert(self) -> None:
-        """Put back the very objects that were there, newest change first."""
+        """Restore the original objects, newest change first."""
         if self._finder is not None and self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
         self._finder = None
@@ -129,20 +138,23 @@ class Patcher:
     def verify(self) -> None:
         """Raise PatchError unless every patch is in force or waits for its module's import."""
         if self._finder is None and self._mine:
-            raise PatchError("TLT's patches are not applied: check that its plugin was loaded.")
+            raise PatchError("TLT's patches are not applied; check that its plugin was loaded.")
         problems = list(self._failed.values())
         for row in self.report():
             if row["state"] == "lost" and row["target"].split(":")[0] not in self._failed:
                 problems.append(
-                    f"The patch of {row['target']} is not in force any more: find what replaced "
+                    f"The patch of {row['target']} is not in force any more; find what replaced "
                     "it, and disable that or TLT."
                 )
         if problems:
             raise PatchError(" ".join(problems))
 
     def report(self) -> list[dict[str, str]]:
-        """A row for each patch: target, kind and state, which is "in force", "waiting for import",
-        "not for this device", "not applied" or "lost"."""
+        """Return a row for each patch with its target, kind and state.
+
+        The state is "in force", "waiting for import", "not for this device", "not applied" or
+        "lost".
+        """
         return [
             {"target": p.target, "kind": p.kind, "state": self._state(p)} for p in self._patches
         ]
@@ -168,12 +180,12 @@ class Patcher:
         name = module.__name__
         if self._finder is None:
             return
-        # A module executed again has fresh objects: what was recorded for it holds no longer.
+        # A module that is executed again has new objects, so its old records are obsolete.
         self._applied = [a for a in self._applied if a.patch.module != name]
         self._failed.pop(name, None)
         mine = [p for p in self._mine if p.module == name]
         try:
-            if problems := self._taken(mine):
+            if problems := self._conflicts(mine):
                 raise PatchError(" ".join(problems))
             self._install(mine)
         except Exception as error:
@@ -181,7 +193,7 @@ class Patcher:
             raise
 
     def _install(self, patches: list[Patch]) -> None:
-        """Imported names go last, so that they see what their own module was patched to."""
+        """Patch imported names last, so that they bind the patched objects of their modules."""
         before = list(self._applied)
         for patch in sorted(patches, key=lambda p: "import" in self._expected[p.target].kinds):
             try:
@@ -191,7 +203,7 @@ class Patcher:
                 if isinstance(error, PatchError) or not isinstance(error, Exception):
                     raise
                 raise PatchError(
-                    f"Patching {patch.target} failed ({error!r}) and was undone: mend the patch."
+                    f"Patching {patch.target} failed ({error!r}) and was undone; correct the patch."
                 ) from error
 
     def _patch(self, patch: Patch) -> None:
@@ -217,14 +229,14 @@ class Patcher:
                 step()
         self._applied = [a for a in self._applied if all(a is not r for r in records)]
 
-    def _taken(self, patches: list[Patch]) -> list[str]:
-        """Which targets someone else has patched, a sentence for each."""
+    def _conflicts(self, patches: list[Patch]) -> list[str]:
+        """Return a sentence for each target that is already patched by other code."""
         owners = [_owner(p, self._expected[p.target]) for p in patches]
-        return [_claim(p, owner) for p, owner in zip(patches, owners, strict=True) if owner]
+        return [_conflict(p, owner) for p, owner in zip(patches, owners, strict=True) if owner]
 
 
 def _resolve(module: ModuleType, patch: Patch) -> tuple[Any, str, Any]:
-    """Who holds the target, under which name, and what stands there (raw, or _MISSING)."""
+    """Return the holder of the target, its name there, and its raw value or _MISSING."""
     holder: Any = module
     *owners, name = patch.qualname.split(".")
     for owner in owners:
@@ -246,13 +258,13 @@ def _register(container: Any, record: _Applied) -> None:
         container[key] = ours
     else:
         raise PatchError(
-            f"{record.patch.target} is a {type(container).__name__}: give a key for a dict, "
-            "and None for a list."
+            f"{record.patch.target} is a {type(container).__name__}; use a key for a dict, and "
+            "None for a list."
         )
 
 
 def _remove(container: list[Any], ours: Any) -> None:
-    """Take out the last entry that is `ours`: it is the one that was appended."""
+    """Remove the last entry that is `ours`, which is the one that was appended."""
     for index in reversed(range(len(container))):
         if container[index] is ours:
             del container[index]
@@ -260,14 +272,14 @@ def _remove(container: list[Any], ours: Any) -> None:
 
 
 def _is_own(raw: Any, module: ModuleType, definition: Definition) -> bool:
-    """Is this a function or class that the module itself defines, known to others by identity?"""
+    """Return whether the module itself defines `raw`, which others may have imported."""
     if definition.kinds <= {"function", "class"}:
         return callable(raw)
     return isinstance(raw, (FunctionType, type)) and raw.__module__ == module.__name__
 
 
 def _is_only_ours(record: _Applied) -> bool:
-    """Can another module have `ours` only through the patch?"""
+    """Return whether other modules can have `ours` only through the patch."""
     package = record.patch.module.split(".")[0]
     home = str(getattr(record.ours, "__module__", "builtins")).split(".")[0]
     return callable(record.ours) and (
@@ -276,13 +288,13 @@ def _is_only_ours(record: _Applied) -> bool:
 
 
 def _unbind(ours: Any, raw: Any, module: ModuleType) -> None:
-    """Put `raw` where modules imported since then bound `ours`."""
+    """Restore `raw` in modules that were imported since then and bound `ours`."""
     for other, bound in _bindings(ours, module):
         setattr(other, bound, raw)
 
 
 def _bindings(value: Any, module: ModuleType) -> list[tuple[ModuleType, str]]:
-    """Where the other loaded modules of the package bind this very object."""
+    """Return where other loaded modules of the package bind this very object."""
     package = module.__name__.split(".")[0]
     return [
         (other, bound)
@@ -293,28 +305,28 @@ def _bindings(value: Any, module: ModuleType) -> list[tuple[ModuleType, str]]:
     ]
 
 
-# ---- double ownership ----------------------------------------------------------------------------
+# ---- conflicts ----------------------------------------------------------------------------
 
 
-def _hooked(patches: Iterable[Patch]) -> Iterator[str]:
-    """Targets that another SGLang plugin has asked SGLang to change, a sentence for each.
+def _hook_conflicts(patches: Iterable[Patch]) -> Iterator[str]:
+    """Yield a sentence for each target that another SGLang plugin hooks.
 
-    One that asks after us changes what we have put there, which `verify` sees.
+    A hook that is registered after TLT replaces the patched object, which `verify` detects.
     """
     registry = getattr(sys.modules.get(_HOOKS), "HookRegistry", None)
     for patch in patches:
         hooks = getattr(registry, "_hooks", {}).get(patch.target.replace(":", "."))
         if hooks:
-            name = getattr(hooks[0][-1], "plugin_name", "of an unknown name")
-            yield _claim(patch, f"the SGLang plugin {name}")
+            name = getattr(hooks[0][-1], "plugin_name", "without a name")
+            yield _conflict(patch, f"the SGLang plugin {name}")
 
 
-def _claim(patch: Patch, owner: str) -> str:
-    return f"{patch.target} is already patched by someone else ({owner}): disable one of the two."
+def _conflict(patch: Patch, owner: str) -> str:
+    return f"{patch.target} is already patched by other code ({owner}); disable one of the two."
 
 
 def _owner(patch: Patch, definition: Definition) -> str:
-    """Who has patched the target before us, in words; empty when it is what the source says."""
+    """Return who has patched the target before TLT; empty if it is what the source defines."""
     module = sys.modules[patch.module]
     _, _, raw = _resolve(module, patch)
     if raw is _MISSING:
@@ -343,15 +355,15 @@ def _is_written_in(live: Any, module: ModuleType, definition: Definition) -> boo
 
 
 def _is_imported(live: Any, module: ModuleType, definition: Definition) -> bool:
-    """Is it what the import would bind now? Yes where that cannot be seen."""
+    """Return whether it is what the import would bind now; True where that is unknown."""
     for origin, name in definition.origins:
         origin = importlib.util.resolve_name(origin, module.__package__)
         source = sys.modules.get(origin)
         if not name and (source is None or source is live):
             return True
-        found = vars(source).get(name, _MISSING) if source is not None else _MISSING
+        value = vars(source).get(name, _MISSING) if source is not None else _MISSING
         if name and (
-            found is _MISSING or found is live or sys.modules.get(f"{origin}.{name}") is live
+            value is _MISSING or value is live or sys.modules.get(f"{origin}.{name}") is live
         ):
             return True
     return False

@@ -1,10 +1,8 @@
 """SGLang's source, read and digested without importing it.
 
-A digest stands for the code of one definition: comments, layout and docstrings do not count. So any
-downloaded SGLang wheel can be checked on any machine.
-
-Runs wherever patches are checked: in every process that loads SGLang's plugins, and in
-`apply_patches.py`.
+A digest represents the code of one definition, without comments, layout and docstrings, so that any
+downloaded SGLang wheel can be checked on any machine. Runs in every process that loads SGLang's
+plugins, and in `apply_patches.py`. It applies nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, PatchError
 
@@ -30,32 +27,32 @@ _TRANSPARENT |= {"setter", "getter", "deleter"}
 
 @dataclass(frozen=True)
 class Definition:
-    """What the source says about one name; all its branches together."""
+    """The definition of one name in the source; all its branches together."""
 
     digest: str
     kinds: frozenset[str]
-    """Of "function", "class", "import", "value"."""
+    """Some of "function", "class", "import", "value"."""
     lines: frozenset[int]
-    """First lines, a decorator's line counting as the first, as in `co_firstlineno`."""
+    """The first lines, which are those of decorators if there are any, as in `co_firstlineno`."""
     decorated: bool
-    """By more than what only changes the descriptor, such as `staticmethod`."""
+    """Whether a decorator does more than change the descriptor, as `staticmethod` does."""
     origins: tuple[tuple[str, str], ...]
-    """For imports: (module, name); the name is empty when the module itself is bound."""
+    """For imports, the module and the name; the name is empty if the module itself is bound."""
 
 
 def source_digest(source: str, qualname: str) -> str:
-    """16 hex digits for the code of `qualname`; comments, layout and docstrings do not count.
+    """Return 16 hex digits for the code of `qualname` without comments, layout and docstrings.
 
-    Raises PatchError when the source does not define the name or cannot be parsed.
+    Raises PatchError if the source does not define the name or cannot be parsed.
     """
     return describe(source, qualname).digest
 
 
 def describe(source: str, qualname: str) -> Definition:
-    """Find `qualname` ("f", "Class.method") in a module's source. Raises PatchError."""
+    """Return the definition of `qualname` ("f", "Class.method") in a source. Raises PatchError."""
     nodes = list(_find(_parse(source).body, qualname.split(".")))
     if not nodes:
-        raise PatchError(f"{qualname} is not defined there: find what replaced it")
+        raise PatchError(f"{qualname} is not defined there: find its replacement")
     decorators = [d for node in nodes for d in getattr(node, "decorator_list", [])]
     return Definition(
         digest=hashlib.sha256("\n".join(map(_canonical, nodes)).encode()).hexdigest()[:16],
@@ -75,7 +72,7 @@ def _parse(source: str) -> ast.Module:
 
 
 def forget_parsed() -> None:
-    """Free the syntax tree of the module that was read last."""
+    """Free the syntax tree of the last module."""
     _parse.cache_clear()
 
 
@@ -88,8 +85,8 @@ def _find(body: Iterable[ast.stmt], path: Sequence[str]) -> Iterator[ast.stmt]:
             yield from _find(node.body, path[1:])
 
 
-def _statements(body: Iterable[Any]) -> Iterator[ast.stmt]:
-    """The statements of a scope, also those inside `if`, `try`, `with` and their branches."""
+def _statements(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
+    """Yield the statements of a scope, including those inside `if`, `try` and `with`."""
     for node in body:
         if isinstance(node, ast.stmt):
             yield node
@@ -99,7 +96,7 @@ def _statements(body: Iterable[Any]) -> Iterator[ast.stmt]:
 
 
 def _binding(node: ast.stmt, name: str) -> ast.stmt | None:
-    """The part of `node` that binds `name`: of an import only the one alias."""
+    """Return the part of `node` that binds `name`; of an import only the one alias."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return node if node.name == name else None
     if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -119,12 +116,12 @@ def _binding(node: ast.stmt, name: str) -> ast.stmt | None:
 
 
 def _canonical(node: object) -> str:
-    """A node as text that every supported Python prints alike, which `ast.unparse` does not."""
+    """Return a node as text that is the same in every supported Python, unlike `ast.unparse`."""
     if isinstance(node, list):
         return "[" + ",".join(map(_canonical, node)) + "]"
     if not isinstance(node, ast.AST):
         return ascii(node)
-    shown = []
+    fields = []
     for name, value in ast.iter_fields(node):
         if name == "body" and isinstance(
             node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -132,8 +129,8 @@ def _canonical(node: object) -> str:
             value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
         absent = value is None and not isinstance(node, ast.Constant)
         if name not in ("ctx", "kind", "type_comment") and not absent and value != []:
-            shown.append(f"{name}={_canonical(value)}")
-    return f"{type(node).__name__}({','.join(shown)})"
+            fields.append(f"{name}={_canonical(value)}")
+    return f"{type(node).__name__}({','.join(fields)})"
 
 
 def _kind(node: ast.stmt) -> str:
@@ -155,49 +152,51 @@ def _origin(node: ast.Import | ast.ImportFrom) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class SourceTree:
-    """The source of one SGLang, installed or in a wheel; nothing of it is imported."""
+    """The source of an SGLang version, installed or in a wheel; nothing of it is imported."""
 
     version: str
     load: Callable[[str], bytes]
-    """File name inside the tree -> bytes; raises OSError or KeyError when there is none."""
+    """Return the bytes of a file in the tree; raises OSError or KeyError if there is none."""
 
     @classmethod
     def from_installed(cls, package: str) -> SourceTree:
-        """The installed package. Raises EnvironmentProblem when there is none."""
+        """Return the installed package. Raises EnvironmentProblem if there is none."""
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise EnvironmentProblem(f"{package} is not installed in this Python: install it first")
+            raise EnvironmentProblem(
+                f"{package} is not installed in this Python; install it first."
+            )
         root = Path(next(iter(spec.submodule_search_locations))).parent
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise EnvironmentProblem(
-                f"{package} at {root} has no version: install it with pip"
+                f"{package} at {root} has no version; install it with pip."
             ) from None
         return cls(version, lambda name: (root / name).read_bytes())
 
     @classmethod
     def from_wheel(cls, path: str | os.PathLike[str]) -> SourceTree:
-        """A downloaded wheel of any version. Raises ConfigError when it is not one."""
-        wanted = "give the path of a downloaded SGLang wheel (.whl)"
+        """Return the source in a downloaded wheel. Raises ConfigError if it is not a wheel."""
+        advice = "pass the path of a downloaded SGLang wheel (.whl)."
         try:
             with zipfile.ZipFile(path) as wheel:
                 infos = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
                 files = {n: wheel.read(n) for n in wheel.namelist() if n.endswith(".py")}
         except (OSError, zipfile.BadZipFile) as error:
-            raise ConfigError(f"{path} cannot be read as a wheel ({error}): {wanted}") from error
+            raise ConfigError(f"{path} cannot be read as a wheel ({error}); {advice}") from error
         if len(infos) != 1:
-            raise ConfigError(f"{path} is a zip file but not a wheel: {wanted}")
+            raise ConfigError(f"{path} is a zip file but not a wheel; {advice}")
         return cls(
             infos[0].split("/")[0].removesuffix(".dist-info").split("-")[1], files.__getitem__
         )
 
     def read(self, module: str) -> str:
-        """The source text of a module. Raises PatchError when the tree has no such module."""
+        """Return the source text of a module. Raises PatchError if the tree does not have it."""
         stem = module.replace(".", "/")
         for name in (f"{stem}.py", f"{stem}/__init__.py"):
             try:
                 return importlib.util.decode_source(self.load(name))
             except (OSError, KeyError):
                 continue
-        raise PatchError(f"there is no module {module}: find what replaced it")
+        raise PatchError(f"there is no module {module}: find its replacement")

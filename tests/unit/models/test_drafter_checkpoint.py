@@ -107,7 +107,7 @@ def test_the_language_model_overrides_other_fields() -> None:
     assert text_part({"text_config": "odd"}) == {"text_config": "odd"}
 
 
-# ---- the kind of drafter --------------------------------------------------------------------------
+# ---- the kind of drafter -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
