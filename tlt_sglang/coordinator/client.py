@@ -64,7 +64,7 @@ class Client:
 
     @property
     def connected(self) -> bool:
-        """Whether the coordinator has accepted this member and answered within its timeout."""
+        """Return whether the coordinator has accepted this member and answered in time."""
         return self._joined and not self._silent()
 
     def report(self, running: int, queued: int, tokens_per_s: float) -> None:

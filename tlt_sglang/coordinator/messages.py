@@ -34,7 +34,7 @@ class Hello(Message, frozen=True, tag="hello"):
     role: Role
     device: Name | None = None
     active: bool = False
-    """Whether a trainer may be on its device already, on command of an earlier coordinator."""
+    """True if a trainer may be on its device already, on command of an earlier coordinator."""
 
 
 class Load(Message, frozen=True, tag="load"):
@@ -116,7 +116,7 @@ class Stop(Message, frozen=True, tag="stop"):
     seq: Count
     within_ms: Count
     release: bool
-    """Whether the memory on the device has to be freed, too."""
+    """True if the memory on the device has to be freed, too."""
 
 
 class Kill(Message, frozen=True, tag="kill"):

@@ -86,7 +86,7 @@ class Device:
     queued: int = 0
     tokens_per_s: float = 0.0
     reported: bool = False
-    """Whether the engine has reported a load."""
+    """True if the engine has reported a load."""
     calm_since: float | None = None
     """When the engine became quiet; None while it is not."""
     trainer: str | None = None
@@ -94,16 +94,16 @@ class Device:
     seq: int = 0
     """The number of the trainer's last command; 0 if it has had none since it joined."""
     release: bool = False
-    """Whether the last command asks to free the memory."""
+    """True if the last command asks to free the memory."""
     holds_memory: bool = False
-    """Whether the trainer may have memory on the device."""
+    """True if the trainer may have memory on the device."""
     stop_sent_at: float = 0.0
     deadline: float = 0.0
     """When a stop has to be confirmed, or a kill is repeated."""
 
     @property
     def on_device(self) -> bool:
-        """Whether the trainer may be computing there, with the coordinator's permission."""
+        """Return whether the trainer may be computing there, with the coordinator's permission."""
         return self.phase in (Phase.ON, Phase.STOPPING)
 
     def quiet(self, rules: Rules) -> bool:

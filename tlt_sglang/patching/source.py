@@ -35,7 +35,7 @@ class Definition:
     lines: frozenset[int]
     """The first lines, which are those of decorators if there are any, as in `co_firstlineno`."""
     decorated: bool
-    """Whether a decorator does more than change the descriptor, as `staticmethod` does."""
+    """True if a decorator does more than change the descriptor, as `staticmethod` does."""
     origins: tuple[tuple[str, str], ...]
     """For imports, the module and the name; the name is empty if the module itself is bound."""
 

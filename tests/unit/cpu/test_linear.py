@@ -164,8 +164,8 @@ def test_the_most_likely_tokens_come_with_the_logits(outputs: int) -> None:
         x[rows // 2] = 0  # all alike: the first of them
         x[rows // 3, 5] = torch.nan
         logits = head.logits(x, weight, greedy=True)
-        known = outputs != 4100 and rows <= head.MAX_ROWS
-        assert (head._argmax is not None) == known
+        has_argmax = outputs != 4100 and rows <= head.MAX_ROWS
+        assert (head._argmax is not None) == has_argmax
         assert torch.equal(logits.nan_to_num(7.0), linear.linear(x, weight, None).nan_to_num(7.0))
         assert torch.equal(head.most_likely(logits[:, :]), logits.argmax(-1))
         assert head._logits is None  # no logits are kept

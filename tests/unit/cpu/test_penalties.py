@@ -29,7 +29,7 @@ class Parameters:
 
 
 def request(output_ids: list[int], **parameters: Any) -> Any:
-    """What the code reads of SGLang's `Req`."""
+    """Return a stand-in for SGLang's `Req`."""
     return SimpleNamespace(
         output_ids=output_ids,
         sampling_params=Parameters(**parameters),

@@ -129,7 +129,7 @@ def test_exactly_the_targets_distribution(seed: int, twins: bool) -> None:
 
 
 def is_twin(tree: Tree, node: int) -> bool:
-    """Whether an earlier sibling drafts the same token: verification never gets here."""
+    """Return whether an earlier sibling drafts the same token: verification never gets here."""
     siblings = [i for i in range(node) if tree.parents[i] == tree.parents[node]]
     return tree.tokens[node] in [tree.tokens[i] for i in siblings]
 

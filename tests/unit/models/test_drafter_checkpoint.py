@@ -1,4 +1,4 @@
-"""What is read off a checkpoint's config.json, and which drafters are refused."""
+"""Checks of a checkpoint's config.json, and the drafters that are refused."""
 
 from __future__ import annotations
 

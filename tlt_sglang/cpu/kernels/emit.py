@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-"""Whether the CPU has 32 registers of 16 floats; otherwise 16 registers of 8."""
+"""True for CPUs with 32 registers of 16 floats; others have 16 registers of 8."""
 CACHE_LINE = 64
 """Bytes that are read from memory at once."""
 

@@ -55,7 +55,7 @@ class Packed:
 
     @property
     def halves(self) -> bool:
-        """Whether each half is made of whole blocks, as `multiply_gated` requires."""
+        """Return whether each half is made of whole blocks, as `multiply_gated` requires."""
         return self.outputs % (2 * BLOCK) == 0
 
 
