@@ -38,14 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the engine tests measured: ties, accept lengths, seconds."""
+    """Print what the engine tests measured: ties, accept lengths, seconds."""
     lines = []
     for reports in terminalreporter.stats.values():
         for report in reports:
             properties = getattr(report, "user_properties", None)
             if properties and report.when == "call" and "tests/engine" in report.nodeid:
-                told = ", ".join(f"{name} {value}" for name, value in properties)
-                lines.append(f"{report.nodeid.rpartition('/')[2]}: {told}")
+                values = ", ".join(f"{name} {value}" for name, value in properties)
+                lines.append(f"{report.nodeid.rpartition('/')[2]}: {values}")
     if lines:
         terminalreporter.section("engine")
         for line in sorted(lines):
@@ -70,13 +70,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(scope="session")
 def reference(servers: Servers) -> Reference:
-    """What the default model says without speculation to each of the twenty prompts."""
+    """Generate from each of the twenty prompts without speculation."""
     return Reference(servers, prompts())
 
 
 @pytest.fixture(scope="session")
 def drafters(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of an EAGLE and an EAGLE-3 drafter that know the reference by heart."""
+    """Return the folders of an EAGLE and an EAGLE-3 drafter that know the reference by heart."""
     folder = tmp_path_factory.mktemp("drafters")
     return fit_drafters(folder, model_folder(MODEL), reference.texts())
 

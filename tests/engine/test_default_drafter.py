@@ -48,9 +48,9 @@ def test_greedy_output_and_the_accept_length_that_is_predicted(
     answers = server.generate_all([prompt for prompt, _ in texts], max_new_tokens=LENGTH)
     ties = [reference.compare(4 * i, answer["output_ids"]) for i, answer in enumerate(answers)]
     record_property("ties", len(ties) - ties.count(None))
-    told = [answer["meta_info"] for answer in answers]
-    rounds = sum(info["spec_verify_ct"] for info in told)
-    measured = sum(info["completion_tokens"] - 1 for info in told) / rounds
+    report = [answer["meta_info"] for answer in answers]
+    rounds = sum(info["spec_verify_ct"] for info in report)
+    measured = sum(info["completion_tokens"] - 1 for info in report) / rounds
     expected = predicted(texts, Path(folder))
     record_property("measured", round(measured, 3))
     record_property("predicted", round(expected, 3))

@@ -124,14 +124,14 @@ def make(folder: Path, target: Target, algorithm: Algorithm) -> tuple[Drafter, F
     return drafter, frozen
 
 
-def seen(folder: Path) -> list[dict[str, Any]]:
+def observed(folder: Path) -> list[dict[str, Any]]:
     """The prefill of PROMPT by the draft model, the steps of the draft after it, and its pass over
     what was committed."""
-    told = [torch.load(path) for path in sorted(folder.glob("*.pt"))]
-    start = next(i for i, one in enumerate(told) if len(one["ids"]) == len(PROMPT))
-    found = told[start : start + STEPS + 1]
-    assert [one["mode"] for one in found[:-1]] == ["EXTEND"] + ["DECODE"] * (STEPS - 1)
-    return found
+    report = [torch.load(path) for path in sorted(folder.glob("*.pt"))]
+    start = next(i for i, one in enumerate(report) if len(one["ids"]) == len(PROMPT))
+    result = report[start : start + STEPS + 1]
+    assert [one["mode"] for one in result[:-1]] == ["EXTEND"] + ["DECODE"] * (STEPS - 1)
+    return result
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("eagle3", "llama"), ("eagle", "qwen2")])
@@ -154,7 +154,7 @@ def test_the_engines_drafter_is_ours(
         answer = server.generate(prompt, 40)["output_ids"]
         assert [answer] == greedily(target.model, torch.tensor([prompt]), 40)
     servers.drop(server)
-    prefill, *steps, extend = seen(tmp_path / "watched")
+    prefill, *steps, extend = observed(tmp_path / "watched")
 
     # What the engine feeds: tokens shifted left by one, features where they are.
     assert prefill["ids"].tolist() == [*PROMPT[1:], output[0]]

@@ -1,4 +1,4 @@
-"""What SGLang offers works under speculation as it does without: the answers are the same.
+"""Features of SGLang work under speculation as they do without: the answers are the same.
 
 The `off` server answers the same requests. After each test the speculative server must be idle,
 with every KV slot free or in the radix cache; SGLang's own check of that runs whenever it is idle.
@@ -60,12 +60,12 @@ def same(
     server: Server, off: Server, prompt: list[int], length: int, **sampling: Any
 ) -> dict[str, Any]:
     """The speculative answer, after seeing that it is the plain one (or left it at a tie)."""
-    wanted = off.generate(prompt, length, **sampling)
+    expected = off.generate(prompt, length, **sampling)
     got = server.generate(prompt, length, **sampling)
-    if difference(off, prompt, wanted["output_ids"], got["output_ids"]) is None:
-        assert got["text"] == wanted["text"]
-        assert got["meta_info"]["finish_reason"] == wanted["meta_info"]["finish_reason"]
-        assert got["meta_info"]["completion_tokens"] == wanted["meta_info"]["completion_tokens"]
+    if difference(off, prompt, expected["output_ids"], got["output_ids"]) is None:
+        assert got["text"] == expected["text"]
+        assert got["meta_info"]["finish_reason"] == expected["meta_info"]["finish_reason"]
+        assert got["meta_info"]["completion_tokens"] == expected["meta_info"]["completion_tokens"]
     return got
 
 
@@ -74,7 +74,7 @@ def same(
 
 @each(STRATEGIES)
 def test_radix_cache(server: Server, reference: Reference) -> None:
-    prompt, wanted = reference.texts()[LONG]
+    prompt, expected = reference.texts()[LONG]
     server.post("/flush_cache")
     first = server.generate(prompt, 64)
     again = server.generate(prompt, 64)
@@ -83,9 +83,9 @@ def test_radix_cache(server: Server, reference: Reference) -> None:
     reference.compare(LONG, first["output_ids"], 64)
     reference.compare(LONG, again["output_ids"], 64)
     # A conversation that goes on: its own output is in the cache, too.
-    turn = server.generate([*prompt, *wanted[:60]], 60)
+    turn = server.generate([*prompt, *expected[:60]], 60)
     assert turn["meta_info"]["cached_tokens"] > len(prompt)
-    difference(reference.off(), [*prompt, *wanted[:60]], wanted[60:120], turn["output_ids"])
+    difference(reference.off(), [*prompt, *expected[:60]], expected[60:120], turn["output_ids"])
     # Another text with the same beginning.
     other = [*prompt[:400], *reference.prompts[CODE]]
     answer = same(server, reference.off(), other, 48)
@@ -97,14 +97,14 @@ def test_shared_prefixes_at_once(server: Server, reference: Reference) -> None:
     """Requests that share a prefix while they run, each going its own way."""
     start = reference.prompts[LONG][:200]
     prompts = [[*start, *reference.prompts[i]] for i in range(6)]
-    wanted = [reference.off().generate(prompt, 32)["output_ids"] for prompt in prompts]
+    expected = [reference.off().generate(prompt, 32)["output_ids"] for prompt in prompts]
     server.post("/flush_cache")
     answers = server.generate_all(prompts, at_once=6, max_new_tokens=32)
-    for prompt, ids, answer in zip(prompts, wanted, answers, strict=True):
+    for prompt, ids, answer in zip(prompts, expected, answers, strict=True):
         difference(reference.off(), prompt, ids, answer["output_ids"])
     again = server.generate_all(prompts, at_once=6, max_new_tokens=32)
     assert all(answer["meta_info"]["cached_tokens"] >= len(start) for answer in again)
-    for prompt, ids, answer in zip(prompts, wanted, again, strict=True):
+    for prompt, ids, answer in zip(prompts, expected, again, strict=True):
         difference(reference.off(), prompt, ids, answer["output_ids"])
 
 
@@ -176,14 +176,14 @@ def test_openai_response_format(server: Server, reference: Reference) -> None:
             "json_schema": {"name": "city", "schema": SCHEMA},
         },
     }
-    wanted = reference.off().post("/v1/chat/completions", body)["choices"][0]
+    expected = reference.off().post("/v1/chat/completions", body)["choices"][0]
     with ThreadPoolExecutor(3) as threads:
         chats = [threads.submit(server.post, "/v1/chat/completions", body) for _ in range(2)]
         free = threads.submit(server.generate, reference.prompts[SHORT], 64)
         for chat in chats:
             choice = chat.result()["choices"][0]
-            assert choice["message"]["content"] == wanted["message"]["content"]
-            assert choice["finish_reason"] == wanted["finish_reason"] == "stop"
+            assert choice["message"]["content"] == expected["message"]["content"]
+            assert choice["finish_reason"] == expected["finish_reason"] == "stop"
             assert set(json.loads(choice["message"]["content"])) == set(SCHEMA["properties"])
         reference.compare(SHORT, free.result()["output_ids"], 64)
 
@@ -207,7 +207,7 @@ Penalised = dict[tuple[str, int], list[int]]
 
 @pytest.fixture(scope="session")
 def penalised(servers: Servers, reference: Reference) -> Penalised:
-    """What plain decoding says under each penalty to two prompts.
+    """Return the output of plain decoding under each penalty for two prompts.
 
     From a server without overlap: with it SGLang penalises for a token one step late.
     """
@@ -220,18 +220,18 @@ def penalised(servers: Servers, reference: Reference) -> Penalised:
         ]
         outputs = [answer.result()["output_ids"] for answer in answers]
     servers.drop(off)
-    found = dict(zip(cases, outputs, strict=True))
-    for (_, i), output in found.items():
+    result = dict(zip(cases, outputs, strict=True))
+    for (_, i), output in result.items():
         assert output != reference.outputs[i][:64]
-    return found
+    return result
 
 
 @each(STRATEGIES)
 def test_penalties(penalised: Penalised, server: Server, reference: Reference) -> None:
     """Each token is penalised for all that came before it, within a verify step, too."""
-    for (name, i), wanted in penalised.items():
+    for (name, i), expected in penalised.items():
         answer = server.generate(reference.prompts[i], 64, **PENALTIES[name])
-        assert answer["output_ids"] == wanted, name
+        assert answer["output_ids"] == expected, name
 
 
 @each(STRATEGIES)
@@ -269,18 +269,18 @@ def test_least_length(server: Server, reference: Reference) -> None:
 def test_logprobs_are_the_targets(server: Server, reference: Reference) -> None:
     prompt = reference.prompts[SHORT]
     options = {"return_logprob": True, "top_logprobs_num": 3, "logprob_start_len": 0}
-    wanted = reference.off().generate(prompt, 48, options=options)
+    expected = reference.off().generate(prompt, 48, options=options)
     got = server.generate(prompt, 48, options=options)
-    assert got["output_ids"] == wanted["output_ids"]
+    assert got["output_ids"] == expected["output_ids"]
     for name in ("input_token_logprobs", "output_token_logprobs"):
-        one, other = got["meta_info"][name], wanted["meta_info"][name]
+        one, other = got["meta_info"][name], expected["meta_info"][name]
         assert [token for _, token, _ in one] == [token for _, token, _ in other]
         assert [score for score, _, _ in one if score is not None] == pytest.approx(
             [score for score, _, _ in other if score is not None], abs=1e-3
         )
     for one, other in zip(
         got["meta_info"]["output_top_logprobs"],
-        wanted["meta_info"]["output_top_logprobs"],
+        expected["meta_info"]["output_top_logprobs"],
         strict=True,
     ):
         assert [score for score, _, _ in one] == pytest.approx(
@@ -332,14 +332,14 @@ def test_openai_chat(server: Server, reference: Reference) -> None:
         "temperature": 0,
         "max_tokens": 48,
     }
-    wanted = reference.off().post("/v1/chat/completions", body)
+    expected = reference.off().post("/v1/chat/completions", body)
     got = server.post("/v1/chat/completions", body)
-    assert got["choices"][0]["message"] == wanted["choices"][0]["message"]
-    assert got["usage"]["completion_tokens"] == wanted["usage"]["completion_tokens"]
+    assert got["choices"][0]["message"] == expected["choices"][0]["message"]
+    assert got["usage"]["completion_tokens"] == expected["usage"]["completion_tokens"]
     path = "/v1/chat/completions"
     with server.request("POST", path, json=body | {"stream": True}, stream=True) as response:
         deltas = [event["choices"][0]["delta"].get("content") or "" for event in events(response)]
-    assert "".join(deltas) == wanted["choices"][0]["message"]["content"]
+    assert "".join(deltas) == expected["choices"][0]["message"]["content"]
 
 
 @each(STRATEGIES)

@@ -27,42 +27,42 @@ Record = Callable[[str, object], None]
 def check(
     reference: Reference,
     strategy: str,
-    asked: Sequence[int],
+    requested: Sequence[int],
     answers: list[dict[str, Any]],
     record: Record,
     length: int = LENGTH,
 ) -> None:
     """Compare, and see that drafts were accepted, and many at once, too."""
-    found = [
+    result = [
         reference.compare(i, answer["output_ids"], length)
-        for i, answer in zip(asked, answers, strict=True)
+        for i, answer in zip(requested, answers, strict=True)
     ]
-    ties = [tie for tie in found if tie is not None]
-    told = [answer["meta_info"] for answer in answers]
-    assert {info["completion_tokens"] for info in told} == {length}
-    rounds = sum(info["spec_verify_ct"] for info in told)
-    accepted = sum(info["spec_num_correct_drafts"] for info in told)
+    ties = [tie for tie in result if tie is not None]
+    report = [answer["meta_info"] for answer in answers]
+    assert {info["completion_tokens"] for info in report} == {length}
+    rounds = sum(info["spec_verify_ct"] for info in report)
+    accepted = sum(info["spec_num_correct_drafts"] for info in report)
     record("ties", len(ties))
     for tie in ties:
         record("tie", tie)
     record("accept length", round(1 + accepted / rounds, 2))
     assert 1 + accepted / rounds > LEAST[strategy.partition(":")[0]]
-    deepest = max(len(info["spec_correct_drafts_histogram"]) - 1 for info in told)
+    deepest = max(len(info["spec_correct_drafts_histogram"]) - 1 for info in report)
     assert deepest >= DEEPEST[strategy.partition(":")[0]]
 
 
 @pytest.mark.server("off")
 def test_reference_can_be_told_apart(reference: Reference, record_property: Record) -> None:
-    """Most tokens of the reference are no ties, and rescoring by prefill sees the same gaps."""
+    """Few tokens of the reference are ties, and rescoring by prefill sees the same gaps."""
     gaps = [gap for row in reference.gaps for gap in row]
     assert len(gaps) == LENGTH * len(reference.prompts)
     record_property("seconds", round(reference.seconds))
     record_property("gaps below 1e-3", sum(gap < 1e-3 for gap in gaps))
     assert sum(gap < 1e-3 for gap in gaps) < len(gaps) / 100
-    wanted = {"return_logprob": True, "top_logprobs_num": 2}
+    options = {"return_logprob": True, "top_logprobs_num": 2}
     for i, at in ((0, 5), (7, 40), (18, 100)):
         ids = [*reference.prompts[i], *reference.outputs[i][:at]]
-        best = reference.off().generate(ids, 1, options=wanted)["meta_info"]
+        best = reference.off().generate(ids, 1, options=options)["meta_info"]
         tokens = [token for _, token, _ in best["output_top_logprobs"][0]]
         gap = rescore(reference.off(), ids, (tokens[0], tokens[1]))
         assert gap == pytest.approx(reference.gaps[i][at], abs=1e-3)
@@ -86,12 +86,12 @@ def test_one_after_the_other(
     """Half the output of every third prompt; with --all-prompts the whole one of each."""
     server.post("/flush_cache")
     every = pytestconfig.getoption("--all-prompts")
-    asked = range(0, len(reference.prompts), 1 if every else 3)
+    requested = range(0, len(reference.prompts), 1 if every else 3)
     length = LENGTH if every else LENGTH // 2
     started = time.monotonic()
-    answers = [server.generate(reference.prompts[i], length) for i in asked]
+    answers = [server.generate(reference.prompts[i], length) for i in requested]
     record_property("seconds", round(time.monotonic() - started))
-    check(reference, strategy, asked, answers, record_property, length)
+    check(reference, strategy, requested, answers, record_property, length)
     server.wait_until_idle()
 
 

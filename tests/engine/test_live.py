@@ -66,7 +66,7 @@ def server(servers: Servers, drafters: dict[str, str], store: Store) -> Server:
 
 
 def uses(server: Server, version: int, seconds: float) -> bool:
-    """Whether the server comes to use this version of its drafter in time."""
+    """Return True if the server uses this version of its drafter in time."""
     return wait_for(lambda: bool(server.scheduler()["drafter_version"] == version), seconds)
 
 
@@ -105,8 +105,8 @@ def test_the_log_is_what_the_target_computes(server: Server, reference: Referenc
         response = Response(Prompt(tuple(prompt)), tuple(answer["output_ids"]))
         ((computed,),) = target.sequences([response], config)
         bits = torch.from_numpy(sequence.features.view(np.int16)).view(torch.bfloat16).float()
-        wanted = torch.cat([computed.features, computed.head_input], dim=-1).float()
-        rows = wanted[sequence.start : sequence.end]
+        reference_output = torch.cat([computed.features, computed.head_input], dim=-1).float()
+        rows = reference_output[sequence.start : sequence.end]
         assert bits.shape == rows.shape
         error = (bits - rows).norm(dim=-1) / rows.norm(dim=-1)
         assert float(error.max()) < 0.02, name
@@ -266,15 +266,15 @@ def growing(
 
 
 def test_costs_are_known_before_the_first_request(growing: tuple[Server, Store]) -> None:
-    """Every strategy that is possible had its turn, and nothing of that is told or kept."""
+    """Calibration ran every allowed strategy, and its statistics are neither reported nor kept."""
     server, store = growing
     lines = (store.root.parent / "trace").read_text().splitlines()
-    told = [call for call in map(json.loads, lines) if call[0] == "observe" and not call[3]]
-    assert {(strategy, size) for _, strategy, size, *_ in told} >= {
+    report = [call for call in map(json.loads, lines) if call[0] == "observe" and not call[3]]
+    assert {(strategy, size) for _, strategy, size, *_ in report} >= {
         (strategy, size) for strategy in ("off", "ngram:4") for size in (1, 3, 8)
     }
     status = server.scheduler()
-    assert status["verify_steps"] < len(told)
+    assert status["verify_steps"] < len(report)
     assert status["harvest"]["written"] <= 2  # of SGLang's own warm-up
 
 
@@ -365,15 +365,15 @@ def test_killed_sidecars_and_coordinators_change_nothing(
         assert store.load(version, expected_weights)
     assert server.scheduler()["swap"]["refused"] == {}
     with subprocess.Popen(coordinator, stdout=subprocess.DEVNULL) as last:
-        known = functools.partial(_known, [*coordinator, "--status"])
-        heard = wait_for(lambda: "engine" in known(), 30)
-        told = known()
+        status_text = functools.partial(_coordinator_status, [*coordinator, "--status"])
+        heard = wait_for(lambda: "engine" in status_text(), 30)
+        report = status_text()
         last.terminate()
-    assert heard, told
+    assert heard, report
     server.wait_until_idle()
 
 
-def _known(command: list[str]) -> str:
+def _coordinator_status(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
@@ -399,8 +399,8 @@ def test_a_sidecar_whose_disk_is_full_says_so_and_disturbs_nobody(
             assert sidecar.poll() is None, log.read_text()
         sidecar.send_signal(signal.SIGINT)
         sidecar.wait(timeout=30)
-    told = log.read_text()
-    assert "cannot be used (File too large)" in told and "Traceback" not in told, told
+    report = log.read_text()
+    assert "cannot be used (File too large)" in report and "Traceback" not in report, report
     # The launcher's own sidecar goes on publishing; of this one nothing is left.
     assert [file for file in store.root.rglob("*") if str(sidecar.pid) in file.name] == []
     expected_weights = describe.expected(
@@ -446,12 +446,12 @@ def test_killed_engines_leave_nothing_that_the_next_one_keeps(
 
 def _sglangs_memory(server: Server) -> set[Path]:
     """Segments of SGLang's own, which nobody removes after a kill."""
-    found: set[Path] = set()
+    result: set[Path] = set()
     for pid in server.pids():
         with contextlib.suppress(OSError):
             maps = Path(f"/proc/{pid}/maps").read_text()
-            found |= {Path(path) for path in re.findall(r"/dev/shm/sglang_loads_\S+", maps)}
-    return found
+            result |= {Path(path) for path in re.findall(r"/dev/shm/sglang_loads_\S+", maps)}
+    return result
 
 
 def _until_it_dies(server: Server, prompts: list[list[int]]) -> None:

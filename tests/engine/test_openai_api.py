@@ -118,9 +118,9 @@ def test_logprobs_of_a_chat(client: Any, temperature: float, seed: int) -> None:
     answer = chat(client, logprobs=True, top_logprobs=3, temperature=temperature, seed=seed)
     rows = answer.choices[0].logprobs.content
     assert len(rows) == answer.usage.completion_tokens
-    said = rows[:-1] if answer.choices[0].finish_reason == "stop" else rows
+    visible = rows[:-1] if answer.choices[0].finish_reason == "stop" else rows
     # Tokens are shown one by one: where a character is spread over several, each shows as U+FFFD.
-    parts = re.split("\ufffd+", "".join(row.token for row in said))
+    parts = re.split("\ufffd+", "".join(row.token for row in visible))
     pattern = ".*".join(map(re.escape, parts))
     assert re.fullmatch(pattern, answer.choices[0].message.content, re.DOTALL), parts
     for row in rows:

@@ -35,13 +35,13 @@ def test_two_ranks(servers: Servers, tmp_path: Path) -> None:
     assert len(server.status()["schedulers"]) == 1  # SGLang asks the first rank
     used = server.status()["schedulers"][0]["strategies"]
     assert ",".join(used) == POOL
-    assert sum(told["verify_steps"] > 0 for told in used.values()) > 1
+    assert sum(report["verify_steps"] > 0 for report in used.values()) > 1
     _update(server, store, make_target(tmp_path / "updated", "llama", 64, seed=6))
     servers.drop(server)
 
 
 def _update(server: Server, store: Path, path: Path) -> None:
-    """After an update of the target the sidecar is told its embedding and head, of both ranks."""
+    """An update of the target announces its embedding and head to the sidecar, from both ranks."""
     assert server.post("/update_weights_from_disk", {"model_path": str(path)})["success"]
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     prompt = torch.tensor([[5, 9, 14, 3]])

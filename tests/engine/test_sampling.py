@@ -80,7 +80,7 @@ def draw(
 
 
 @functools.cache
-def drawn(
+def sampled_ids(
     server: Server, strategy: str, prompt: tuple[int, ...], sampling: Sampling
 ) -> list[dict[str, Any]]:
     """`SAMPLES` answers by `strategy`, drawn once: their seeds are always the same."""
@@ -114,7 +114,7 @@ CASES += [(way, "eagle:3x1x4") for way in ("cold", "top-p", "min-p")]
 def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, way: str) -> None:
     server, sampling = start(servers, tiny, strategy), WAYS[way]
     prompt = REPEATING if strategy.startswith("ngram") else PROMPT
-    answers = drawn(server, strategy, prompt, sampling)
+    answers = sampled_ids(server, strategy, prompt, sampling)
     accepted = sum(answer["meta_info"]["spec_num_correct_drafts"] for answer in answers)
     p = p_value(joint(tiny.model, prompt, LENGTH, sampling), tokens(answers))
     print(f"{strategy} {way}: p = {p:.3g}, {accepted / SAMPLES:.2f} drafts accepted a sample")
@@ -133,8 +133,8 @@ def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, w
     ],
 )
 def test_the_check_can_fail(servers: Servers, tiny: Tiny, strategy: str, other: Sampling) -> None:
-    """Plain samples are told from those of a distribution close by."""
-    answers = drawn(start(servers, tiny, strategy), strategy, PROMPT, PLAIN)
+    """Plain samples differ from those of a similar distribution."""
+    answers = sampled_ids(start(servers, tiny, strategy), strategy, PROMPT, PLAIN)
     assert p_value(joint(tiny.model, PROMPT, LENGTH, other), tokens(answers)) < 1e-6
 
 
@@ -195,7 +195,7 @@ def test_logprobs_are_the_targets(
     parameters = seeded(Sampling(temperature=temperature), range(8), length=32)
     for answer in draw(server, prompt, parameters, return_logprob=True):
         output, meta = answer["output_ids"], answer["meta_info"]
-        told = torch.tensor([value for value, _, _ in meta["output_token_logprobs"]])
+        report = torch.tensor([value for value, _, _ in meta["output_token_logprobs"]])
         assert [token for _, token, _ in meta["output_token_logprobs"]] == output
         assert len(output) == 32
         rescored = rescore(server, prompt, output)
@@ -204,8 +204,8 @@ def test_logprobs_are_the_targets(
         truth = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(
             1, torch.tensor(output)[:, None]
         )
-        torch.testing.assert_close(told, rescored, atol=1e-3, rtol=0)
-        torch.testing.assert_close(told, truth[:, 0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(report, rescored, atol=1e-3, rtol=0)
+        torch.testing.assert_close(report, truth[:, 0], atol=1e-3, rtol=0)
 
 
 def rescore(server: Server, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:

@@ -55,8 +55,10 @@ def test_greedy_output_stays_the_same(
     record_property("strategies", used)
     record_property("switches", after["switches"] - before["switches"])
     assert set(used) == set(POOL.split(","))
-    assert all(told["verify_steps"] > 20 for told in used.values())
-    lengths = {name: 1 + told["accepted"] / told["verify_steps"] for name, told in used.items()}
+    assert all(report["verify_steps"] > 20 for report in used.values())
+    lengths = {
+        name: 1 + report["accepted"] / report["verify_steps"] for name, report in used.items()
+    }
     assert lengths["off"] == 1.0
     # The drafter comes back warm from plain steps: what it knows by heart is accepted.
     # Alone the chain of three has 2.47 on all twenty texts.
@@ -92,8 +94,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_server(servers: Servers, tiny: Tiny, files: Path) -> Server:
-    told = ("--tlt-events", str(files / "events"), "--tlt-trace", str(files / "trace"))
-    return servers.get(POOL, *TINY, *told, model=tiny.path, drafter=tiny.drafters["eagle"])
+    logs = ("--tlt-events", str(files / "events"), "--tlt-trace", str(files / "trace"))
+    return servers.get(POOL, *TINY, *logs, model=tiny.path, drafter=tiny.drafters["eagle"])
 
 
 def test_what_is_told_of_it(tiny_server: Server, files: Path) -> None:
@@ -111,19 +113,19 @@ def test_what_is_told_of_it(tiny_server: Server, files: Path) -> None:
     server.post("/tlt/strategy", {"strategy": None})
     prompts = [[n, 7, 9] for n in range(3, 19)]
     answers = server.generate_all(prompts, max_new_tokens=100)
-    told = server.scheduler()["strategies"].values()
+    report = server.scheduler()["strategies"].values()
     infos = [chain, plain, *(answer["meta_info"] for answer in answers)]
     for status, request in (
         ("proposed", "spec_num_proposed_drafts"),
         ("verify_steps", "spec_verify_ct"),
     ):
-        assert sum(one[status] for one in told) == sum(info[request] for info in infos)
+        assert sum(one[status] for one in report) == sum(info[request] for info in infos)
     time.sleep(1)
     server.generate([5, 6, 7], 8)  # ends the second
     logged = [json.loads(line) for line in events.read_text().splitlines()]
     seconds = [event["strategies"] for event in logged if event["event"] == "summary"]
     summed = sum(tally["verify_steps"] for second in seconds for tally in second.values())
-    assert summed >= sum(one["verify_steps"] for one in told)
+    assert summed >= sum(one["verify_steps"] for one in report)
     assert "eagle:3x1x4" in {event.get("strategy") for event in logged}
     metrics = server.get("/metrics")
     assert 'tlt_verified_tokens_total{strategy="off"}' in metrics
@@ -153,16 +155,16 @@ def test_two_thousand_switches(tiny_server: Server, tiny: Tiny, record_property:
                 time.sleep(0.5)
                 server.post("/abort_request", {"abort_all": True})
             answers = wave.result()
-        for answer, wanted, length in zip(answers, expected, lengths, strict=True):
+        for answer, reference_output, length in zip(answers, expected, lengths, strict=True):
             got = answer["output_ids"]
             if not breaks_off:
                 assert len(got) == length
-            assert got == wanted[: len(got)]
+            assert got == reference_output[: len(got)]
         waves += 1
     used = server.scheduler()["strategies"]
     record_property("waves", waves)
     record_property("strategies", used)
     assert waves > 4
-    assert all(told["verify_steps"] > 1000 for told in used.values())
+    assert all(report["verify_steps"] > 1000 for report in used.values())
     assert used["eagle:3x4x8"]["accepted"] > used["eagle:3x4x8"]["verify_steps"] / 4
     server.wait_until_idle()  # no KV slot is held

@@ -78,9 +78,9 @@ def test_from_responses_to_a_drafter(
     assert done.status == 0, done.err
     out = Path(done.out.strip())
     assert {"config.json", "model.safetensors", "training.json"} <= set(os.listdir(out))
-    told = json.loads((out / "training.json").read_text())
-    assert told["curve"][-1]["step"] > 3
-    assert all(length >= 1 for length in told["accept_length"].values())
+    report = json.loads((out / "training.json").read_text())
+    assert report["curve"][-1]["step"] > 3
+    assert all(length >= 1 for length in report["accept_length"].values())
     # Other options are another run.
     other = refused(target, tmp_path, "--algorithm", algorithm, *QUICK, "--seed", "3")
     assert "holds a run with another settings" in other
@@ -170,10 +170,10 @@ def test_bad_flags(tmp_path: Path, refused: Refused) -> None:
 
 
 def test_problems_of_the_benchmark_are_not_those_of_training() -> None:
-    asked = bench_drafter.problems(6)
-    assert len(set(asked)) == 6
-    assert max(map(len, asked)) <= bench_drafter.LONGEST_PROBLEM
-    assert bench_drafter.problems(6) == asked
+    requested = bench_drafter.problems(6)
+    assert len(set(requested)) == 6
+    assert max(map(len, requested)) <= bench_drafter.LONGEST_PROBLEM
+    assert bench_drafter.problems(6) == requested
     assert prompts.TRAINING_SEEDS > 1000 * bench_drafter.EVALUATION_SEED
     learned = set(prompts.reasoning(200, prompts.TRAINING_SEEDS))
-    assert not learned & set(asked)
+    assert not learned & set(requested)

@@ -69,9 +69,9 @@ def update(server: Server, selector: str, tensors: dict[str, torch.Tensor]) -> N
 def checksums(server: Server, selector: str) -> dict[str, str]:
     """SGLang's checksum of every tensor of the target or of the drafter."""
     answer = server.post("/weights_checker", {"action": "checksum", "selector": selector})
-    found: dict[str, str] = answer["ranks"][0]["checksums"]
-    assert found
-    return found
+    result: dict[str, str] = answer["ranks"][0]["checksums"]
+    assert result
+    return result
 
 
 def ask(server: Server, prompts: Sequence[list[int]]) -> tuple[list[list[int]], float]:
@@ -85,7 +85,7 @@ def ask(server: Server, prompts: Sequence[list[int]]) -> tuple[list[list[int]], 
 def transformers_outputs(
     folder: Path, prompts: Sequence[list[int]], weights: dict[str, torch.Tensor]
 ) -> list[list[int]]:
-    """What transformers says with some weights of the checkpoint replaced."""
+    """Generate with transformers, with some weights of the checkpoint replaced."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert not model.load_state_dict(weights, strict=False).unexpected_keys
     outputs = []
