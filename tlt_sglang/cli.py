@@ -121,14 +121,14 @@ def _check(argv: Sequence[str]) -> list[str]:
     device: Device | None = parser.parse_args(argv).device
     if device is None:
         device = "cuda" if has_accelerator() else "cpu"
-    findings = check(device)
+    results = check(device)
     print(f"TLT-SGLang {__version__}, for {'a GPU' if device == 'cuda' else 'this CPU'}:")
-    for finding in findings:
-        mark = "ok     " if finding.sound else "MISSING" if finding.needed else "note   "
-        print(f"  {mark}  {finding.text}")
-    failed = [finding.text for finding in findings if finding.needed and not finding.sound]
+    for result in results:
+        mark = "ok     " if result.passed else "MISSING" if result.required else "note   "
+        print(f"  {mark}  {result.text}")
+    failed = [result.text for result in results if result.required and not result.passed]
     if failed:
-        print(f"Not sound: {len(failed)} of {len(findings)} checks failed.")
+        print(f"Not sound: {len(failed)} of {len(results)} checks failed.")
     else:
         print("Sound: an engine can start here.")
     return failed
