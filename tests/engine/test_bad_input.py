@@ -89,7 +89,10 @@ CASES = {
     "no such folder for events": (["--tlt-events", ""], "write the path of a file"),
     "no memory": (["--max-total-tokens", "100000000000"], "GiB of memory are free"),
     "no tokens": (["--max-total-tokens", "0"], "is too small"),
-    "no requests": (["--max-running-requests", "0"], "--max-running-requests 0 is not valid; give at least 1."),
+    "no requests": (
+        ["--max-running-requests", "0"],
+        "--max-running-requests 0 is not valid; give at least 1.",
+    ),
     "page size": (["--page-size", "16"], "--page-size 16 is not served on CPU"),
     "tensor parallelism": (["--tp", "4096"], "--tp-size 4096 needs a core for each rank"),
     "data parallelism": (["--dp", "2"], "--dp-size 2 is not served on CPU"),
@@ -275,7 +278,7 @@ for word, change in changes.items():
 
 
 def test_models_that_the_backend_does_not_serve() -> None:
-    """What only the built model shows is refused when its attention backend is made."""
+    """A problem that only the built model shows is refused when its attention backend is made."""
     done = subprocess.run(
         [sys.executable, "-c", UNSERVED],
         env=os.environ | {"SGLANG_USE_CPU_ENGINE": "1"},

@@ -206,23 +206,23 @@ NGRAM_LEAVES = ("qwen2", "llama_eagle3", "eagle_worker_v2", "draft_utils")
 
 
 def assert_in_force(state: dict[str, Any], *unused: str) -> None:
-    """In a scheduler every patch is in force but those of modules it does not use.
+    """Assert that in a scheduler every patch is in force, except those of modules it does not use.
 
-    Which are those of the main process, and `unused`, modules of other models and drafters.
+    These are the modules of the main process, and `unused`, modules of other models and drafters.
     """
-    found = {row["target"]: row["state"] for row in state["patches"]}
+    states = {row["target"]: row["state"] for row in state["patches"]}
     expected = {}
     for patch in all_patches():
         module = patch.module.rpartition(".")[2]
         waits = "scheduler" not in patch.process or module in unused
         expected[patch.target] = ("in force", "waiting for import") if waits else ("in force",)
-    assert set(found) == set(expected)
-    assert [target for target in found if found[target] not in expected[target]] == []
+    assert set(states) == set(expected)
+    assert [target for target in states if states[target] not in expected[target]] == []
 
 
 @pytest.fixture(scope="module")
 def expected(target: str) -> list[int]:
-    """What transformers generates greedily."""
+    """Generate greedily with transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -327,7 +327,7 @@ TAKEN = "Scheduler.get_internal_state is already patched by other code (the SGLa
 def test_a_patch_that_another_plugin_undoes(
     tmp_path: Path, target: str, order: str, function: str, says: str
 ) -> None:
-    """Whether it is loaded before or after us, in every process or in the scheduler alone."""
+    """The other plugin loads before or after ours, in every process or only in the scheduler."""
     plugin = tmp_path / "plugin"
     info = plugin / "undoer-1.0.dist-info"
     info.mkdir(parents=True)

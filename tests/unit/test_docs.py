@@ -22,7 +22,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[(?:[^\[\]]|\\.)*\]\(([^()\s]+)\)")
 FOLDERS = (".ci", "benchmarks", "docs", "launch", "patches", "requirements", "tests", "tlt_sglang")
 FILE = re.compile(rf"(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*")
-"""What a path of this repository looks like; others are placeholders or files of a user's."""
+"""A path of this repository; other paths are placeholders or belong to the user."""
 
 
 def prose(page: Path) -> str:

@@ -1,5 +1,5 @@
-"""What `python -m tlt_sglang.launch_server` needs around SGLang's own launch.
+"""The start of a server around SGLang's own launch, and servers as child processes.
 
 Environment checks, the fork server of CPU engines, the sidecar and coordinator that run beside a
-server, and the cleaning up after it. Imported by `launch_server` and `cli` alone.
+server, and the clean-up after it. Imported by `launch_server`, `cli`, patches and `training`.
 """
