@@ -1,8 +1,8 @@
-"""What the engine puts into its harvest log: tokens of prefills and verify steps, with features.
+"""The source of the harvest log: tokens of prefills and verify steps, with their hidden states.
 
 On CUDA the tensors of a step are copied to pinned memory on a stream of their own, and written once
 the copy is done, some steps later; nothing waits for it. On CPU they are written at once. The
-features of an EAGLE-3 target are followed by its last hidden state, which its drafter never sees
+features of an EAGLE-3 target are followed by its last hidden state, which the drafter never reads
 but training needs: [three layers | last].
 
 Runs in the scheduler process of tensor-parallel rank 0, on its main thread.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,32 @@ from tlt_sglang.harvest.record import END, PROMPT, Record, request_key
 from tlt_sglang.harvest.writer import Writer
 
 MOST_PENDING = 64
-"""Steps whose copy may be under way; what comes then is dropped and counted."""
+"""Most steps with a copy under way; further ones are dropped and counted."""
+
+
+class LoggedRequest(Protocol):
+    """SGLang's request, as far as the log needs it."""
+
+    @property
+    def rid(self) -> str: ...
+
+    @property
+    def origin_input_ids(self) -> Sequence[int]: ...
+
+    @property
+    def output_ids(self) -> Sequence[int]: ...
+
+    @property
+    def finished_len(self) -> int | None:
+        """Output tokens up to the end of the text, where a stop has cut them."""
+
+    def finished(self) -> bool: ...
+
+
+class _Event(Protocol):
+    """A CUDA event."""
+
+    def query(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,37 +62,37 @@ class _Copied:
     features: torch.Tensor  # [T, F] bfloat16
     flags: int
     version: int
-    done: Any
-    """The CUDA event of the copy; None where it is there already."""
+    done: _Event | None
+    """The CUDA event of the copy; None where it is complete already."""
 
 
 class Tap:
-    """Of one engine; `version` is that of the target's weights."""
+    """Feeds the log of one engine; `version` counts the versions of the target's weights."""
 
     def __init__(self, writer: Writer, device: torch.device) -> None:
         self.writer = writer
         self.version = 0
         self.overrun = 0
-        """Steps that were dropped because too many copies were under way."""
+        """Number of steps dropped because too many copies were under way."""
         self.paused = False
-        """Whether what comes is of no user."""
+        """Whether requests are ignored, as those of calibration are not a user's."""
         cuda: Any = torch.cuda
         self._stream = cuda.Stream(device) if device.type == "cuda" else None
         self._pending: deque[_Copied] = deque()
-        self._running: dict[str, Any] = {}  # SGLang's requests, by id
+        self._running: dict[str, LoggedRequest] = {}  # by id
         self._keys: dict[str, bytes] = {}
 
     def prefill(
         self,
-        requests: Sequence[Any],
+        requests: Sequence[LoggedRequest],
         tokens: torch.Tensor,
         starts: Sequence[int],
         counts: Sequence[int],
         features: torch.Tensor,
         last: torch.Tensor | None,
     ) -> None:
-        """Tokens [T] of prompts, `counts` of each request from position `starts` on, with features
-        [T, F] and, of EAGLE-3's targets, last hidden states [T, N]."""
+        """Log tokens [T] of prompts, `counts` of each request from position `starts` on, with
+        features [T, F] and, for EAGLE-3, last hidden states [T, N]."""
         self._take(
             requests,
             torch.tensor(starts),
@@ -81,31 +106,31 @@ class Tap:
 
     def decode(
         self,
-        requests: Sequence[Any],
+        requests: Sequence[LoggedRequest],
         tokens: torch.Tensor,
         starts: torch.Tensor,
         counts: torch.Tensor,
         features: torch.Tensor,
         last: torch.Tensor | None,
     ) -> None:
-        """Tokens [B, W] that were verified from positions `starts` [B] on, the first `counts` [B]
-        of each committed, with features [B * W, F]; they are the inputs, not what was sampled."""
+        """Log the inputs [B, W] of a verify step from positions `starts` [B] on, of which the first
+        `counts` [B] are committed, with features [B * W, F]."""
         widths = [tokens.shape[1]] * len(requests)
         self._take(requests, starts, counts, widths, tokens.reshape(-1), features, last, 0)
 
     def drain(self) -> None:
-        """Write what has been copied by now; requests that are over get their end."""
+        """Write the steps that are copied by now, and the ends of finished requests."""
         while self._pending and (self._pending[0].done is None or self._pending[0].done.query()):
             self._write(self._pending.popleft())
         if not self._pending:
             self._end([name for name, request in self._running.items() if request.finished()])
 
     def start_version(self) -> None:
-        """The target's weights have changed: requests go on in sequences of their own."""
+        """Start a version of the target's weights; running requests continue in new sequences."""
         self.version += 1
 
     def status(self) -> dict[str, Any]:
-        """For `GET /tlt/status`."""
+        """Return the counters for `GET /tlt/status`."""
         writer = self.writer
         return {
             "path": str(writer.path),
@@ -119,7 +144,7 @@ class Tap:
 
     def _take(
         self,
-        requests: Sequence[Any],
+        requests: Sequence[LoggedRequest],
         starts: torch.Tensor,
         counts: torch.Tensor,
         widths: list[int],
@@ -141,8 +166,8 @@ class Tap:
             return
         if last is not None:
             features = torch.cat([features, last.to(features.dtype)], dim=-1)
-        given = (starts, counts, tokens, features.to(torch.bfloat16))
-        (starts, counts, tokens, features), done = self._to_host(given)
+        step = (starts, counts, tokens, features.to(torch.bfloat16))
+        (starts, counts, tokens, features), done = self._to_host(step)
         names = [request.rid for request in requests]
         self._pending.append(
             _Copied(names, starts, counts, widths, tokens, features, flags, self.version, done)
@@ -150,7 +175,9 @@ class Tap:
         if done is None:
             self.drain()
 
-    def _to_host(self, tensors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], Any]:
+    def _to_host(
+        self, tensors: Sequence[torch.Tensor]
+    ) -> tuple[Sequence[torch.Tensor], _Event | None]:
         if self._stream is None:
             return tensors, None
         # What a graph or the scheduler writes over in the next step is taken on its own stream.
@@ -186,11 +213,11 @@ class Tap:
         for name in names:
             request, key = self._running.pop(name), self._keys.pop(name, None) or request_key(name)
             if self.writer.wants(key):
-                said = request.finished_len
-                if said is None:
-                    said = len(request.output_ids)
-                # The last token was sampled, and never read.
-                end = len(request.origin_input_ids) + said - 1
+                length = request.finished_len
+                if length is None:
+                    length = len(request.output_ids)
+                # The last token was sampled, but never read by the target.
+                end = len(request.origin_input_ids) + length - 1
                 nothing = np.empty((0, self.writer.feature_size), np.uint16)
                 empty = np.empty(0, np.int32)
                 self.writer.write(Record(key, end, empty, nothing, self.version, END))

@@ -1,8 +1,8 @@
-"""The online buffer: what the sidecar trains on while the engine runs. Pure, but for what it holds.
+"""The online buffer: the sequences that the sidecar trains on. Pure: no clock, no I/O.
 
 It holds sequences of the current RL step, and the long ones of the step before: early in a step
-only short responses are over, and a drafter that trains on those alone forgets the long tail for
-which it is there (TLT, arXiv 2511.16665: one-step offset). All are of one version of the target;
+only short responses are complete, and a drafter that trains on those alone forgets the long tail
+that it is meant for (TLT, arXiv 2511.16665: one-step offset). All are of one version of the target;
 a new version empties the buffer, so that nothing trains on features of mixed versions.
 
 It is bounded in bytes. Sequences are weighted by the length of their response, both when they are
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HELD_OUT = 16
-"""One request in so many is never trained on, but gates what is published."""
+"""One in this many requests is held out of training, for the gate."""
 LONG_SHARE = 0.25
-"""Share of a step's sequences, those with the longest responses, that the next step keeps."""
+"""Share of a step's sequences, with the longest responses, that the next step keeps."""
 
 REASONS = (
     "seen",
@@ -41,7 +41,7 @@ REASONS = (
     "repeated",
     "too_large",
 )
-"""Counters of `status`: sequences that came, and those that went or did not stay."""
+"""Counters of `status`: sequences that arrived, and why others were refused or removed."""
 
 
 class Buffer:
@@ -55,13 +55,13 @@ class Buffer:
         self._held_out: set[str] = set()
         self._bytes = 0
         self.tokens = 0
-        """Of all sequences."""
+        """Tokens of all sequences."""
         self._long = 0  # response length from which sequences of the step before are kept
         self._draws = 0
         self._counts: Counter[str] = Counter()
 
     def add(self, sequence: TokenSequence[Tensor]) -> bool:
-        """Whether it is in the buffer now; `status` counts why one is not."""
+        """Add a sequence; return whether it is in the buffer now. `status` counts the reasons."""
         self._counts["seen"] += 1
         self.move_on(sequence.target_version, sequence.rl_step)
         if reason := self._refusal(sequence):
@@ -79,7 +79,7 @@ class Buffer:
         return sequence.request in self._kept
 
     def move_on(self, target_version: int, step: int) -> None:
-        """The engine is at this version and step; what is too old for them goes."""
+        """Move to this target version and RL step; remove sequences that are too old for them."""
         if target_version > self.target_version:
             self.target_version, self.step, self._long = target_version, step, 0
             self._drop_where("outdated", lambda sequence: True)
@@ -94,33 +94,35 @@ class Buffer:
             )
 
     def sample(self, token_budget: int) -> list[TokenSequence[Tensor]]:
-        """Different sequences to train on, of at most so many tokens together; another draw at
-        each call. The first one may be longer than the budget, and is then alone."""
-        chance = random.Random(f"{self.seed}/{self._draws}")
+        """Return different sequences to train on, with at most `token_budget` tokens in all.
+
+        Every call samples anew. A first sequence longer than the budget is returned alone.
+        """
+        rng = random.Random(f"{self.seed}/{self._draws}")
         self._draws += 1
-        drawn = [
-            (math.log(1.0 - chance.random()) / sequence.response_length, sequence)
+        keyed = [
+            (math.log(1.0 - rng.random()) / sequence.response_length, sequence)
             for sequence in self._kept.values()
             if sequence.request not in self._held_out
         ]
-        drawn.sort(key=lambda pair: -pair[0])
-        found: list[TokenSequence[Tensor]] = []
-        left = token_budget
-        for _, sequence in drawn:
-            if len(sequence) <= left or not found:
-                found.append(sequence)
-                left -= len(sequence)
-        return found
+        keyed.sort(key=lambda pair: -pair[0])
+        chosen: list[TokenSequence[Tensor]] = []
+        room = token_budget
+        for _, sequence in keyed:
+            if len(sequence) <= room or not chosen:
+                chosen.append(sequence)
+                room -= len(sequence)
+        return chosen
 
     def held_out(self) -> list[TokenSequence[Tensor]]:
-        """Sequences that `sample` never returns, in the order in which they came."""
+        """Return the sequences that `sample` never returns, in the order of their arrival."""
         return [sequence for key, sequence in self._kept.items() if key in self._held_out]
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def status(self) -> dict[str, int]:
-        """What is there, and what became of all that was seen since the start."""
+        """Return the buffer's content, and the counters since the start."""
         return {
             "target_version": self.target_version,
             "step": self.step,
@@ -133,21 +135,21 @@ class Buffer:
         } | {reason: self._counts[reason] for reason in REASONS}
 
     def _refusal(self, sequence: TokenSequence[Tensor]) -> str:
-        known = self._kept.get(sequence.request)
+        existing = self._kept.get(sequence.request)
         if sequence.target_version < self.target_version or sequence.rl_step < self.step - 1:
             return "late"
         if sequence.response_length < 1:
             return "empty"
         if sequence.rl_step < self.step and sequence.response_length < self._long:
             return "short"
-        if known is not None and len(known) >= len(sequence):
+        if existing is not None and len(existing) >= len(sequence):
             return "repeated"
         if sequence.nbytes > self.limit:
             return "too_large"
         return ""
 
     def _priority(self, key: str) -> float:
-        """Log of u^(1/length), with the key's own u."""
+        """Return log u^(1/length), with a u that depends only on the key."""
         u = (self._hash(key) + 1) / 2**64
         return math.log(u) / self._kept[key].response_length
 

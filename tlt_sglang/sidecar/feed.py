@@ -1,8 +1,8 @@
 """From the harvest logs of a store's engines to the sidecar's buffer.
 
-Opens the log of every engine that has announced itself, and again when an engine comes back. Only
-records of the target version that an engine has announced are taken: what was computed before its
-heads were known cannot be trained on, and what is older has gone from the buffer anyway.
+It opens the log of every announced engine, and again when an engine returns. It takes only records
+of the target version that the engine has announced: a newer version cannot be trained on before its
+embedding and head are published, and an older one has left the buffer.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.sidecar.buffer import Buffer
 
 QUIET_SECONDS = 2.0
-"""Without new records for so long, unfinished requests are taken as they are."""
+"""Time without new records after which unfinished requests are taken as they are."""
 LOOK_SECONDS = 1.0
-"""Between two looks at who has announced itself."""
+"""Time between two looks at the announcements."""
 AT_ONCE = 256
-"""Records of one engine that are read before the next one's."""
+"""Records of one engine that are read before those of the next one."""
 
 
 @dataclass
@@ -36,13 +36,16 @@ class _Source:
     reader: Reader
     assembler: Assembler
     version: int
-    heard: float
+    last_record: float
     dirty: bool = field(default=False)
-    """Whether something came since it was last flushed."""
+    """Whether records have arrived since the last flush."""
 
 
 class Feed:
-    """Of one store. `hidden_size`: of the target; `features`: hidden states a token brings."""
+    """Reads the logs of a store's engines into `buffer`.
+
+    `hidden_size` is the target's, `features` the hidden states that a drafter reads per token.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class Feed:
         assembled: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`assembled`: bytes of unfinished requests that are held for each engine."""
+        """`assembled` is the most bytes of unfinished requests to hold per engine."""
         self.buffer = buffer
         self.engines: list[Announcement] = []
         self.rl_step = 0
@@ -66,7 +69,7 @@ class Feed:
         self._looked = float("-inf")
 
     def pump(self) -> int:
-        """Take in what is new; records read. Never waits."""
+        """Read new records into the buffer; return their number. Never waits."""
         now = self._clock()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
@@ -78,8 +81,8 @@ class Feed:
             for record in records:
                 self._take(source, source.assembler.add(record))
             if records:
-                source.heard, source.dirty = now, True
-            elif source.dirty and now - source.heard > QUIET_SECONDS:
+                source.last_record, source.dirty = now, True
+            elif source.dirty and now - source.last_record > QUIET_SECONDS:
                 self._take(source, source.assembler.flush())
                 source.dirty = False
             elif source.reader.ended:
@@ -89,7 +92,7 @@ class Feed:
         return read
 
     def status(self) -> dict[str, int]:
-        """What could not be read, over all engines that are there."""
+        """Return the number of engines, and of their records that could not be read."""
         return {
             "engines": len(self._sources),
             "overwritten": sum(source.reader.overwritten for source in self._sources.values()),
@@ -97,7 +100,7 @@ class Feed:
         }
 
     def close(self) -> None:
-        """Let go of all logs."""
+        """Close all logs."""
         for source in self._sources.values():
             source.reader.close()
         self._sources.clear()
@@ -112,7 +115,7 @@ class Feed:
             try:
                 reader = Reader.open(Path(engine.harvest))
             except EnvironmentProblem:
-                continue  # it has just ended, or is not ready yet
+                continue  # the engine has just ended, or is not ready yet
             if reader.geometry.feature_size != self._width:
                 reader.close()
                 continue

@@ -1,10 +1,9 @@
 """Training while the engine runs: micro-batches from the buffer, and a gate before publishing.
 
-The learner goes on for ever. One micro-batch is the longest that it keeps a device, so sequences
-longer than that are cut: another window of them at each draw. What is published is a candidate that
-beats the version in use on held-out sequences of late, by MARGIN; the version in use is kept beside
-it to compare with. A rejected version (an engine saw it do worse) makes it begin again from the
-version before.
+The learner trains without end. It keeps a device no longer than a micro-batch takes, so longer
+sequences are cut, to another window each time. A candidate is published if it beats the version in
+use on recent held-out sequences by `Settings.margin`. After a rejection (an engine measured that
+the version does worse) training starts over from the version before.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ from tlt_sglang.training.simulate import Frozen
 from tlt_sglang.training.step import StepSettings, TrainingStep
 
 LEAST_CUT = 32
-"""Tokens of a cut sequence, at least."""
+"""Smallest window of a cut sequence, in tokens."""
 LEAST_BATCH = 64
 MOST_EVALUATED = 512
-"""Tokens of a held-out sequence that are looked at."""
+"""Largest window of a held-out sequence, in tokens."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train online."""
+    """The settings of online training."""
 
     steps: int = 3
-    """Simulated draft steps, once the first one is right often."""
+    """Simulated draft steps, once first drafts are right often."""
     deeper_from: float = 0.3
-    """Share of first drafts that are right, from which on they are: before that, later steps would
-    cost three times the time to learn what is hardly ever asked for."""
+    """Share of right first drafts from which on `steps` are simulated; before that, later steps
+    would cost three times the time and are hardly ever reached."""
     batch_tokens: int = 256
-    """Of a micro-batch, at most."""
+    """Largest micro-batch, in tokens."""
     micro_seconds: float | None = None
-    """That it may take: it gets smaller until it does, down to LEAST_BATCH tokens."""
+    """Time that a micro-batch may take; it shrinks to fit, down to LEAST_BATCH tokens."""
     accumulate: int = 2
     """Micro-batches of one optimizer step."""
     learning_rate: float = 1e-3
@@ -55,19 +54,19 @@ class Settings:
     clip: float = 0.5
     betas: tuple[float, float] = (0.9, 0.95)
     bfloat16: bool = False
-    """Matrix products in bfloat16."""
+    """Compute matrix products in bfloat16."""
     least_tokens: int = 512
-    """Tokens in the buffer before training starts."""
+    """Tokens in the buffer from which on training starts."""
     gate_steps: int = 40
-    """Optimizer steps between two looks at held-out sequences."""
+    """Optimizer steps between two gates."""
     gate_tokens: int = 3000
-    """Of held-out sequences that are looked at, the latest ones."""
+    """Tokens of the most recent held-out sequences that a gate evaluates."""
     margin: float = 0.01
-    """A candidate is published if its accept length is better by this share."""
+    """Relative gain in accept length from which on a candidate is published."""
     seed: int = 0
 
     def step_settings(self) -> StepSettings:
-        """Return what the training step needs of these."""
+        """Return the settings of the training step."""
         return StepSettings(
             accumulate=self.accumulate,
             learning_rate=self.learning_rate,
@@ -80,7 +79,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Gate:
-    """What was found at the gate."""
+    """The result of a gate."""
 
     running: float
     """Accept length of the version in use."""
@@ -90,7 +89,7 @@ class Gate:
 
 
 class Learner:
-    """Trains `drafter` on what `buffer` holds."""
+    """Trains `drafter` on the sequences in `buffer`."""
 
     def __init__(
         self,
@@ -104,14 +103,14 @@ class Learner:
         self.drafter, self.frozen, self.buffer = drafter, frozen, buffer
         self.settings, self.device, self._clock = settings, device, clock
         self.step = 0
-        """Optimizer steps, over all starts."""
+        """Optimizer steps, restarts included."""
         self.batch_tokens = settings.batch_tokens
-        """Of the next micro-batch, at most."""
+        """Largest size of the next micro-batch, in tokens."""
         self.tokens = 0
         self.loss = 0.0
-        """Of late."""
+        """Moving average of the loss."""
         self.right = 0.0
-        """Share of first drafts that are right in training, of late."""
+        """Moving average of the share of right first drafts in training."""
         self._running = _copied(drafter)
         self._gated = 0
         self._rng = random.Random(settings.seed)
@@ -119,15 +118,18 @@ class Learner:
 
     @property
     def depth(self) -> int:
-        """Draft steps that are simulated now."""
+        """Return the number of draft steps that are simulated now."""
         return self.settings.steps if self.right >= self.settings.deeper_from else 1
 
     def can_train(self) -> bool:
-        """Whether there is enough to train on."""
+        """Return whether the buffer holds enough tokens to train on."""
         return self.buffer.tokens >= self.settings.least_tokens
 
     def micro_step(self) -> bool:
-        """One micro-batch, and an optimizer step with every `accumulate`-th; False: no data."""
+        """Train on one micro-batch, with an optimizer step every `accumulate` ones.
+
+        Returns False if there is no data.
+        """
         sequences = self.draw()
         if not sequences:
             return False
@@ -145,7 +147,7 @@ class Learner:
         return True
 
     def _fit_in(self, seconds: float) -> None:
-        """Adapt the size of micro-batches to what the last one took."""
+        """Adapt the size of micro-batches to the time that the last one took."""
         most = self.settings.micro_seconds
         if most is not None and seconds > most:
             self.batch_tokens = max(LEAST_BATCH, self.batch_tokens * 3 // 4)
@@ -159,7 +161,7 @@ class Learner:
         self.step += 1
 
     def draw(self) -> list[TokenSequence[Tensor]]:
-        """Sequences of at most `batch_tokens` together, cut where they are longer."""
+        """Return sequences of at most `batch_tokens` in all, cut where they are longer."""
         left = self.batch_tokens
         sequences = []
         for recorded in self.buffer.sample(4 * left):
@@ -173,20 +175,20 @@ class Learner:
     # -- the gate --------------------------------------------------------------------------------
 
     def gate_is_due(self) -> bool:
-        """Whether the candidate has been trained enough to be looked at."""
+        """Return whether the candidate has been trained enough for the next gate."""
         return self.step - self._gated >= self.settings.gate_steps
 
-    def gate(self, may_go_on: Callable[[], bool] = lambda: True) -> Gate | None:
-        """Candidate against the version in use; None where nothing is held out yet.
+    def gate(self, may_continue: Callable[[], bool] = lambda: True) -> Gate | None:
+        """Compare the candidate with the version in use; return None without held-out sequences.
 
-        Between two sequences it asks whether it `may_go_on`; None, too, if it may not.
+        Between two sequences it calls `may_continue`, and returns None once that returns False.
         """
         sequences = self._held_out()
         steps = max(3, self.settings.steps)
         running, candidate = AcceptLength(), AcceptLength()
         for sequence in sequences:
             for found, drafter in ((running, self._running), (candidate, self.drafter)):
-                if not may_go_on():
+                if not may_continue():
                     return None
                 found.join(accept_length(drafter, self.frozen, [sequence], steps=steps))
         self._gated = self.step
@@ -196,11 +198,11 @@ class Learner:
         return Gate(running.mean, candidate.mean, passed and _enough(running), running.verify_steps)
 
     def published(self) -> None:
-        """The candidate is the version in use now."""
+        """Make the candidate the version in use."""
         self._running = _copied(self.drafter)
 
     def begin_again(self, weights: dict[str, Tensor]) -> None:
-        """Go back to `weights`, which are the version in use: the optimizer starts anew, too."""
+        """Start over from `weights`, the version in use, with a fresh optimizer."""
         self.drafter.take(weights)
         self.training.reset_optimizer()
         self._running = _copied(self.drafter)
@@ -220,21 +222,21 @@ class Learner:
     # -- state -----------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, Tensor]:
-        """The candidate's, detached."""
+        """Return the candidate's weights, detached."""
         return {name: tensor.detach() for name, tensor in self.drafter.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
-        """For torch.distributed.checkpoint: trainable weights, optimizer, counters."""
+        """Return weights, optimizer state and counters, for torch.distributed.checkpoint."""
         return self.training.state() | {"progress": {"step": self.step, "tokens": self.tokens}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the version in use stays what it is."""
+        """Continue from a state; the version in use stays the same."""
         self.training.restore(state)
         self.step, self.tokens = state["progress"]["step"], state["progress"]["tokens"]
         self._gated = self.step
 
     def leave(self) -> None:
-        """Give the device's memory back: gradients, and on CUDA what the allocator holds."""
+        """Free device memory: the gradients, and on CUDA the allocator's cache."""
         self.training.drop_gradients()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,9 +1,9 @@
 """Attention of a drafter over packed sequences, with the extra keys of a simulated draft.
 
 T packed tokens, H query heads, K key/value heads, D head size. Sequences lie one after the other;
-no token sees another sequence. Training-time test (EAGLE-3, arXiv 2503.01840, section 3.2) runs the
-drafter on its own output several times: in simulated step s a token at index i sees the keys of
-step 0 up to i, and those of steps 1 to s at i alone, which are its own draft.
+a token attends only to its own sequence. Training-time test (EAGLE-3, arXiv 2503.01840, section
+3.2) runs the drafter on its own output several times: in simulated step s a token at index i
+attends to the keys of step 0 up to i, and to those of steps 1 to s at i alone, its own draft.
 """
 
 from __future__ import annotations

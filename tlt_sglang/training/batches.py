@@ -1,8 +1,8 @@
-"""Packed batches: whole sequences one after the other, up to a budget of tokens, no padding.
+"""Packed batches: whole sequences end to end, up to a budget of tokens, without padding.
 
-A batch carries the lengths of its sequences, and attention keeps to them (see `attention`), so a
-sequence's loss and gradient are the same packed or alone. Which sequences share a batch depends on
-the seed and the epoch only.
+A batch carries the lengths of its sequences, and attention stays within them (see `attention`), so
+that the loss and gradient of a sequence are the same packed or alone. Which sequences share a batch
+depends only on the seed and the epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from tlt_sglang.harvest.sequence import TokenSequence
 
 WINDOW = 256
-"""Sequences looked at together to fill batches well."""
+"""Number of sequences that are packed together; more fill batches better."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Batch:
 
     @staticmethod
     def of(sequences: Sequence[TokenSequence[Tensor]], dtype: torch.dtype = torch.float32) -> Batch:
-        """Pack `sequences`; features become `dtype`."""
+        """Pack `sequences`, with their hidden states as `dtype`."""
         lengths = [len(sequence) for sequence in sequences]
         counts = torch.tensor(lengths)
         starts = counts.cumsum(0) - counts
@@ -54,7 +54,7 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`."""
+        """Return the batch on `device`."""
         return Batch(
             self.ids.to(device, non_blocking=True),
             self.features.to(device, non_blocking=True),
@@ -65,33 +65,36 @@ class Batch:
             self.lengths,
         )
 
-    def ahead(self, distance: int) -> tuple[Tensor, Tensor]:
-        """(index [T] of the token `distance` later, whether that is in the same sequence [T])."""
+    def shifted(self, distance: int) -> tuple[Tensor, Tensor]:
+        """Return the index [T] of the token `distance` later, and whether that is inside [T].
+
+        Inside means within the same sequence; elsewhere the index is that of its last token.
+        """
         index = torch.arange(len(self.ids), device=self.ids.device) + distance
         return torch.minimum(index, self.ends - 1), index < self.ends
 
     def counts(self, step: int) -> Tensor:
-        """[T] bool: does simulated step `step` at this index predict a token of a response?
+        """Return where simulated step `step` predicts a token of a response, [T] bool.
 
-        At index i the drafter knows token i + 1, and step s predicts token i + 2 + s.
+        At index i the drafter has token i + 1, and step s predicts token i + 2 + s.
         """
-        index, inside = self.ahead(2 + step)
+        index, inside = self.shifted(2 + step)
         return inside & (index >= self.prompt_ends)
 
 
 def pack(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of sequences for each batch of one epoch; each sequence once.
+    """Return the indices of the sequences in each batch of an epoch; each sequence occurs once.
 
-    First fit, longest first within a window of the shuffled sequences; then the batches are
-    shuffled. A sequence longer than `budget` has a batch of its own.
+    First fit, longest first, within a window of the shuffled sequences; then the batches are
+    shuffled. A sequence longer than `budget` gets a batch of its own.
     """
     order = list(range(len(lengths)))
-    chance = random.Random(f"{seed}/{epoch}")
-    chance.shuffle(order)
+    rng = random.Random(f"{seed}/{epoch}")
+    rng.shuffle(order)
     batches: list[list[int]] = []
     for first in range(0, len(order), WINDOW):
         batches += _first_fit(order[first : first + WINDOW], lengths, budget)
-    chance.shuffle(batches)
+    rng.shuffle(batches)
     return batches
 
 
@@ -99,11 +102,11 @@ def _first_fit(order: list[int], lengths: Sequence[int], budget: int) -> list[li
     batches: list[list[int]] = []
     room: list[int] = []
     for index in sorted(order, key=lambda i: -lengths[i]):
-        place = next((b for b, free in enumerate(room) if lengths[index] <= free), None)
-        if place is None:
+        fit = next((b for b, free in enumerate(room) if lengths[index] <= free), None)
+        if fit is None:
             batches.append([index])
             room.append(budget - lengths[index])
         else:
-            batches[place].append(index)
-            room[place] -= lengths[index]
+            batches[fit].append(index)
+            room[fit] -= lengths[index]
     return batches

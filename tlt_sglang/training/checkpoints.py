@@ -1,9 +1,9 @@
-"""Training checkpoints: what changes in training and nothing else, written while it goes on.
+"""Training checkpoints: the state that training changes, written while it continues.
 
-torch.distributed.checkpoint, asynchronous: training waits for the copy of trainable weights and
-optimizer state, not for the disk. Target, embedding, head and features are not in a checkpoint. A
-checkpoint is a folder `step-00000120`, renamed to that name when it is complete; the newest two are
-kept. They are for the run that made them: the files hold pickles, so none is read from elsewhere.
+They use torch.distributed.checkpoint asynchronously: training waits for the copy of trained weights
+and optimizer state, not for the disk. Target, embedding, head and features are not part of them. A
+checkpoint is a folder `step-00000120`, renamed to that name once it is complete; the newest two are
+kept. Only the run that made them may load them, because the files contain pickles.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # It says so at each save and load of a single process, in a thread of its own.
+        # It warns at each save and load of a single process, from another thread.
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
         self._saving: tuple[Path, Future[Any]] | None = None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Begin to write; waits for the one before. Raises EnvironmentProblem if that failed."""
+        """Start writing a checkpoint, after the previous one is complete.
+
+        Raises EnvironmentProblem if that one failed.
+        """
         self.finish()
         path = self.folder / f"step-{step:08d}"
         temporary = path.with_name(path.name + _UNFINISHED)
@@ -51,7 +54,7 @@ class Checkpoints:
         self._saving = (path, future)
 
     def finish(self) -> None:
-        """Wait for what is being written, make it the newest, and drop old ones."""
+        """Wait for the checkpoint being written, make it the newest, and remove old ones."""
         if self._saving is None:
             return
         (path, future), self._saving = self._saving, None
@@ -68,22 +71,23 @@ class Checkpoints:
             raise self._problem(error) from error
 
     def all(self) -> list[Path]:
-        """Complete checkpoints, the newest last."""
-        found = self.folder.glob("step-*")
-        return sorted(path for path in found if path.suffix != _UNFINISHED)
+        """Return the complete checkpoints, the newest last."""
+        paths = self.folder.glob("step-*")
+        return sorted(path for path in paths if path.suffix != _UNFINISHED)
 
     def load(self, state: Callable[[], dict[str, Any]], restore: Callable[[Any], None]) -> bool:
-        """Fill in and restore the newest state; False where there is no checkpoint.
+        """Restore the newest state; return False where there is no checkpoint.
 
-        Raises EnvironmentProblem naming one that is damaged.
+        `state` returns a state to fill in, `restore` takes it. Raises EnvironmentProblem for a
+        damaged checkpoint.
         """
-        for left in self.folder.glob(f"step-*{_UNFINISHED}"):
-            shutil.rmtree(left, ignore_errors=True)
-        if not (found := self.all()):
+        for unfinished in self.folder.glob(f"step-*{_UNFINISHED}"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if not (checkpoints := self.all()):
             return False
         filled = state()
         try:
-            state_dict_loader.load(filled, checkpoint_id=found[-1])
+            state_dict_loader.load(filled, checkpoint_id=checkpoints[-1])
             restore(filled)
         except (
             OSError,
@@ -97,8 +101,8 @@ class Checkpoints:
             CheckpointException,
         ) as error:
             raise EnvironmentProblem(
-                f"The checkpoint {found[-1]} is damaged or of another run; delete it to go on from "
-                "the one before, or the folder to start anew."
+                f"The checkpoint {checkpoints[-1]} is damaged or of another run; delete it to use "
+                "the one before, or its folder to start over."
             ) from error
         return True
 

@@ -1,8 +1,8 @@
-"""Features on disk: what the target computed once, for every epoch after.
+"""Features on disk: computed once by the target, read in every epoch.
 
 A folder of safetensors shards, named by the responses they hold (`00000128-00000256.safetensors`),
-each written whole and then renamed, so that an interrupted run goes on after the last one. Features
-are kept in bfloat16: 4.6 kB a token for EAGLE-3 at a hidden size of 576.
+each written whole and then renamed, so that an interrupted run continues after the last one.
+Features are stored in bfloat16: 4.6 kB a token for EAGLE-3 at a hidden size of 576.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SHARD = 128
 
 
 class Features(Sequence[TokenSequence[Tensor]]):
-    """The sequences of a folder of shards, read where they are needed."""
+    """The sequences of a folder of shards, read when they are accessed."""
 
     def __init__(self, folder: Path) -> None:
-        """Open every shard. Raises EnvironmentProblem naming one that is damaged."""
+        """Open every shard. Raises EnvironmentProblem for a damaged one."""
         self.folder = folder
         self.lengths: list[int] = []
-        self._places: list[tuple[Any, int, int, int]] = []  # shard, first token, tokens, prompt
+        self._rows: list[tuple[Any, int, int, int]] = []  # shard, first token, tokens, prompt
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 shard: Any = safe_open(path, "pt")
@@ -46,17 +46,17 @@ class Features(Sequence[TokenSequence[Tensor]]):
                 ) from error
             first = 0
             for length, prompt in zip(lengths, prompts, strict=True):
-                self._places.append((shard, first, length, prompt))
+                self._rows.append((shard, first, length, prompt))
                 self.lengths.append(length)
                 first += length
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        shard, first, length, prompt = self._places[index]
+        shard, first, length, prompt = self._rows[index]
 
         def rows(name: str) -> Tensor:
             part: Tensor = shard.get_slice(name)[first : first + length]
@@ -73,11 +73,11 @@ def compute(
     config: DraftConfig,
     progress: Callable[[int], None],
 ) -> Features:
-    """The features of `responses`, computing what is not there; `progress` gets tokens done."""
+    """Return the features of `responses`, computing missing ones; `progress` gets tokens done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.tmp"):
-            left.unlink()
+        for unfinished in folder.glob("*.tmp"):
+            unfinished.unlink()
         for first in range(0, len(responses), SHARD):
             part = responses[first : first + SHARD]
             path = folder / f"{first:08d}-{first + len(part):08d}.safetensors"
@@ -89,7 +89,7 @@ def compute(
     except OSError as error:
         raise EnvironmentProblem(
             f"Cannot write features to {folder} ({error.strerror}); make room, then start again: "
-            "what is there is kept."
+            "finished shards are kept."
         ) from error
     return Features(folder)
 
@@ -97,12 +97,12 @@ def compute(
 def _write(path: Path, target: Target, responses: Sequence[Response], config: DraftConfig) -> None:
     # Sorted by length for the forward passes, stored in the order of the responses.
     order = sorted(range(len(responses)), key=lambda i: len(responses[i].ids))
-    found: dict[int, TokenSequence[Tensor]] = {}
-    places = iter(order)
+    by_index: dict[int, TokenSequence[Tensor]] = {}
+    indices = iter(order)
     for group in target.sequences([responses[i] for i in order], config):
         for sequence in group:
-            found[next(places)] = sequence
-    sequences = [found[i] for i in range(len(responses))]
+            by_index[next(indices)] = sequence
+    sequences = [by_index[i] for i in range(len(responses))]
     tensors = {
         "ids": torch.cat([d.ids for d in sequences]).to(torch.int32),
         "features": torch.cat([d.features for d in sequences]),

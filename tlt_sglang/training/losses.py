@@ -1,7 +1,7 @@
-"""What a drafter minimises, as published.
+"""The losses that a drafter minimises, as published.
 
 T packed tokens, V draft vocabulary, N hidden size. `weight` [T] is 1 where a prediction counts, 0
-elsewhere; every loss is a mean over what counts.
+elsewhere; every loss is a mean over the predictions that count.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from torch import Tensor
 from torch.nn import functional
 
 STEP_DECAY = 0.8
-"""Weight of each simulated step over the one before (EAGLE-3, arXiv 2503.01840, official code)."""
+"""Weight of a simulated step over the previous one (EAGLE-3, arXiv 2503.01840, official code)."""
 CLASSIFICATION_WEIGHT = 0.1
 """w_cls of EAGLE (arXiv 2401.15077, section 4.2): regression counts ten times as much."""
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy of logits [T, V] with the target's distribution [T, V].
+    """Return the cross-entropy of logits [T, V] with the target's distribution [T, V].
 
-    EAGLE, arXiv 2401.15077, equation L_cls; EAGLE-3 has it as its only loss.
+    EAGLE, arXiv 2401.15077, equation L_cls; it is EAGLE-3's only loss.
     """
     each = -(target * logits.float().log_softmax(-1)).sum(-1)
     return _mean(each, weight)
 
 
 def feature_regression(predicted: Tensor, feature: Tensor, weight: Tensor) -> Tensor:
-    """Smooth L1 between hidden states [T, N], in units of the target's typical magnitude.
+    """Return the smooth L1 loss of hidden states [T, N], in units of their typical magnitude.
 
-    EAGLE, arXiv 2401.15077, equation L_reg. Published for targets whose features are of order one;
-    those of others may be forty times as large and would drown the cross-entropy, so both sides are
-    divided by the root mean square of the features.
+    EAGLE, arXiv 2401.15077, equation L_reg. It was published for targets whose features are of
+    order one; those of others may be forty times as large and would dominate the cross-entropy, so
+    both sides are divided by the root mean square of the features.
     """
     unit = feature.float().square().mean().sqrt().clamp_min(1e-6)
     each = functional.smooth_l1_loss(
@@ -40,7 +40,7 @@ def feature_regression(predicted: Tensor, feature: Tensor, weight: Tensor) -> Te
 
 
 def step_weights(steps: int) -> list[float]:
-    """Weights of simulated steps 0 to `steps` - 1."""
+    """Return the weights of simulated steps 0 to `steps` - 1."""
     return [STEP_DECAY**step for step in range(steps)]
 
 

@@ -1,12 +1,12 @@
-"""Draft models in plain PyTorch, parameter for parameter those that SGLang serves.
+"""Draft models in plain PyTorch, with the parameters of those that SGLang serves.
 
 EAGLE (arXiv 2401.15077): one decoder layer without its first norm, on a linear map of [embedding of
 the next token, the target's last hidden state]; it predicts the next hidden state.
 EAGLE-3 (arXiv 2503.01840): hidden states of three of the target's layers, norms on both inputs, a
 final norm, and a head over the most frequent tokens.
 
-Names of parameters are those of SGLang's `llama_eagle.py` and `llama_eagle3.py`. Embedding and head
-are the target's, frozen, and no parameters of a drafter.
+Parameters have the names of SGLang's `llama_eagle.py` and `llama_eagle3.py`. Embedding and head are
+the target's; they are frozen and not parameters of a drafter.
 
 T packed tokens, N hidden size, A features a token (1 or 3), H and K heads, D head size.
 """
@@ -25,7 +25,7 @@ from tlt_sglang.training.attention import attend
 
 Algorithm = Literal["eagle", "eagle3"]
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Targets whose features and layers we know."""
+"""Architectures of targets that drafters can be trained for."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class DraftConfig:
 
     @property
     def features(self) -> int:
-        """Hidden states of the target that one token brings."""
+        """Return the hidden states of the target that are read per token."""
         return 3 if self.algorithm == "eagle3" else 1
 
     @staticmethod
     def for_target(
         target: dict[str, Any], algorithm: Algorithm, draft_vocab_size: int | None = None
     ) -> DraftConfig:
-        """The drafter of one layer for a target's config.json.
+        """Return the shape of a one-layer drafter for a target's config.json.
 
         Raises ConfigError for an architecture whose drafters SGLang does not serve this way.
         """
@@ -81,12 +81,12 @@ class DraftConfig:
 
 
 def captured_layers(num_hidden_layers: int) -> tuple[int, int, int]:
-    """Layers whose input is an EAGLE-3 feature, as SGLang chooses them by default."""
+    """Return the layers whose inputs are EAGLE-3's features, as SGLang chooses by default."""
     return 2, num_hidden_layers // 2, num_hidden_layers - 3
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, in float32 whatever the dtype of x [..., N]."""
+    """x / rms(x) * weight, computed in float32 for any dtype of x [..., N]."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """EAGLE's decoder layer: a Llama layer that has lost its first norm."""
+    """EAGLE's decoder layer: a Llama layer without its first norm."""
 
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Layer(nn.Module):
 
 @dataclass
 class DraftContext:
-    """Packed sequences during one simulated draft, and what its steps have left behind."""
+    """The state of a simulated draft over packed sequences: keys and values of its steps so far."""
 
     lengths: list[int]
     positions: Tensor  # [T]
@@ -184,12 +184,12 @@ class DraftContext:
 
     @staticmethod
     def of(lengths: list[int], positions: Tensor) -> DraftContext:
-        """Before the first step."""
+        """Return the state before the first step."""
         return DraftContext(lengths, positions, [], [])
 
     @property
     def step_positions(self) -> Tensor:
-        """Positions [T] of the step that comes next."""
+        """Return the positions [T] of the next step."""
         return self.positions + len(self.keys)
 
 
@@ -207,12 +207,12 @@ class Drafter(nn.Module):
             self.norm = RMSNorm(size, config.rms_norm_eps)
 
     def unfit(self, weights: Mapping[str, Tensor]) -> list[str]:
-        """Names of its weights that are not among these, or have another shape there."""
+        """Return the names of its weights that are missing in `weights` or differ in shape."""
         own = self.state_dict()
         return [n for n, w in own.items() if n not in weights or weights[n].shape != w.shape]
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Have these weights from now on, of those names and shapes, in its own dtypes."""
+        """Load `weights` of the same names and shapes, converted to its own dtypes."""
         own = self.state_dict()
         self.load_state_dict({name: weights[name].to(own[name]) for name in own})
 
@@ -221,7 +221,8 @@ class Drafter(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Run one step; return (input of the head, input of the next step), each [T, N].
 
-        `hidden` are the target's features [T, A * N] at first, then what the last step gave [T, N].
+        `hidden` is the target's features [T, A * N] in the first step, then the second result
+        [T, N] of the previous step.
         """
         if self.config.algorithm == "eagle3":
             if hidden.shape[-1] != embeds.shape[-1]:

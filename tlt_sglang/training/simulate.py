@@ -1,11 +1,12 @@
-"""The drafter run on its own output over packed sequences: for training, and for its evaluation.
+"""Simulated drafts: the drafter run on its own output over packed sequences.
 
-Teacher-forced: every step is given the token that the sequence has there, so one pass simulates a
-draft of `steps` tokens from every index at once (training-time test, EAGLE-3, arXiv 2503.01840).
+Training and evaluation both use them. They are teacher-forced: every step reads the token that the
+sequence has there, so one pass simulates a draft of `steps` tokens from every index at once
+(training-time test, EAGLE-3, arXiv 2503.01840).
 
 At index i the drafter has the target's features of token i and the embedding of token i + 1, and
-its step s predicts token i + 2 + s. That is how SGLang feeds it: tokens shifted left by one,
-features and positions not.
+its step s predicts token i + 2 + s. SGLang feeds it the same way: tokens are shifted left by one,
+features and positions are not.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from tlt_sglang.training.models import DraftContext, Drafter
 
 @dataclass(frozen=True)
 class Frozen:
-    """What a drafter shares with its target, and does not train."""
+    """The embedding and head that a drafter shares with its target and does not train."""
 
     embedding: Tensor  # [V, N]
     head: Tensor  # [D, N], rows of the target's head for the draft vocabulary
     draft_ids: Tensor  # [D] int64, ascending: the target's id of each draft token
-    draft_index: Tensor  # [V] int64: the place in the draft vocabulary, -1 where there is none
-    target_head: Tensor  # [D, N]: as `head`, but of the target as it is now
+    draft_index: Tensor  # [V] int64: the index in the draft vocabulary, -1 for other tokens
+    target_head: Tensor  # [D, N]: as `head`, of the target's present version
 
     @staticmethod
     def of(
         embedding: Tensor, head: Tensor, draft_ids: Tensor, own_head: Tensor | None = None
     ) -> Frozen:
-        """From the target's whole embedding and head [V, N].
+        """Build it from the target's whole embedding and head [V, N].
 
-        `own_head` [D, N]: what the drafter has, where that is of an older version of the target.
+        `own_head` [D, N] is the drafter's head where that is of an older version of the target.
         """
         index = torch.full((len(head),), -1, dtype=torch.int64, device=head.device)
         index[draft_ids] = torch.arange(len(draft_ids), device=head.device)
@@ -50,7 +51,7 @@ class Frozen:
         return Frozen(embedding, rows if own_head is None else own_head, draft_ids, index, rows)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Frozen:
-        """The same elsewhere; one head stays one."""
+        """Return it on `device` in `dtype`; a shared head stays shared."""
         head = self.head.to(device, dtype)
         same = self.target_head is self.head
         return Frozen(
@@ -76,19 +77,19 @@ class Step:
 def simulate(
     drafter: Drafter, frozen: Frozen, batch: Batch, steps: int, rows: Tensor | None = None
 ) -> Iterator[Step]:
-    """Steps 0 to `steps` - 1, told at the indices `rows` [R], or at all: R = T.
+    """Yield steps 0 to `steps` - 1 at the indices `rows` [R]; by default at all of them, R = T.
 
-    The drafter runs at every index; the head, as large as the drafter, only where it is told.
+    The drafter runs at every index; the head, as large as the drafter, only at `rows`.
     """
     if rows is None:
         rows = torch.arange(len(batch.ids), device=batch.ids.device)
     context = DraftContext.of(batch.lengths, batch.positions)
     hidden = batch.features
     for number in range(steps):
-        token, _ = batch.ahead(1 + number)
+        token, _ = batch.shifted(1 + number)
         embeds = nn.functional.embedding(batch.ids[token], frozen.embedding)
         out, hidden = drafter(embeds, hidden, context)
-        following, _ = batch.ahead(2 + number)
+        following, _ = batch.shifted(2 + number)
         labels = frozen.draft_index[batch.ids[following[rows]]]
         out = out[rows]
         logits = nn.functional.linear(out, frozen.head)
@@ -97,48 +98,49 @@ def simulate(
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of a batch, and what it is made of."""
+    """The loss of a batch, with what its accuracy is computed from."""
 
     total: Tensor
     hits: list[Tensor]
-    """Of each step: predictions whose most likely token is the one that comes."""
+    """Predictions of each step whose likeliest token is the right one."""
     tokens: int
-    """Predictions that count, of the first step."""
+    """Predictions of the first step that count."""
 
 
 def loss_of(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Loss:
-    """EAGLE-3: cross-entropy of every step; EAGLE: of one step, plus regression of features.
+    """Return the loss: cross-entropy of every step, and for EAGLE the regression of features.
 
-    A prediction counts where the token that comes is in the draft vocabulary: elsewhere the drafter
-    can only be wrong, and should not learn to make up for it.
+    A prediction counts where the next token is in the draft vocabulary: elsewhere the drafter can
+    only be wrong, and should not learn to compensate for it.
     """
+    # The head and the target run only where some step predicts a token of a response.
     counted = torch.stack([batch.counts(number) for number in range(steps)])
     rows = counted.any(0).nonzero().squeeze(-1)
-    target, place = _target(frozen, batch, rows, steps)
+    target, target_row = _target(frozen, batch, rows, steps)
     total = torch.zeros((), device=target.device)
     hits = []
     weights = step_weights(steps)
     for step, share in zip(simulate(drafter, frozen, batch, steps, rows), weights, strict=True):
         weight = (step.counts & (step.labels >= 0)).float()
         logits = step.logits.float()  # in bfloat16 the argmax of a row takes six times as long
-        one = soft_cross_entropy(logits, target[place[step.source]], weight)
+        step_loss = soft_cross_entropy(logits, target[target_row[step.source]], weight)
         if drafter.config.algorithm == "eagle":
             regression = feature_regression(step.hidden, batch.last[step.source], weight)
-            one = regression + CLASSIFICATION_WEIGHT * one
-        total = total + share * one / sum(weights)
-        found = (logits.detach().argmax(-1) == step.labels) & step.counts
-        hits.append(found.sum())
+            step_loss = regression + CLASSIFICATION_WEIGHT * step_loss
+        total = total + share * step_loss / sum(weights)
+        right = (logits.detach().argmax(-1) == step.labels) & step.counts
+        hits.append(right.sum())
     return Loss(total, hits, int(batch.counts(0).sum()))
 
 
 def _target(frozen: Frozen, batch: Batch, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The target's distributions over the draft vocabulary that steps at `rows` are held against.
+    """Return the target's distributions [R', D] over the draft vocabulary for steps at `rows`.
 
-    ([R', D], and for each index the row of it [T] int64).
+    The second tensor maps each index to its row among them, [T] int64.
     """
     needed = torch.zeros(len(batch.ids), dtype=torch.bool, device=rows.device)
     for number in range(steps):
-        needed[batch.ahead(1 + number)[0][rows]] = True
+        needed[batch.shifted(1 + number)[0][rows]] = True
     with torch.no_grad(), torch.autocast(batch.last.device.type, enabled=False):
         logits = nn.functional.linear(batch.last[needed], frozen.target_head)
         return logits.float().softmax(-1), needed.cumsum(0) - 1

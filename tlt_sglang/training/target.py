@@ -1,8 +1,8 @@
-"""The target as the trainer sees it: transformers' model, its features, and what a drafter shares.
+"""The target for offline training: transformers' model, its features, embedding and head.
 
-Features are what SGLang hands to its drafters (`hidden_states` of a prefill or a verify step): for
+Features are what SGLang passes to its drafters (`hidden_states` of a prefill or a verify step): for
 EAGLE the hidden state after the last norm, for EAGLE-3 the inputs of three layers side by side.
-`tests/engine/test_drafter_parity.py` holds the two against each other.
+`tests/engine/test_drafter_parity.py` compares the two.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tlt_sglang.training.simulate import Frozen
 
 
 class Target:
-    """A target's tokenizer and weights, loaded when they are first needed."""
+    """A target's tokenizer and weights, loaded on first use."""
 
     def __init__(self, path: str, device: torch.device, half: bool = False) -> None:
-        """With `half` products are in bfloat16 on CPU, too; the residual stream is not."""
+        """With `half`, matrix products are in bfloat16 on CPU, too; the residual stream is not."""
         self.path = path
         self.half = half
         self.device = device
@@ -37,7 +37,7 @@ class Target:
 
     @property
     def model(self) -> Any:
-        """transformers' model, frozen, in float32 on CPU and bfloat16 on CUDA."""
+        """Return transformers' model, frozen, in float32 on CPU and bfloat16 on CUDA."""
         if self._model is None:
             from transformers import AutoModelForCausalLM
 
@@ -51,7 +51,7 @@ class Target:
 
     @property
     def tokenizer(self) -> Any:
-        """transformers' tokenizer."""
+        """Return transformers' tokenizer."""
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
@@ -63,29 +63,29 @@ class Target:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Its config.json."""
+        """Return its config.json."""
         if self._model is None and (Path(self.path) / "config.json").exists():
             config: dict[str, Any] = json.loads((Path(self.path) / "config.json").read_text())
             return config
         from transformers import AutoConfig
 
-        found: dict[str, Any] = AutoConfig.from_pretrained(self.path).to_dict()
-        return found
+        fields: dict[str, Any] = AutoConfig.from_pretrained(self.path).to_dict()
+        return fields
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of text in which special tokens may be spelled out."""
+        """Return the token ids of a text; special tokens may be spelled out in it."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def chat(self, messages: list[dict[str, str]]) -> str:
-        """Messages in the chat template, with the beginning of the answer."""
+        """Return the messages in the chat template, up to the start of the answer."""
         text: str = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False
         )
         return text
 
     def frozen(self, draft_ids: Tensor) -> Frozen:
-        """Its embedding and head, for a drafter with these tokens."""
+        """Return its embedding and head, for a drafter with the tokens `draft_ids`."""
         model = self.model
         embedding = model.get_input_embeddings().weight.detach()
         head = model.get_output_embeddings().weight.detach()
@@ -94,9 +94,10 @@ class Target:
     def sequences(
         self, responses: Sequence[Response], config: DraftConfig, budget: int = 1024
     ) -> Iterator[list[TokenSequence[Tensor]]]:
-        """Sequences with features in the order of `responses`, some at a time.
+        """Yield the sequences of `responses` with their features, in order, some at a time.
 
-        Padded to the longest of a few: padding comes after what matters and changes nothing.
+        Responses run padded to the longest of a group; padding follows the tokens, which do not
+        attend to it.
         """
         group: list[Response] = []
         longest = 0
@@ -136,7 +137,7 @@ class Target:
 
 
 def frequent_tokens(texts: Iterable[Sequence[int]], size: int, vocab_size: int) -> Tensor:
-    """The `size` most frequent tokens, ascending; unseen ones in the order of their ids."""
+    """Return the `size` most frequent tokens, ascending; ties are broken by lower id."""
     counts: Counter[int] = Counter()
     for ids in texts:
         counts.update(ids)
@@ -145,23 +146,25 @@ def frequent_tokens(texts: Iterable[Sequence[int]], size: int, vocab_size: int) 
 
 
 def initialise(drafter: Drafter, target: Target) -> None:
-    """Start a drafter from the target's last layer; see `begin_from`."""
+    """Initialise a drafter from the target's last layer; see `begin_from`."""
     model = target.model.model
     begin_from(drafter, dict(model.layers[-1].named_parameters()), model.norm.weight)
 
 
 @torch.no_grad()
-def begin_from(drafter: Drafter, theirs: Mapping[str, Tensor], norm: Tensor) -> None:
-    """Start a drafter from the target's last layer and norm, which know most of its task already.
+def begin_from(drafter: Drafter, target_layer: Mapping[str, Tensor], norm: Tensor) -> None:
+    """Initialise a drafter from the target's last layer and norm, which do most of its task.
 
     EAGLE-3's inputs are twice as wide: the half that reads the hidden state is the target's, the
-    half that reads the embedding starts at zero, and `fc` passes on the highest of the features.
-    Where shapes or names differ (another MLP, say) the random start stays.
+    half that reads the embedding starts at zero, and `fc` passes the highest of the features on.
+    Where shapes or names differ (another MLP, say) the random initialisation stays.
     """
     size = drafter.config.hidden_size
     layer = drafter.layers[0]
     for name, ours in layer.named_parameters():
-        weight = theirs.get("input_layernorm.weight" if name.startswith("hidden_norm") else name)
+        weight = target_layer.get(
+            "input_layernorm.weight" if name.startswith("hidden_norm") else name
+        )
         if weight is None or name.startswith("input_layernorm"):
             continue
         if weight.shape == ours.shape:

@@ -1,11 +1,11 @@
-"""The training loop: packed batches, AdamW, warm-up and cosine, one process or many.
+"""The training loop of `tlt train`: packed batches, warm-up and cosine, one process or several.
 
-Deterministic given the seed: the order of batches is a function of seed and epoch, and the state
-that `state` returns is all there is, so a run that is interrupted and resumed ends with the very
-weights of one that was not.
+Deterministic for a seed: the order of batches is a function of seed and epoch, and `state` returns
+all state there is, so that an interrupted and resumed run ends with the same weights, bit by bit,
+as an uninterrupted one.
 
-Several processes (torchrun): FSDP2 shards parameters, gradients and optimizer state; every process
-takes the batches of its rank.
+With several processes (torchrun), FSDP2 shards parameters, gradients and optimizer state, and every
+process takes the batches of its rank.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train."""
+    """The settings of offline training."""
 
     steps: int = 3
     """Simulated draft steps (training-time test); 1 for EAGLE as published."""
     epochs: int = 4
     minutes: float | None = None
-    """Wall time of training after which to end, in the place of `epochs`."""
+    """Training time after which to end, instead of `epochs`."""
     batch_tokens: int = 2048
-    """Budget of a packed batch."""
+    """Token budget of a packed batch."""
     accumulate: int = 1
-    """Batches of one optimizer step, for each process."""
+    """Batches of one optimizer step, per process."""
     learning_rate: float = 1e-3
     warmup: float = 0.03
     """Share of the run in which the learning rate rises."""
     floor: float = 0.02
-    """Learning rate at the end, as a share of the highest."""
+    """Final learning rate, as a share of the highest."""
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 0.5
     """Norm that gradients are clipped to."""
     seed: int = 0
     precision: Precision = "auto"
-    """Of the matrix products: auto is bfloat16 on CUDA and float32 elsewhere. CPUs with AVX512-BF16
-    or AMX are twice as fast with bfloat16."""
+    """Precision of matrix products: auto is bfloat16 on CUDA and float32 elsewhere. CPUs with
+    AVX512-BF16 or AMX are twice as fast with bfloat16."""
 
     def step_settings(self, device: torch.device) -> StepSettings:
-        """Return what the training step needs of these on `device`."""
+        """Return the settings of the training step on `device`."""
         automatic = self.precision == "auto" and device.type == "cuda"
         return StepSettings(
             accumulate=self.accumulate,
@@ -71,31 +71,31 @@ class Settings:
 
 @dataclass
 class Progress:
-    """Where a run stands; goes into checkpoints."""
+    """The position of a run in its data; part of its checkpoints."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
-    """Next batch of the epoch, counted over all processes."""
+    """Index of the next batch in the epoch, counted over all processes."""
     tokens: int = 0
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one optimizer step brings to tell."""
+    """The figures of one optimizer step."""
 
     progress: Progress
     loss: float
     accuracy: list[float]
-    """Of each simulated step."""
+    """Share of likeliest drafts that are right, of each simulated step."""
     tokens_per_s: float
     done: float
-    """Share of the run that is over."""
+    """Share of the run that is complete."""
 
 
 class Trainer:
-    """Trains `drafter` on `sequences`."""
+    """Trains `drafter` on `sequences`, whose `lengths` are known without loading them."""
 
     def __init__(
         self,
@@ -117,46 +117,46 @@ class Trainer:
     # -- state -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Trainable weights, optimizer state and data cursor; for torch.distributed.checkpoint."""
+        """Return weights, optimizer state and position, for torch.distributed.checkpoint."""
         return self._step.state() | {"progress": vars(self.progress).copy()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state, as `checkpoints.load` fills it in."""
+        """Continue from a state, as `checkpoints.load` fills it in."""
         self._step.restore(state)
         self.progress = Progress(**state["progress"])
 
     # -- the loop --------------------------------------------------------------------------------
 
     def run(self) -> Iterator[Report]:
-        """Train to the end, an optimizer step at a time; may be left and entered again."""
-        while not self._over():
-            started = time.monotonic()
+        """Train to the end, yielding after each optimizer step; may be left and entered again."""
+        while not self._is_over():
+            start = time.monotonic()
             before = self.progress.tokens
             loss, accuracy = self._take_step()
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - start
             self.progress.seconds += seconds
             speed = (self.progress.tokens - before) / seconds
             yield Report(self.progress, loss, accuracy, speed, self.done)
 
     @property
     def done(self) -> float:
-        """Share of the run that is over, 0 to 1: what the learning rate goes by."""
+        """Return the share of the run that is complete, 0 to 1; the learning rate depends on it."""
         settings, progress = self.settings, self.progress
         if settings.minutes is not None:
-            return min(1.0, self._agreed(progress.seconds) / (60 * settings.minutes))
+            return min(1.0, self._longest(progress.seconds) / (60 * settings.minutes))
         batches = len(self._batches(progress.epoch))
         return min(1.0, (progress.epoch + progress.batch / max(1, batches)) / settings.epochs)
 
     def learning_rate(self) -> float:
-        """Of the step that comes next."""
+        """Return the learning rate of the next optimizer step."""
         settings, done = self.settings, self.done
         if done < settings.warmup:
-            # From above zero on, so that the first step is one.
+            # Above zero, or the first step would change nothing.
             return settings.learning_rate * max(done / settings.warmup, 0.02)
-        turned = (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup))) / 2
-        return settings.learning_rate * (settings.floor + (1 - settings.floor) * turned)
+        cosine = (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup))) / 2
+        return settings.learning_rate * (settings.floor + (1 - settings.floor) * cosine)
 
-    def _over(self) -> bool:
+    def _is_over(self) -> bool:
         if self.settings.minutes is not None:
             return self.done >= 1.0
         return self.progress.epoch >= self.settings.epochs
@@ -175,15 +175,15 @@ class Trainer:
         return losses, [hit / max(1, predictions) for hit in hits]
 
     def _next(self) -> Batch:
-        """This process's next batch; every process moves on by as many as there are processes."""
+        """Return this process's next batch; all processes advance by their number."""
         progress = self.progress
         batches = self._batches(progress.epoch)
-        picked = batches[(progress.batch + self.rank) % len(batches)]
+        indices = batches[(progress.batch + self.rank) % len(batches)]
         progress.batch += self.world
-        progress.tokens += sum(self.lengths[i] for i in picked) * self.world
+        progress.tokens += sum(self.lengths[i] for i in indices) * self.world
         if progress.batch >= len(batches):
             progress.epoch, progress.batch = progress.epoch + 1, 0
-        return Batch.of([self.sequences[i] for i in picked])
+        return Batch.of([self.sequences[i] for i in indices])
 
     def _batches(self, epoch: int) -> list[list[int]]:
         if getattr(self, "_packed_epoch", None) != epoch:
@@ -191,8 +191,8 @@ class Trainer:
             self._packed, self._packed_epoch = pack(self.lengths, budget, seed, epoch), epoch
         return self._packed
 
-    def _agreed(self, seconds: float) -> float:
-        """The longest time that any process has counted."""
+    def _longest(self, seconds: float) -> float:
+        """Return the longest time that any process has counted, so that all end together."""
         if self.world == 1:
             return seconds
         longest = torch.tensor(seconds, device=self.device)

@@ -24,6 +24,8 @@ class Request(Protocol):
     rid: str
     origin_input_ids: Sequence[int]
     output_ids: Sequence[int]
+    finished_len: int | None
+    """Output tokens up to the end of the text, where a stop has cut them."""
     customized_info: dict[str, list[int]] | None
     """Merged into the request's `meta_info`."""
 

@@ -351,8 +351,8 @@ def test_a_closed_log_is_gone_but_can_be_read_to_its_end(writer: Writer) -> None
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: b"x" + data[1:], "is no harvest log, or not ready yet"),
-        (lambda data: b"", "is no harvest log, or not ready yet"),
+        (lambda data: b"x" + data[1:], "is not a harvest log, or not ready yet"),
+        (lambda data: b"", "is not a harvest log, or not ready yet"),
         (lambda data: data[:8] + b"\7" + data[9:], "is a harvest log of format 7"),
         (lambda data: data[:12] + b"\7" + data[13:], "is a damaged harvest log"),
         (lambda data: data[:-64], "is a truncated harvest log"),

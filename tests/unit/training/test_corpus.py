@@ -61,7 +61,7 @@ def test_what_is_no_response_is_told(tmp_path: Path) -> None:
     append_responses(path, [response(1)])
     with path.open("a") as file:
         file.write('{"prompt": 3}\n')
-    with pytest.raises(ConfigError, match=r"Line 2 of .* is no response"):
+    with pytest.raises(ConfigError, match=r"Line 2 of .* is not a response"):
         read_responses(path)
 
 

@@ -77,7 +77,7 @@ def gradients(
 
 
 def _counted(batch: Batch, shared: object, number: int) -> float:
-    index, _ = batch.ahead(2 + number)
+    index, _ = batch.shifted(2 + number)
     known = frozen_index(shared)[batch.ids[index]] >= 0
     return float((batch.counts(number) & known).sum())
 
