@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     only_on="cpu",
     digests={"0.5.23": "37cf5b2b00ac3b4d"},
 )
-def forward_native(original: Upstream, *args: Any, **kwargs: Any) -> Any:
+def forward_native(original: Upstream, *args: object, **kwargs: object) -> object:
     from tlt_sglang.cpu import layers
 
-    return layers.silu_and_mul(original, *args, **kwargs)
+    fused: Upstream = layers.silu_and_mul
+    return fused(original, *args, **kwargs)
 
 
 PATCHES = (forward_native,)

@@ -6,12 +6,15 @@ the names that SGLang resolves to on CPU, instead of a new name.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import registers_upstream
 
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import ModelRunner
 
-def _create(runner: Any) -> Any:
+
+def _create(runner: ModelRunner) -> object:
     from tlt_sglang.cpu.attention import CpuAttnBackend
 
     return CpuAttnBackend(runner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     only_on="cpu",
     digests={"0.5.23": "b7378523671773d5"},
 )
-def process_weights_after_loading(original: Upstream, method: Any, layer: Any) -> None:
+def process_weights_after_loading(original: Upstream, method: object, layer: object) -> None:
     from tlt_sglang.cpu import linear
 
     original(method, layer)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
+    from tlt_sglang.upstream.layers import DraftBackendFactory
     from tlt_sglang.upstream.protocols import Upstream
 
 
@@ -20,23 +21,23 @@ if TYPE_CHECKING:
 )
 def create_backend(
     original: Upstream,
-    factory: Any,
+    factory: DraftBackendFactory,
     backend_name: str,
-    backend_map: dict[str, Any],
+    backend_map: dict[str, object],
     error_template: str,
     stamps_children: bool = False,
-) -> Any:
+) -> object:
     from tlt_sglang.cpu.attention import CpuAttnBackend, CpuMultiStepDraftBackend
 
     runner = factory.draft_model_runner
     if stamps_children:
 
-        def create() -> tuple[str, Any]:
+        def create() -> tuple[str, object]:
             steps = factory.speculative_num_steps
             return "torch_native", CpuMultiStepDraftBackend(runner, factory.topk, steps)
     else:
 
-        def create() -> tuple[str, Any]:
+        def create() -> tuple[str, object]:
             return "torch_native", CpuAttnBackend(runner)
 
     table = backend_map | {"torch_native": create, "intel_amx": create}

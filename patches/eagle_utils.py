@@ -8,6 +8,7 @@ upstream's work for greedy batches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import replaces_upstream, wraps_upstream
@@ -15,7 +16,9 @@ from tlt_sglang.patching.patch import replaces_upstream, wraps_upstream
 if TYPE_CHECKING:
     import torch
 
-    from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.patching.patch import Patch
+    from tlt_sglang.upstream.layers import PenalisedBatch
+    from tlt_sglang.upstream.protocols import LogitsOutput, SamplingInfo, Upstream, VerifyInput
 
 _MODULE = "sglang.srt.speculative.eagle_utils"
 _REMOVE = "SGLang's CPU verification applies temperature, top-k, top-p and min-p"
@@ -29,7 +32,7 @@ _REMOVE = "SGLang's CPU verification applies temperature, top-k, top-p and min-p
     only_on="cpu",
     digests={"0.5.23": "a8813868a8292f44"},
 )
-def verify_uses_greedy(original: Upstream, *, is_cpu: bool, **flags: bool) -> Any:
+def verify_uses_greedy(original: Upstream, *, is_cpu: bool, **flags: bool) -> object:
     return original(is_cpu=False, **flags)
 
 
@@ -41,7 +44,7 @@ def verify_uses_greedy(original: Upstream, *, is_cpu: bool, **flags: bool) -> An
     only_on="cpu",
     digests={"0.5.23": "d634b4ba38115f08"},
 )
-def verify_coins(original: Upstream, *, sampling_info: Any, **arguments: Any) -> Any:
+def verify_coins(original: Upstream, *, sampling_info: SamplingInfo, **arguments: object) -> object:
     from tlt_sglang.cpu import sampling
 
     sampling.remember(sampling_info)
@@ -58,8 +61,13 @@ def verify_coins(original: Upstream, *, sampling_info: Any, **arguments: Any) ->
     digests={"0.5.23": "e1ce9e9404ec50f9"},
 )
 def eagle_sample(
-    original: Upstream, verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
-) -> Any:
+    original: Upstream,
+    verify_input: VerifyInput,
+    batch: PenalisedBatch,
+    logits_output: LogitsOutput,
+    *args: object,
+    **kwargs: object,
+) -> object:
     from tlt_sglang.engine import engine
 
     if engine.require().device == "cpu":
@@ -77,7 +85,11 @@ def eagle_sample(
 
 
 def _is_merely_greedy(
-    batch: Any, grammar_mask: Any = None, *args: Any, watermark_state: Any = None, **kwargs: Any
+    batch: PenalisedBatch,
+    grammar_mask: object = None,
+    *args: object,
+    watermark_state: object = None,
+    **kwargs: object,
 ) -> bool:
     """Return whether upstream would only take each row's largest logit."""
     from sglang.srt.environ import envs
@@ -97,7 +109,9 @@ def _is_merely_greedy(
     )
 
 
-def _penalise(verify_input: Any, batch: Any, logits_output: Any) -> None:
+def _penalise(
+    verify_input: VerifyInput, batch: PenalisedBatch, logits_output: LogitsOutput
+) -> None:
     from tlt_sglang.cpu import head, penalties
 
     info = batch.sampling_info
@@ -131,7 +145,7 @@ def _sample_rejection(**arguments: Any) -> None:
     sampling.verify_rejection(**arguments)
 
 
-def _replaced(name: str, value: Any, why: str, digest: str) -> Any:
+def _replaced(name: str, value: Callable[..., object], why: str, digest: str) -> Patch:
     return replaces_upstream(
         f"{_MODULE}:{name}",
         value,

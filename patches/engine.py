@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
-    from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.upstream.protocols import ServerArgs, Upstream
 
 
 @wraps_upstream(
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     only_on="cpu",
     digests={"0.5.23": "01931f633e6c4805"},
 )
-def set_envs_and_config(original: Upstream, server_args: Any) -> None:
+def set_envs_and_config(original: Upstream, server_args: ServerArgs) -> None:
     from tlt_sglang.cpu import ranks
     from tlt_sglang.launcher import prefork
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     only_on="cpu",
     digests={"0.5.23": "294395fdb4a95582"},
 )
-def forward(original: Upstream, model: Any, *args: Any, **kwargs: Any) -> Any:
+def forward(original: Upstream, model: object, *args: object, **kwargs: object) -> object:
     from tlt_sglang.cpu import decoder
 
-    return decoder.draft_forward(original, model, *args, **kwargs)
+    loop: Upstream = decoder.draft_forward
+    return loop(original, model, *args, **kwargs)
 
 
 PATCHES = (forward,)

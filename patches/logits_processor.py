@@ -5,11 +5,14 @@ They also keep the target's last hidden states where drafters are trained.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
+    import torch
+
+    from tlt_sglang.upstream.layers import LogitsProcessor
     from tlt_sglang.upstream.protocols import Upstream
 
 
@@ -23,12 +26,12 @@ if TYPE_CHECKING:
 )
 def compute_lm_head(
     original: Upstream,
-    processor: Any,
-    hidden_states: Any,
-    lm_head: Any,
-    embedding_bias: Any = None,
-    **kwargs: Any,
-) -> Any:
+    processor: LogitsProcessor,
+    hidden_states: torch.Tensor,
+    lm_head: object,
+    embedding_bias: torch.Tensor | None = None,
+    **kwargs: object,
+) -> object:
     from tlt_sglang.cpu import head, linear
     from tlt_sglang.engine import engine
 
@@ -49,7 +52,7 @@ def compute_lm_head(
     process="scheduler",
     digests={"0.5.23": "97d7c13496c498dc"},
 )
-def init(original: Upstream, processor: Any, *args: Any, **kwargs: Any) -> None:
+def init(original: Upstream, processor: LogitsProcessor, *args: object, **kwargs: object) -> None:
     from tlt_sglang.engine import engine
 
     original(processor, *args, **kwargs)

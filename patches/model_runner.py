@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     only_on="cpu",
     digests={"0.5.23": "2dad8cb360db31b6"},
 )
-def maybe_enable_batch_invariant_mode(original: Upstream, runner: Any) -> None:
+def maybe_enable_batch_invariant_mode(original: Upstream, runner: object) -> None:
     return None
 
 

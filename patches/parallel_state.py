@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     only_on="cpu",
     digests={"0.5.23": "0b820327b54ccc33"},
 )
-def init_model_parallel_group(original: Upstream, *args: Any, **kwargs: Any) -> Any:
+def init_model_parallel_group(original: Upstream, *args: object, **kwargs: object) -> object:
     kwargs["use_pynccl"] = False
     return original(*args, **kwargs)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
+    from tlt_sglang.models.classes import ModelRegistry
     from tlt_sglang.upstream.protocols import Upstream
 
 _MODULE = "sglang.srt.models.registry"
@@ -21,7 +22,9 @@ _REMOVE = "SGLang imports model modules on demand"
     process="main, scheduler",
     digests={"0.5.23": "77c0a4c7b70438d3"},
 )
-def resolve_model_cls(original: Upstream, registry: Any, architectures: Any) -> Any:
+def resolve_model_cls(
+    original: Upstream, registry: ModelRegistry, architectures: str | list[str]
+) -> object:
     from tlt_sglang.models.classes import provide
 
     provide(registry, architectures)
@@ -35,7 +38,7 @@ def resolve_model_cls(original: Upstream, registry: Any, architectures: Any) -> 
     process="main, scheduler",
     digests={"0.5.23": "9789f6fb00675789"},
 )
-def is_arch_supported(original: Upstream, registry: Any, architecture: str) -> Any:
+def is_arch_supported(original: Upstream, registry: ModelRegistry, architecture: str) -> object:
     from tlt_sglang.models.classes import provide
 
     provide(registry, architecture)

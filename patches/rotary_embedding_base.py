@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     only_on="cpu",
     digests={"0.5.23": "d62c323632040844"},
 )
-def forward_native(original: Upstream, *args: Any, **kwargs: Any) -> Any:
+def forward_native(original: Upstream, *args: object, **kwargs: object) -> object:
     from tlt_sglang.cpu import layers
 
-    return layers.rotary(original, *args, **kwargs)
+    fused: Upstream = layers.rotary
+    return fused(original, *args, **kwargs)
 
 
 PATCHES = (forward_native,)

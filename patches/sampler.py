@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
+    import torch
+
     from tlt_sglang.upstream.protocols import Upstream
 
 
@@ -20,15 +22,15 @@ if TYPE_CHECKING:
 )
 def sample(
     original: Upstream,
-    probs: Any,
-    top_ks: Any,
-    top_ps: Any,
-    min_ps: Any,
+    probs: torch.Tensor,
+    top_ks: torch.Tensor,
+    top_ps: torch.Tensor,
+    min_ps: torch.Tensor,
     need_min_p_sampling: bool,
-    sampling_seed: Any,
-    positions: Any,
-    **options: Any,
-) -> Any:
+    sampling_seed: torch.Tensor | None,
+    positions: torch.Tensor,
+    **options: object,
+) -> object:
     if need_min_p_sampling and sampling_seed is not None:
         # The most probable token survives top-k and top-p, so this is upstream's bound.
         bound = probs.amax(-1, keepdim=True) * min_ps.view(-1, 1)

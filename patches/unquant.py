@@ -6,11 +6,14 @@ every weight update.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
+    import torch
+
+    from tlt_sglang.upstream.layers import Linear
     from tlt_sglang.upstream.protocols import Upstream
 
 _MODULE = "sglang.srt.layers.quantization.unquant"
@@ -25,7 +28,7 @@ _REMOVE = "SGLang packs float32 weights for CPUs without AMX"
     only_on="cpu",
     digests={"0.5.23": "5694d2d9bd3f4d88"},
 )
-def linear_process(original: Upstream, method: Any, layer: Any) -> None:
+def linear_process(original: Upstream, method: object, layer: Linear) -> None:
     from tlt_sglang.cpu import linear
 
     original(method, layer)
@@ -40,7 +43,13 @@ def linear_process(original: Upstream, method: Any, layer: Any) -> None:
     only_on="cpu",
     digests={"0.5.23": "d1fd0753662f6a7e"},
 )
-def linear_apply(original: Upstream, method: Any, layer: Any, x: Any, bias: Any = None) -> Any:
+def linear_apply(
+    original: Upstream,
+    method: object,
+    layer: Linear,
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
     from tlt_sglang.cpu import linear
 
     return linear.linear(x, layer.weight, bias)

@@ -28,7 +28,7 @@ class Patch:
 
     target: str
     """"package.module:name" or "package.module:Class.name"."""
-    make: Callable[[Any], Any]
+    make: Callable[[Any], object]
     """Return the new value for the present one, which is the raw descriptor of a class member, or
     the container for "register"."""
     why: str
@@ -39,7 +39,7 @@ class Patch:
     """The `source_digest` of the target by exact SGLang version."""
     only_on: Only = "any"
     kind: Literal["wrap", "replace", "register"] = "wrap"
-    key: Any = None
+    key: object = None
     """The key for "register" into a dict; None appends to a list."""
     file: str = ""
     """The patch file it comes from, filled in by `tlt_sglang.patches.all_patches`."""
@@ -74,21 +74,21 @@ def wraps_upstream(
     """
 
     def decorate(function: Callable[..., Any]) -> Patch:
-        def wrapped(original: Any) -> Any:
+        def wrapped(original: Any) -> object:
             if isinstance(original, type):
                 raise PatchError(f"{target} is a class; wrap one of its methods, or replace it.")
 
             @functools.wraps(original)
-            def call(*args: Any, **kwargs: Any) -> Any:
+            def call(*args: object, **kwargs: object) -> object:
                 return function(original, *args, **kwargs)
 
             @functools.wraps(original)
-            async def call_async(*args: Any, **kwargs: Any) -> Any:
+            async def call_async(*args: object, **kwargs: object) -> object:
                 return await function(original, *args, **kwargs)
 
             return call_async if inspect.iscoroutinefunction(function) else call
 
-        def make(raw: Any) -> Any:
+        def make(raw: object) -> object:
             return _same_descriptor(raw, wrapped)
 
         return Patch(target, make, why, remove_when, process, digests, only_on, "wrap")
@@ -98,7 +98,7 @@ def wraps_upstream(
 
 def replaces_upstream(
     target: str,
-    value: Any,
+    value: object,
     *,
     why: str,
     remove_when: str,
@@ -112,7 +112,7 @@ def replaces_upstream(
     be built from upstream objects, write `Patch(..., make=..., kind="replace")`.
     """
 
-    def make(raw: Any) -> Any:
+    def make(raw: object) -> object:
         if isinstance(value, FunctionType):
             return _same_descriptor(raw, lambda _original: value)
         return value
@@ -122,8 +122,8 @@ def replaces_upstream(
 
 def registers_upstream(
     target: str,
-    key: Any,
-    value: Any,
+    key: object,
+    value: object,
     *,
     why: str,
     remove_when: str,
@@ -154,7 +154,7 @@ def unwrapped(raw: Any) -> Any:
     return raw.func if isinstance(raw, functools.cached_property) else raw
 
 
-def _same_descriptor(raw: Any, change: Callable[[Any], Any]) -> Any:
+def _same_descriptor(raw: object, change: Callable[[Any], Any]) -> object:
     """Return `change` of the function inside a descriptor, in a descriptor of the same kind."""
     if isinstance(raw, (staticmethod, classmethod)):
         return type(raw)(change(raw.__func__))

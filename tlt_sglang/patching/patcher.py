@@ -70,7 +70,7 @@ class _Applied:
     """A patch in force, the object that it put in place, and how to undo it."""
 
     patch: Patch
-    ours: Any
+    ours: object
     undo: list[Callable[[], object]] = field(default_factory=list)
 
 
@@ -246,7 +246,7 @@ def _resolve(module: ModuleType, patch: Patch) -> tuple[Any, str, Any]:
     return holder, name, vars(holder).get(name, _MISSING)
 
 
-def _register(container: Any, record: _Applied) -> None:
+def _register(container: object, record: _Applied) -> None:
     key, ours = record.patch.key, record.ours
     if isinstance(container, list) and key is None:
         container.append(ours)
@@ -263,7 +263,7 @@ def _register(container: Any, record: _Applied) -> None:
         )
 
 
-def _remove(container: list[Any], ours: Any) -> None:
+def _remove(container: list[object], ours: object) -> None:
     """Remove the last entry that is `ours`, which is the one that was appended."""
     for index in reversed(range(len(container))):
         if container[index] is ours:
@@ -271,7 +271,7 @@ def _remove(container: list[Any], ours: Any) -> None:
             return
 
 
-def _is_own(raw: Any, module: ModuleType, definition: Definition) -> bool:
+def _is_own(raw: object, module: ModuleType, definition: Definition) -> bool:
     """Return whether the module itself defines `raw`, which others may have imported."""
     if definition.kinds <= {"function", "class"}:
         return callable(raw)
@@ -287,13 +287,13 @@ def _is_only_ours(record: _Applied) -> bool:
     )
 
 
-def _unbind(ours: Any, raw: Any, module: ModuleType) -> None:
+def _unbind(ours: object, raw: object, module: ModuleType) -> None:
     """Restore `raw` in modules that were imported since then and bound `ours`."""
     for other, bound in _bindings(ours, module):
         setattr(other, bound, raw)
 
 
-def _bindings(value: Any, module: ModuleType) -> list[tuple[ModuleType, str]]:
+def _bindings(value: object, module: ModuleType) -> list[tuple[ModuleType, str]]:
     """Return where other loaded modules of the package bind this very object."""
     package = module.__name__.split(".")[0]
     return [
@@ -346,7 +346,7 @@ def _owner(patch: Patch, definition: Definition) -> str:
     return str(globals_.get("__name__") or getattr(live, "__module__", type(live).__module__))
 
 
-def _is_written_in(live: Any, module: ModuleType, definition: Definition) -> bool:
+def _is_written_in(live: object, module: ModuleType, definition: Definition) -> bool:
     if not isinstance(live, FunctionType) or hasattr(live, "__wrapped__"):
         return False
     files = (live.__code__.co_filename, module.__file__ or "")
@@ -354,7 +354,7 @@ def _is_written_in(live: Any, module: ModuleType, definition: Definition) -> boo
     return same_file and live.__code__.co_firstlineno in definition.lines
 
 
-def _is_imported(live: Any, module: ModuleType, definition: Definition) -> bool:
+def _is_imported(live: object, module: ModuleType, definition: Definition) -> bool:
     """Return whether it is what the import would bind now; True where that is unknown."""
     for origin, name in definition.origins:
         origin = importlib.util.resolve_name(origin, module.__package__)

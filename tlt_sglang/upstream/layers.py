@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from tlt_sglang.upstream.protocols import DraftInput, ForwardMode, SamplingInfo
+from tlt_sglang.upstream.protocols import DraftInput, ForwardMode, ModelRunner, SamplingInfo
 
 
 class Norm(Protocol):
@@ -122,6 +122,9 @@ class LogitsProcessor(Protocol):
     """`sglang.srt.layers.logits_processor.LogitsProcessor`."""
 
     config: DrafterConfig
+    logit_scale: float | None
+    final_logit_softcapping: float | None
+    keep_last_hidden_states: bool
 
 
 class DrafterModel(Protocol):
@@ -190,3 +193,28 @@ class SampledRequest(Protocol):
     sampling_params: SamplingParams
     eos_token_ids: Sequence[int] | None
     tokenizer: Tokenizer | None
+
+
+class PenalisedSampling(SamplingInfo, Protocol):
+    """`SamplingBatchInfo` with its penalties and biases."""
+
+    acc_additive_penalties: torch.Tensor | None  # [B, V]
+    acc_scaling_penalties: torch.Tensor | None  # [B, V]
+    logit_bias: torch.Tensor | None
+    has_watermark_candidates: bool
+
+
+class PenalisedBatch(Protocol):
+    """`ScheduleBatch` with what exact penalties need."""
+
+    reqs: Sequence[SampledRequest]
+    forward_mode: ForwardMode
+    sampling_info: PenalisedSampling
+
+
+class DraftBackendFactory(Protocol):
+    """`sglang.srt.speculative.draft_utils.DraftBackendFactory`."""
+
+    draft_model_runner: ModelRunner
+    topk: int
+    speculative_num_steps: int

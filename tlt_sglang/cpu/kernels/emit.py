@@ -16,6 +16,7 @@ from llvmlite import binding, ir
 from llvmlite.ir import Value
 from numba import types
 from numba.core import cgutils
+from numba.core.base import BaseContext
 from numba.extending import intrinsic
 
 WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
@@ -33,8 +34,10 @@ def function(generate: Callable[..., None]) -> Any:
     """
 
     @intrinsic
-    def emitted(typing: Any, arguments: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    def emitted(typing: object, arguments: object) -> Any:
+        def emit(
+            context: BaseContext, builder: ir.IRBuilder, signature: object, values: Any
+        ) -> Any:
             generate(builder, *cgutils.unpack_tuple(builder, values[0]))
             return context.get_dummy_value()
 

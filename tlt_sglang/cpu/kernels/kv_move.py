@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -15,8 +16,8 @@ from tlt_sglang.cpu.kernels.compile import Array, flat, indices, inline, kernel
 
 
 @intrinsic
-def _pointer(_context: Any, address: Any) -> Any:
-    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+def _pointer(_context: object, address: object) -> Any:
+    def codegen(_context: object, builder: ir.IRBuilder, _signature: object, args: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(address), codegen

@@ -62,20 +62,20 @@ def _libgomp() -> str:
 
 
 @intrinsic
-def pointer_to(typingctx: Any, address: Any) -> Any:
+def pointer_to(typingctx: object, address: object) -> Any:
     """Convert an integer address to a pointer that `carray` accepts."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(context: object, builder: ir.IRBuilder, signature: object, args: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
 
 
 @intrinsic
-def next_item(typingctx: Any, address: Any) -> Any:
+def next_item(typingctx: object, address: object) -> Any:
     """Increment the int64 at `address` atomically and return its former value."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(context: object, builder: ir.IRBuilder, signature: object, args: Any) -> Any:
         counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
         return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
 
