@@ -30,10 +30,6 @@ OPEN = {
     "tlt_sglang/harvest/tap.py",
     "tlt_sglang/sidecar/feed.py",
     "tlt_sglang/sidecar/online.py",
-    "tlt_sglang/training/export.py",
-    "tlt_sglang/training/make_prompts.py",
-    "tlt_sglang/training/prompts.py",
-    "tlt_sglang/training/ship.py",
     "tlt_sglang/upstream/__init__.py",
     "tlt_sglang/upstream/protocols.py",
 }
