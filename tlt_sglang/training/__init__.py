@@ -1,5 +1,6 @@
-"""Training a drafter offline: `tlt data`, `tlt train`, `tlt seed`; the sidecar uses its parts.
+"""Offline training of a drafter: `tlt data`, `tlt train`, `tlt seed`; the sidecar uses its parts.
 
-Data, batches, draft models in plain PyTorch, losses, the training loop, evaluation and export.
-Never imports SGLang, and the engine never imports it.
+Holds data, batches, draft models in plain PyTorch, losses, the training step and loop, evaluation
+and export. Imports harvest (for `TokenSequence`) and weights, never SGLang; the engine never
+imports it.
 """

@@ -1,4 +1,4 @@
-"""A drafter as SGLang loads it: config.json and model.safetensors, written whole or not at all."""
+"""Export of a drafter as SGLang loads it: config.json and model.safetensors, all or none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SGLANG_NAMES = {"eagle": "LlamaForCausalLMEagle", "eagle3": "LlamaForCausalLMEag
 
 
 def config_json(config: DraftConfig, target: dict[str, Any]) -> dict[str, Any]:
-    """The drafter's config.json. Every drafter is of Llama's shape, whatever its target."""
+    """Return the drafter's config.json; every drafter has Llama's shape, whatever its target."""
     fields = {k: v for k, v in asdict(config).items() if k not in ("algorithm", "rope_theta")}
     if config.algorithm == "eagle":
         del fields["draft_vocab_size"]
@@ -44,27 +44,27 @@ def config_json(config: DraftConfig, target: dict[str, Any]) -> dict[str, Any]:
 
 
 def vocabulary(draft_ids: Tensor, vocab_size: int) -> dict[str, Tensor]:
-    """EAGLE-3's two maps: d2t [D], what to add to a draft id; t2d [V], which tokens have one."""
-    known = torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, draft_ids, True)
-    return {"d2t": draft_ids - torch.arange(len(draft_ids)), "t2d": known}
+    """Return the maps d2t [D], offsets to the target's ids, and t2d [V], tokens with a draft id."""
+    has_draft_id = torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, draft_ids, True)
+    return {"d2t": draft_ids - torch.arange(len(draft_ids)), "t2d": has_draft_id}
 
 
 def tensors(
     config: DraftConfig, weights: dict[str, Tensor], frozen: Frozen | None
 ) -> dict[str, Tensor]:
-    """What goes into model.safetensors, in bfloat16; the head, too, where `frozen` is given."""
-    found = {name: tensor.detach().bfloat16().cpu() for name, tensor in weights.items()}
+    """Return the tensors of model.safetensors in bfloat16, with the head where `frozen` has it."""
+    exported = {name: tensor.detach().bfloat16().cpu() for name, tensor in weights.items()}
     if config.algorithm == "eagle3" and frozen is not None:
-        found["lm_head.weight"] = frozen.head.detach().bfloat16().cpu()
-        found |= vocabulary(frozen.draft_ids.cpu(), config.vocab_size)
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+        exported["lm_head.weight"] = frozen.head.detach().bfloat16().cpu()
+        exported |= vocabulary(frozen.draft_ids.cpu(), config.vocab_size)
+    return {name: tensor.contiguous() for name, tensor in exported.items()}
 
 
 def write(folder: Path, files: dict[str, dict[str, Any] | dict[str, Tensor]]) -> None:
-    """Put files into `folder`: JSON, or tensors where the name ends in .safetensors.
+    """Write files into `folder`: tensors where the name ends in .safetensors, JSON elsewhere.
 
-    All of them are complete before the first is put in place. Raises EnvironmentProblem if that
-    cannot be done; then nothing has changed.
+    All are complete before the first is put in place. Raises EnvironmentProblem if that fails, and
+    leaves the folder unchanged.
     """
     temporary: Path | None = None
     try:

@@ -1,4 +1,4 @@
-"""`tlt data`: write prompts for `tlt train`: of the target itself, composed, of reasoning-gym."""
+"""`tlt data`: write prompts for `tlt train`, from the target, a composer and reasoning-gym."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlt_sglang.training.progress import Bar, say
 from tlt_sglang.training.target import Target
 
 INSTRUCTION_TOKENS = 160
-"""Longest user message that is taken."""
+"""Most tokens of a generated user message."""
 
 
 def make_prompts(
@@ -31,20 +31,20 @@ def make_prompts(
     seed: int,
     at_once: int,
 ) -> None:
-    """Write `out`, in a random order. Raises EnvironmentProblem where that cannot be done."""
-    found: list[tuple[str, str]] = []
+    """Write the prompts to `out` in random order. Raises EnvironmentProblem if that fails."""
+    texts: list[tuple[str, str]] = []
     if reasoning:
         first = prompts.TRAINING_SEEDS + prompts.SEEDS_APART * seed
-        found += [(text, "reasoning") for text in prompts.reasoning(reasoning, first)]
+        texts += [(text, "reasoning") for text in prompts.reasoning(reasoning, first)]
     if instructions:
-        found += [(text, "instruction") for text in _instructions(model, instructions, at_once)]
-    found += [(text, "instruction") for text in requests.compose(composed, seed)]
-    random.Random(seed).shuffle(found)
+        texts += [(text, "instruction") for text in _instructions(model, instructions, at_once)]
+    texts += [(text, "instruction") for text in requests.compose(composed, seed)]
+    random.Random(seed).shuffle(texts)
     lines: list[dict[str, Any]] = [
-        {"messages": [{"role": "user", "content": text}], "kind": kind} for text, kind in found
+        {"messages": [{"role": "user", "content": text}], "kind": kind} for text, kind in texts
     ]
-    # One in four without the chat template, as many an RL prompt is.
-    lines[::4] = [{"prompt": text, "kind": kind} for text, kind in found[::4]]
+    # One in four without the chat template, as in many RL workloads.
+    lines[::4] = [{"prompt": text, "kind": kind} for text, kind in texts[::4]]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -54,23 +54,23 @@ def make_prompts(
 
 
 def _instructions(model: str, count: int, at_once: int) -> list[str]:
-    """Different messages that the target makes up at temperature 1."""
+    """Return different user messages that the target generates at temperature 1."""
     path = resolve_model(model)
     target = Target(path, torch.device("cpu"))
     start = Prompt(tuple(target.encode(prompts.user_turn(target.tokenizer))), "instruction")
-    found: dict[str, None] = {}
+    messages: dict[str, None] = {}
 
-    def wanted() -> Iterator[generate.AnswerRequest]:
+    def requests_until_enough() -> Iterator[generate.AnswerRequest]:
         for _ in range(3 * count):
-            if len(found) >= count:
+            if len(messages) >= count:
                 return
             yield generate.AnswerRequest(start, 1.0, INSTRUCTION_TOKENS)
 
     with generate.serve(path, at_once, say) as server, Bar("instructions", count) as bar:
-        for response in server.answers(wanted()):
+        for response in server.answers(requests_until_enough()):
             ended = len(response.output) < INSTRUCTION_TOKENS
             text = target.tokenizer.decode(response.output, skip_special_tokens=True)
-            if ended and (message := prompts.clean_instruction(text)) and message not in found:
-                found[message] = None
+            if ended and (message := prompts.clean_instruction(text)) and message not in messages:
+                messages[message] = None
                 bar.advance(1)
-    return list(found)[:count]
+    return list(messages)[:count]

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Progress on standard error: a bar on a terminal, a line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ QUIET_SECONDS = 30.0
 
 
 def say(text: str) -> None:
-    """One line; of the first process only, where there are several."""
+    """Print one line to standard error, in the first process only."""
     if os.environ.get("RANK", "0") == "0":
         Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
 class Bar:
-    """The progress of one step of a command."""
+    """Shows the progress of one stage of a command."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total = what, total
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total = label, total
         self._done = 0
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         self._note = ""
         console = Console(stderr=True)
         shown = console.is_terminal and os.environ.get("RANK", "0") == "0"
@@ -44,7 +44,7 @@ class Bar:
     def __enter__(self) -> Bar:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(self.what, total=self.total, note="")
+            self._task = self._bar.add_task(self.label, total=self.total, note="")
         return self
 
     def __exit__(
@@ -56,17 +56,17 @@ class Bar:
         if self._bar is not None:
             self._bar.stop()
         elif self._note:
-            say(f"{self.what}: {100 * self._done / max(1, self.total):.0f} %, {self._note}")
+            say(f"{self.label}: {100 * self._done / max(1, self.total):.0f} %, {self._note}")
 
     def advance(self, count: int, note: str = "") -> None:
-        """So much more is done."""
+        """Add `count` to what is done."""
         self.at(self._done + count, note)
 
     def at(self, done: int, note: str = "") -> None:
-        """So much is done in all."""
+        """Set what is done in all."""
         self._done, self._note = done, note or self._note
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
-        elif time.monotonic() - self._said > QUIET_SECONDS:
-            self._said = time.monotonic()
-            say(f"{self.what}: {100 * done / max(1, self.total):.0f} %, {note}")
+        elif time.monotonic() - self._last_line > QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            say(f"{self.label}: {100 * done / max(1, self.total):.0f} %, {note}")

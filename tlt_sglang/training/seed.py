@@ -1,7 +1,7 @@
-"""`tlt seed`: begin a drafter, of the target's own last layer, as a checkpoint that SGLang loads.
+"""`tlt seed`: write an untrained drafter, made of the target's last layer, that SGLang loads.
 
-Its vocabulary are the first tokens of the target's: byte-pair tokenizers number them in the order
-in which merges were learned, the most frequent ones first.
+Its vocabulary is the first tokens of the target's: byte-pair tokenizers number them in the order in
+which merges were learned, the most frequent ones first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tlt_sglang.training.target import begin_from
 from tlt_sglang.weights import describe
 
 SMALL_VOCAB, LARGE_VOCAB = 8192, 32000
-"""Tokens that the drafter knows, of targets with fewer than 2**16 and with more."""
+"""Sizes of the draft vocabulary, for targets with fewer than 2**16 tokens and with more."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,10 +45,10 @@ def _seed(argv: Sequence[str]) -> None:
 
 
 def write(folder: Path, model: str) -> None:
-    """Make the seed for the target in the folder `model`.
+    """Write the seed for the target in the folder `model`.
 
-    Raises ConfigError for a target that no drafter is trained for, EnvironmentProblem if it cannot
-    be written.
+    Raises ConfigError for a target that drafters cannot be trained for, and EnvironmentProblem if
+    the seed cannot be written.
     """
     target = describe.target_config(model)
     size = SMALL_VOCAB if target["vocab_size"] < 2**16 else LARGE_VOCAB
@@ -58,7 +58,7 @@ def write(folder: Path, model: str) -> None:
     norm = describe.target_tensor(model, "model.norm.weight")
     embedding, head = describe.embedding_and_head(model)
     if not layer or norm is None:
-        raise ConfigError(f"The target {model} has no layers that a drafter could begin with.")
+        raise ConfigError(f"The target {model} has no layers with Llama's names to make a seed of.")
     torch.manual_seed(0)
     begin_from(drafter, {name: weight.float() for name, weight in layer.items()}, norm.float())
     frozen = Frozen.of(embedding, head, vocabulary(target, config.draft_vocab_size))
@@ -73,7 +73,7 @@ def write(folder: Path, model: str) -> None:
 
 
 def vocabulary(target: dict[str, Any], size: int) -> torch.Tensor:
-    """The first tokens, and those that end a text."""
+    """Return the first `size` tokens, with those that end a text among them."""
     ends = target.get("eos_token_id")
     special = {e for e in (ends if isinstance(ends, list) else [ends]) if isinstance(e, int)}
     first = [token for token in range(target["vocab_size"]) if token not in special]

@@ -1,9 +1,9 @@
-"""Put a drafter that `tlt train` made among those that come with this package.
+"""Add a drafter that `tlt train` made to those shipped with this package.
 
     python -m tlt_sglang.training.ship smollm2-135m RUN
 
-For those who develop TLT-SGLang. `drafters/shipped.py` is the other half, which makes a checkpoint
-of it again.
+For developers of TLT-SGLang. `models/shipped.py` is the other half, which makes a checkpoint of it
+again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tlt_sglang.models.named import ALIASES
 from tlt_sglang.models.shipped import HERE, WEIGHTS
 
 MOST_BYTES = 12_000_000
-"""Of the weights of a drafter in the repository."""
+"""Most bytes of a drafter's weights in the repository."""
 
 
 def ship(run: Path, into: Path) -> None:
-    """Write what was trained into `into`: weights, config.json, and training.json as provenance.
+    """Write a drafter into `into`: weights, config.json, and training.json as provenance.
 
-    Raises ConfigError if `run` holds no EAGLE-3 drafter, or one that is too large.
+    Raises ConfigError if `run` does not hold an EAGLE-3 drafter, or holds one that is too large.
     """
     import torch
     from safetensors import SafetensorError
@@ -38,13 +38,13 @@ def ship(run: Path, into: Path) -> None:
         training = json.loads((run / "training.json").read_text())
         weights = load_file(run / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{run} is no output of `tlt train` ({error}).") from error
+        raise ConfigError(f"{run} is not the output of `tlt train` ({error}).") from error
     if "d2t" not in weights:
-        raise ConfigError(f"{run} is no EAGLE-3 drafter; only those are shipped.")
-    shifts = weights.pop("d2t")
+        raise ConfigError(f"{run} is not an EAGLE-3 drafter; only those can be shipped.")
+    offsets = weights.pop("d2t")
     for name in ("t2d", "lm_head.weight"):
         del weights[name]
-    weights["draft_ids"] = (shifts + torch.arange(len(shifts))).int()
+    weights["draft_ids"] = (offsets + torch.arange(len(offsets))).int()
     size = sum(weight.numel() * weight.element_size() for weight in weights.values())
     if size > MOST_BYTES:
         raise ConfigError(f"The drafter in {run} has {size:,} bytes; {MOST_BYTES:,} are the most.")

@@ -73,13 +73,13 @@ def test_an_export_of_training_survives_shipping(model: Path, tmp_path: Path) ->
 
 def test_checkpoints_that_are_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     into = tmp_path / "into"
-    with pytest.raises(ConfigError, match="no output of `tlt train`"):
+    with pytest.raises(ConfigError, match="not the output of `tlt train`"):
         ship.ship(tmp_path, into)
     for name in ("config.json", "training.json"):
         (tmp_path / name).write_text("{}")
     weights = {"fc.weight": torch.zeros(2, 6)}
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match="no EAGLE-3 drafter"):
+    with pytest.raises(ConfigError, match="not an EAGLE-3 drafter"):
         ship.ship(tmp_path, into)
     weights |= {"lm_head.weight": torch.zeros(3, 2)} | export.vocabulary(torch.arange(3), 4)
     save_file(weights, tmp_path / "model.safetensors")
