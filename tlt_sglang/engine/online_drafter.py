@@ -70,7 +70,7 @@ class OnlineDrafter:
         assert args.speculative_draft_model_path is not None
         folder = Path(args.speculative_draft_model_path)
         self.is_seed = (folder / SEED).exists()
-        """Whether version 0 is an untrained seed, which must not draft."""
+        """True if version 0 is an untrained seed, which must not draft."""
         target_config = describe.target_config(args.model_path)
         expected = describe.expected(
             folder, target_config, drafter_weights.dtype_name(draft_runner)

@@ -31,7 +31,7 @@ class Announcement:
     drafter: str
     """Folder of the drafter that it started with, version 0."""
     seed: bool
-    """Whether that is an untrained seed, which does not draft until a version is published."""
+    """True if that is an untrained seed, which does not draft until a version is published."""
     target_version: int = 0
     """Number of updates of the target's weights."""
     embed_and_head: str | None = None

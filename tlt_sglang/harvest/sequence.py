@@ -55,7 +55,7 @@ class TokenSequence(Generic[ArrayT]):
     rl_step: int = 0
     """RL step in which the request ran; counts up."""
     ended: bool = False
-    """Whether the request ended with the last token."""
+    """True if the request ended with the last token."""
 
     def __post_init__(self) -> None:
         rows = {len(self.ids), len(self.features), len(self.head_input)}

@@ -75,7 +75,7 @@ class Tap:
         self.overrun = 0
         """Number of steps dropped because too many copies were under way."""
         self.paused = False
-        """Whether requests are ignored, as those of calibration are not a user's."""
+        """True while requests are ignored, as those of calibration are not a user's."""
         cuda: Any = torch.cuda
         self._stream = cuda.Stream(device) if device.type == "cuda" else None
         self._pending: deque[_Copied] = deque()

@@ -6,7 +6,7 @@ that it is meant for (TLT, arXiv 2511.16665: one-step offset). All are of one ve
 a new version empties the buffer, so that nothing trains on features of mixed versions.
 
 It is bounded in bytes. Sequences are weighted by the length of their response, both when they are
-drawn and when one has to go: each gets the priority u^(1/length) with u uniform, and the lowest
+sampled and when one has to go: each gets the priority u^(1/length) with u uniform, and the lowest
 goes first (Efraimidis & Spirakis 2006), so long ones tend to stay, and short ones are not wiped
 out. Equal calls with an equal seed have equal results.
 """

@@ -38,7 +38,7 @@ class _Source:
     version: int
     last_record: float
     dirty: bool = field(default=False)
-    """Whether records have arrived since the last flush."""
+    """True if records have arrived since the last flush."""
 
 
 class Feed:

@@ -187,10 +187,10 @@ class Learner:
         steps = max(3, self.settings.steps)
         running, candidate = AcceptLength(), AcceptLength()
         for sequence in sequences:
-            for found, drafter in ((running, self._running), (candidate, self.drafter)):
+            for length, drafter in ((running, self._running), (candidate, self.drafter)):
                 if not may_continue():
                     return None
-                found.join(accept_length(drafter, self.frozen, [sequence], steps=steps))
+                length.join(accept_length(drafter, self.frozen, [sequence], steps=steps))
         self._gated = self.step
         if not sequences:
             return None
@@ -209,15 +209,15 @@ class Learner:
         self._gated = self.step
 
     def _held_out(self) -> list[TokenSequence[Tensor]]:
-        found: list[TokenSequence[Tensor]] = []
-        left = self.settings.gate_tokens
+        chosen: list[TokenSequence[Tensor]] = []
+        room = self.settings.gate_tokens
         for recorded in reversed(self.buffer.held_out()):
             sequence = beginning(recorded)
-            if found and len(sequence) > left:
+            if chosen and len(sequence) > room:
                 break
-            found.append(sequence)
-            left -= len(sequence)
-        return found
+            chosen.append(sequence)
+            room -= len(sequence)
+        return chosen
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -258,9 +258,9 @@ def cut(sequence: TokenSequence[Tensor], most: int, rng: random.Random) -> Token
 
 
 def _copied(drafter: Drafter) -> Drafter:
-    found = copy.deepcopy(drafter)
-    return found.requires_grad_(False).eval()
+    frozen = copy.deepcopy(drafter)
+    return frozen.requires_grad_(False).eval()
 
 
-def _enough(found: AcceptLength) -> bool:
-    return found.verify_steps >= 32
+def _enough(length: AcceptLength) -> bool:
+    return length.verify_steps >= 32

@@ -95,7 +95,7 @@ class Report:
 
 
 class Trainer:
-    """Trains `drafter` on `sequences`, whose `lengths` are known without loading them."""
+    """Trains `drafter` on `sequences`, whose `lengths` are available without loading them."""
 
     def __init__(
         self,
