@@ -66,10 +66,10 @@ def around(original, model, input_ids, positions, forward_batch, *args, **kwargs
 
 def without_the_framework(original, drafter, ids, hidden, positions, *args):
     before = hidden.clone()
-    told = original(drafter, ids, hidden, positions, *args)
-    mode = "DECODE" if before.shape[-1] == told[1].shape[-1] else "DRAFT_EXTEND_V2"
-    write(mode, ids, positions, before, drafter.logits(told[0]), True)
-    return told
+    result = original(drafter, ids, hidden, positions, *args)
+    mode = "DECODE" if before.shape[-1] == result[1].shape[-1] else "DRAFT_EXTEND_V2"
+    write(mode, ids, positions, before, drafter.logits(result[0]), True)
+    return result
 
 
 def hook():
