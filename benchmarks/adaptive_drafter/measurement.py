@@ -1,4 +1,4 @@
-"""What the parts of `bench_adaptive_drafter` share: options, results, processes and learning."""
+"""The parts of `bench_adaptive_drafter` share these: options, results, processes and learning."""
 
 from __future__ import annotations
 

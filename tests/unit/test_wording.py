@@ -9,32 +9,6 @@ import pytest
 from tools.directions import ROOT
 from tools.wording import problems, python_files
 
-OPEN = {
-    "benchmarks/adaptive_drafter/measurement.py",
-    "benchmarks/harness/__init__.py",
-    "tests/unit/harvest/test_harvest.py",
-    "tests/unit/harvest/test_tap.py",
-    "tests/unit/sampling/test_rejection.py",
-    "tests/unit/sidecar/test_online.py",
-    "tests/unit/sidecar/test_online_buffer.py",
-    "tests/unit/training/test_corpus.py",
-    "tests/unit/training/test_learning.py",
-    "tests/unit/training/test_step.py",
-    "tests/unit/training/test_trainer.py",
-    "tests/unit/weights/test_guard.py",
-    "tests/unit/weights/test_swap.py",
-    "tests/unit/weights/test_weight_store.py",
-    "tlt_sglang/engine/online_drafter.py",
-    "tlt_sglang/harvest/announce.py",
-    "tlt_sglang/harvest/sequence.py",
-    "tlt_sglang/harvest/tap.py",
-    "tlt_sglang/sidecar/feed.py",
-    "tlt_sglang/sidecar/online.py",
-    "tlt_sglang/upstream/__init__.py",
-    "tlt_sglang/upstream/protocols.py",
-}
-"""Files still to be rewritten."""
-
 BANNED = """
 '''What it does.'''
 
@@ -57,8 +31,7 @@ parser.add_argument("--x", help="Size of the index (default: 3)")
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_texts_and_names(path: Path) -> None:
-    if str(path.relative_to(ROOT)) not in OPEN:
-        assert problems(path) == []
+    assert problems(path) == []
 
 
 def test_banned_forms_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,7 +275,7 @@ class TokenizerManager(Protocol):
 
 
 class GlobalState(Protocol):
-    """What `sglang.srt.entrypoints.http_server.get_global_state` returns."""
+    """The return value of `sglang.srt.entrypoints.http_server.get_global_state`."""
 
     tokenizer_manager: TokenizerManager
 

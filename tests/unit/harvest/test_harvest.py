@@ -46,7 +46,7 @@ def features(start, count):
     return rows * np.arange(1, 17, dtype=np.uint16)
 
 """
-"""What other processes begin with: like `record` below, in which a feature tells its position."""
+"""The start of other processes: like `record` below, in which a feature tells its position."""
 
 
 def record(
@@ -120,16 +120,16 @@ def test_what_is_read_is_what_was_written(kind: FeatureType, seed: int, tmp_path
             written.append(one)
         else:
             before = reader.overwritten
-            found = reader.read(chance.randint(1, 60))
-            first = reader.last - len(found)
+            items = reader.read(chance.randint(1, 60))
+            first = reader.last - len(items)
             assert first >= len(read) + before
-            assert [content(one) for one in found] == [
-                content(one) for one in written[first : first + len(found)]
+            assert [content(one) for one in items] == [
+                content(one) for one in written[first : first + len(items)]
             ]
-            assert [one.flags for one in found] == [
-                one.flags for one in written[first : first + len(found)]
+            assert [one.flags for one in items] == [
+                one.flags for one in written[first : first + len(items)]
             ]
-            read += found
+            read += items
     assert len(read) > 50
     assert reader.torn == 0 and reader.overwritten + len(read) == reader.last
     late = Reader.open(writer.path).read(len(written))
@@ -143,10 +143,10 @@ def test_a_reader_that_was_overtaken_counts_what_it_missed(writer: Writer) -> No
     reader = Reader.open(writer.path)
     for start in range(5000):
         writer.write(record(start, 1))
-    found = reader.read(5000)
-    assert found[-1].start == 4999
-    assert [one.start for one in found] == list(range(found[0].start, 5000))
-    assert (reader.overwritten, reader.torn, reader.last) == (found[0].start, 0, 5000)
+    items = reader.read(5000)
+    assert items[-1].start == 4999
+    assert [one.start for one in items] == list(range(items[0].start, 5000))
+    assert (reader.overwritten, reader.torn, reader.last) == (items[0].start, 0, 5000)
 
 
 def test_it_goes_on_after_a_sequence_number(writer: Writer) -> None:
@@ -173,10 +173,10 @@ def test_a_record_that_is_overwritten_while_it_is_copied_is_not_given_out(
                 writer.write(record(start, 4))
 
     monkeypatch.setattr(reader_module, "fence", between)
-    found = reader.read(5000)
+    items = reader.read(5000)
     assert reader.torn == 1
-    assert found[0].start > 1000 and found[-1].start == 1999
-    assert reader.torn + reader.overwritten + len(found) == 1001
+    assert items[0].start > 1000 and items[-1].start == 1999
+    assert reader.torn + reader.overwritten + len(items) == 1001
 
 
 def test_a_reader_beside_a_writer_in_a_hurry_gets_whole_records(writer: Writer) -> None:
@@ -201,9 +201,9 @@ def test_a_reader_beside_a_writer_in_a_hurry_gets_whole_records(writer: Writer) 
         for start in range(12_000):
             writer.write(record(start, 1 + start % 60, request_key(str(start)), start))
         writer.close()
-        read, wrong, missed, torn = json.loads(line(process))
+        read, wrong, overwritten, torn = json.loads(line(process))
     assert wrong == 0
-    assert read > 0 and read + missed + torn == 12_000
+    assert read > 0 and read + overwritten + torn == 12_000
     assert not writer.path.exists()
 
 
@@ -220,8 +220,8 @@ def test_damaged_bytes_never_make_a_wrong_record(writer: Writer) -> None:
             damaged[chance.randrange(64, len(damaged))] ^= 1 << chance.randrange(8)
         copy.write_bytes(damaged)
         reader = Reader.open(copy)
-        found = {(one.start, *one.tokens) for one in reader.read(1000)}
-        assert found <= fields
+        items = {(one.start, *one.tokens) for one in reader.read(1000)}
+        assert items <= fields
         reader.close()
 
 
@@ -341,11 +341,11 @@ def test_a_closed_log_is_gone_but_can_be_read_to_its_end(writer: Writer) -> None
     writer.close()
     assert not writer.path.exists()
     assert not reader.ended
-    found = reader.read()
+    items = reader.read()
     assert reader.ended and reader.read() == []
     reader.close()
     reader.close()
-    assert content(found[0]) == content(record(0, 4))
+    assert content(items[0]) == content(record(0, 4))
 
 
 @pytest.mark.parametrize(

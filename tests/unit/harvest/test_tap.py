@@ -1,4 +1,4 @@
-"""What the engine logs is what a reader gets: tokens, positions and features of one another."""
+"""A reader gets what the engine logs: tokens, positions and features of one another."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def tap(tmp_path: Path) -> Iterator[Tap]:
 def sequences(tap: Tap) -> list[LoggedSequence]:
     reader = Reader.open(tap.writer.path)
     assembler = Assembler(1 << 20)
-    found = [sequence for record in reader.read() for sequence in assembler.add(record)]
-    found += assembler.flush()
+    records = [sequence for record in reader.read() for sequence in assembler.add(record)]
+    records += assembler.flush()
     reader.close()
-    return found
+    return records
 
 
 def features(*numbers: float) -> torch.Tensor:
@@ -78,8 +78,8 @@ def test_a_request_from_its_prompt_to_its_end(tap: Tap) -> None:
     tap.decode(
         [other], torch.tensor([[25]]), torch.tensor([5]), torch.tensor([1]), features(25), None
     )
-    found = {sequence.request: sequence for sequence in sequences(tap)}
-    first, second = (found[request_key(name).hex()] for name in ("one", "other"))
+    records = {sequence.request: sequence for sequence in sequences(tap)}
+    first, second = (records[request_key(name).hex()] for name in ("one", "other"))
     assert first.ids.tolist() == first_column(first) == [10, 11, 12, 13]
     assert second.ids.tolist() == first_column(second) == [20, 21, 22, 23, 24, 25]
     assert (first.start, first.prompt_length, first.ended) == (0, 3, True)

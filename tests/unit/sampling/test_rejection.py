@@ -19,21 +19,23 @@ VOCAB, KNOWN = 10, torch.tensor([1, 3, 4, 8])
 
 @pytest.fixture
 def flags(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What SGLang's flag was set to."""
-    seen: list[bool] = []
+    """Record the values that SGLang's flag is set to."""
+    flags: list[bool] = []
 
     @contextlib.contextmanager
     def flag(on: bool) -> Iterator[None]:
-        seen.append(on)
+        flags.append(on)
         yield
 
     monkeypatch.setattr(sampled, "flag", flag)
-    return seen
+    return flags
 
 
-def worker(known: torch.Tensor | None = KNOWN) -> Any:
+def worker(vocabulary: torch.Tensor | None = KNOWN) -> Any:
     config = SimpleNamespace(vocab_size=VOCAB)
-    return SimpleNamespace(hot_token_id=known, target_worker=SimpleNamespace(model_config=config))
+    return SimpleNamespace(
+        hot_token_id=vocabulary, target_worker=SimpleNamespace(model_config=config)
+    )
 
 
 def probs(rows: int, size: int = len(KNOWN)) -> torch.Tensor:
@@ -61,7 +63,7 @@ def _give(ahead: Any) -> Any:
 
 @pytest.mark.parametrize("topk", [1, 3])
 def test_greedy_requests_need_no_distribution(flags: list[bool], topk: int) -> None:
-    """What SGLang drafts for them, the most likely of it once more, and no memory."""
+    """A greedy batch keeps SGLang's drafts, the most likely one twice, without more memory."""
     best = probs(2).topk(topk, dim=-1)
     for call in ("prefill", "extend"):
         ahead: Any = SimpleNamespace(topk_p=best.values, topk_index=best.indices)
@@ -82,14 +84,14 @@ def test_greedy_requests_need_no_distribution(flags: list[bool], topk: int) -> N
 @pytest.mark.parametrize("topk", [1, 3])
 def test_a_prefill_drafts_the_most_likely_for_greedy_requests(flags: list[bool], topk: int) -> None:
     own = probs(2)
-    drawn = own.argmin(-1, keepdim=True)
-    ahead = SimpleNamespace(draft_probs=own, topk_p=None, topk_index=drawn)
+    sampled = own.argmin(-1, keepdim=True)
+    ahead = SimpleNamespace(draft_probs=own, topk_p=None, topk_index=sampled)
     batch = sampling_batch()
     RejectionSampling(worker(), topk).prefill(lambda: ahead, batch)
     assert flags == [True]
     index: Any = ahead.topk_index
     assert index.shape == (2, 1 if topk == 1 else topk + 1)
-    assert index[:, -1].tolist() == [int(own[0].argmax()), int(drawn[1])]
+    assert index[:, -1].tolist() == [int(own[0].argmax()), int(sampled[1])]
     assert torch.equal(ahead.topk_p, own.gather(1, index))
     assert torch.equal(ahead.draft_probs, RejectionSampling(worker(), topk).spread(own))
 
@@ -98,19 +100,19 @@ def test_each_strategy_finds_its_columns(flags: list[bool]) -> None:
     """After a draft-extend, which hands out the target's vocabulary."""
     sampling = RejectionSampling(worker(), 3)
     own = probs(2)
-    drawn = own.argmin(-1, keepdim=True)
+    sampled = own.argmin(-1, keepdim=True)
 
     def ahead() -> Any:
         result = SimpleNamespace(
             next_draft_input=SimpleNamespace(
-                draft_probs=sampling.spread(own), topk_p=own.gather(1, drawn), topk_index=drawn
+                draft_probs=sampling.spread(own), topk_p=own.gather(1, sampled), topk_index=sampled
             )
         )
         sampling.draft_extend(lambda: None, sampling_batch(), result)
         return result.next_draft_input
 
     best = own.topk(3, dim=-1).indices
-    for topk, expected in ((1, drawn), (2, best[:, :2]), (3, best)):
+    for topk, expected in ((1, sampled), (2, best[:, :2]), (3, best)):
         batch: Any = SimpleNamespace(spec_info=ahead())
         verify_input: Any = sampling.draft(unchanged, batch, topk)
         assert verify_input is batch

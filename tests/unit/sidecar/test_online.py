@@ -68,9 +68,9 @@ def write(
 
 
 def announced(store: Path, writer: Writer) -> Announcement:
-    told = Announcement(str(writer.path), "cpu", "model", "drafter", seed=False)
-    told.write(store)
-    return told
+    reports = Announcement(str(writer.path), "cpu", "model", "drafter", seed=False)
+    reports.write(store)
+    return reports
 
 
 def test_finished_requests_become_sequences(tmp_path: Path, writer: Writer) -> None:
@@ -111,12 +111,12 @@ def test_what_is_unfinished_is_taken_when_nothing_more_comes(
 
 def test_versions_that_were_not_announced_are_left_out(tmp_path: Path, writer: Writer) -> None:
     buffer = Buffer(1 << 20)
-    told = announced(tmp_path, writer)
+    reports = announced(tmp_path, writer)
     feed = Feed(tmp_path, buffer, SIZE, 3, assembled=1 << 20)
     write(writer, "a", [1, 2], version=1, flags=END)
     feed.pump()
     assert not len(buffer)
-    replace(told, target_version=1).write(tmp_path)
+    replace(reports, target_version=1).write(tmp_path)
     feed._looked = float("-inf")
     write(writer, "b", [1, 2], version=1, flags=END)
     feed.pump()
@@ -133,14 +133,14 @@ def test_a_log_of_another_drafter_is_not_read(tmp_path: Path, writer: Writer) ->
 
 
 def test_an_engine_that_ends_is_let_go(tmp_path: Path, writer: Writer) -> None:
-    told = announced(tmp_path, writer)
+    reports = announced(tmp_path, writer)
     feed = Feed(tmp_path, Buffer(1 << 20), SIZE, 3, assembled=1 << 20)
     feed.pump()
     assert feed.status()["engines"] == 1
     writer.close()
     feed.pump()
     assert feed.status()["engines"] == 0
-    assert told.harvest not in feed._sources
+    assert reports.harvest not in feed._sources
 
 
 def test_what_a_killed_engine_announced_is_removed(tmp_path: Path) -> None:

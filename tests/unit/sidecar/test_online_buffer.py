@@ -1,4 +1,4 @@
-"""What the sidecar trains on: this step and the long ones before, one version, bounded, fair."""
+"""The sidecar trains on these: this step and the long ones before, one version, bounded, fair."""
 
 from __future__ import annotations
 
@@ -187,8 +187,8 @@ def test_tensors_are_as_good_as_arrays() -> None:
     buffer = Buffer(10_000)
     assert buffer.add(sequence)
     assert buffer.status()["bytes"] == 8 * (8 + 2 * 4 * WIDTH)
-    (found,) = (*buffer.sample(99), *buffer.held_out())
-    assert found.features is features and (len(found), found.response_length) == (8, 5)
+    (results,) = (*buffer.sample(99), *buffer.held_out())
+    assert results.features is features and (len(results), results.response_length) == (8, 5)
 
 
 def test_features_that_do_not_go_with_the_tokens_are_an_error() -> None:

@@ -128,14 +128,14 @@ def test_what_a_user_would_say() -> None:
 
 def test_problems_differ_and_repeat_with_their_seed() -> None:
     """More than there are tasks, so that every task gives several; few of them can be the same."""
-    found = list(prompts.reasoning(300, 7))
-    assert len(found) == 300
-    assert len(set(found)) > 290
-    assert found == list(prompts.reasoning(300, 7))
-    assert len({*found} & {*prompts.reasoning(300, 7 + prompts.SEEDS_APART)}) < 30
+    results = list(prompts.reasoning(300, 7))
+    assert len(results) == 300
+    assert len(set(results)) > 290
+    assert results == list(prompts.reasoning(300, 7))
+    assert len({*results} & {*prompts.reasoning(300, 7 + prompts.SEEDS_APART)}) < 30
 
 
 def test_requests_differ() -> None:
-    found = list(requests.compose(10_000, 1))
-    assert len(found) == len(set(found)) > 5000
-    assert found[:200] != list(requests.compose(200, 2))
+    results = list(requests.compose(10_000, 1))
+    assert len(results) == len(set(results)) > 5000
+    assert results[:200] != list(requests.compose(200, 2))

@@ -53,8 +53,8 @@ def test_attention_is_torchs_with_a_mask(steps: int) -> None:
     ).transpose(0, 1)
     got = attend(q, keys, values, lengths)
     torch.testing.assert_close(got, expected)
-    wanted = torch.autograd.grad(expected.square().sum(), q)
-    torch.testing.assert_close(torch.autograd.grad(got.square().sum(), q), wanted)
+    gradient = torch.autograd.grad(expected.square().sum(), q)
+    torch.testing.assert_close(torch.autograd.grad(got.square().sum(), q), gradient)
 
 
 # ---- packing -------------------------------------------------------------------------------------
@@ -78,8 +78,8 @@ def gradients(
 
 def _counted(batch: Batch, shared: object, number: int) -> float:
     index, _ = batch.shifted(2 + number)
-    known = frozen_index(shared)[batch.ids[index]] >= 0
-    return float((batch.counts(number) & known).sum())
+    tokens_known = frozen_index(shared)[batch.ids[index]] >= 0
+    return float((batch.counts(number) & tokens_known).sum())
 
 
 def frozen_index(shared: object) -> Tensor:
@@ -221,9 +221,9 @@ def test_accept_length_is_that_of_a_real_draft() -> None:
     """Against a loop that drafts, compares with the text, and goes on where it was stopped."""
     model, shared = drafter(), frozen()
     texts = _texts_it_half_knows(model, shared)
-    found = accept_length(model, shared, texts, steps=3)
-    assert found.verify_steps > 20
-    assert 1.2 < found.mean < 3.8
+    results = accept_length(model, shared, texts, steps=3)
+    assert results.verify_steps > 20
+    assert 1.2 < results.mean < 3.8
     verify_steps, committed = 0, 0
     for text in texts:
         batch = Batch.of([text])
@@ -243,7 +243,7 @@ def test_accept_length_is_that_of_a_real_draft() -> None:
                 break
             verify_steps, committed = verify_steps + 1, committed + 1 + accepted
             last += 1 + accepted
-    assert (found.verify_steps, found.committed) == (verify_steps, committed)
+    assert (results.verify_steps, results.committed) == (verify_steps, committed)
 
 
 def _texts_it_half_knows(model: object, shared: object) -> list[TokenSequence[Tensor]]:
@@ -276,24 +276,24 @@ def test_sampled_chains_are_accepted_as_far_as_the_distributions_agree() -> None
     (text,) = sequences([30])
     target = (functional.linear(text.head_input, shared.target_head) / 4).softmax(-1)
     torch.manual_seed(0)
-    found, shared_mass = AcceptLength(), []
+    results, shared_mass = AcceptLength(), []
     for _ in range(150):
         ids = text.ids.clone()
         ids[2:] = shared.draft_ids[target[1:-1].multinomial(1).squeeze(-1)]
         sampled = TokenSequence(ids, text.features, 2, text.last)
-        found.join(accept_length(model, shared, [sampled], 1, temperature=4.0))
+        results.join(accept_length(model, shared, [sampled], 1, temperature=4.0))
         with torch.no_grad():
             (step,) = simulate(model, shared, Batch.of([sampled]), 1)
         both = torch.minimum((step.logits / 4).softmax(-1), target[step.source])
         shared_mass.append(both.sum(-1)[1:-2].mean())
     expected = float(torch.stack(shared_mass).mean())
     assert 0.1 < expected < 0.9
-    assert found.mean - 1 == pytest.approx(expected, abs=0.03)
+    assert results.mean - 1 == pytest.approx(expected, abs=0.03)
 
 
 def test_accept_length_counts() -> None:
-    found = AcceptLength()
-    assert found.mean == 1.0
+    results = AcceptLength()
+    assert results.mean == 1.0
     for accepted in (0, 3, 1):
-        found.add(accepted)
-    assert (found.verify_steps, found.committed, found.depth_hits) == (3, 7, [2, 1, 1])
+        results.add(accepted)
+    assert (results.verify_steps, results.committed, results.depth_hits) == (3, 7, [2, 1, 1])

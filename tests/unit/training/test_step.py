@@ -78,8 +78,8 @@ def test_trainer_and_learner_come_to_the_same_weights(monkeypatch: pytest.Monkey
 
     online = OnlineSettings(steps=1, accumulate=2, warmup=1, learning_rate=offline.learning_rate)
     learner = Learner(drafter(), frozen(), Buffer(1 << 20), online, CPU)
-    drawn = iter(order)
-    monkeypatch.setattr(learner, "draw", lambda: [texts[next(drawn)]])
+    sampled = iter(order)
+    monkeypatch.setattr(learner, "draw", lambda: [texts[next(sampled)]])
     for _ in order:
         assert learner.micro_step()
     assert learner.step == 4

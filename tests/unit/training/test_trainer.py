@@ -1,4 +1,4 @@
-"""Training is deterministic, goes on exactly where it stopped, and learns; damage is told."""
+"""Training is deterministic, goes on exactly where it stopped, and learns; damage is reported."""
 
 from __future__ import annotations
 

@@ -61,36 +61,36 @@ def swap(seed: int, batch: int, quality: float, before: int = 2000) -> tuple[Ver
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_drafter_that_is_as_good_is_not_rolled_back(batch: int) -> None:
-    found = [swap(seed, batch, 1.0) for seed in range(30)]
-    assert [verdict for verdict, _ in found].count("roll back") <= 1
+    verdicts = [swap(seed, batch, 1.0) for seed in range(30)]
+    assert [verdict for verdict, _ in verdicts].count("roll back") <= 1
     if batch == 16:
-        assert median(verify_steps for _, verify_steps in found) < 500
+        assert median(verify_steps for _, verify_steps in verdicts) < 500
 
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_better_drafter_is_kept_soon(batch: int) -> None:
-    found = [swap(seed, batch, 1.2) for seed in range(30)]
-    assert {verdict for verdict, _ in found} == {"keep"}
-    assert median(verify_steps for _, verify_steps in found) < 500
+    verdicts = [swap(seed, batch, 1.2) for seed in range(30)]
+    assert {verdict for verdict, _ in verdicts} == {"keep"}
+    assert median(verify_steps for _, verify_steps in verdicts) < 500
 
 
 @pytest.mark.parametrize(("batch", "most"), [(1, 500), (16, 100)])
 def test_a_drafter_that_is_half_as_good_is_rolled_back(batch: int, most: int) -> None:
-    found = [swap(seed, batch, 0.5) for seed in range(30)]
-    assert {verdict for verdict, _ in found} == {"roll back"}
-    assert median(verify_steps for _, verify_steps in found) < most
+    verdicts = [swap(seed, batch, 0.5) for seed in range(30)]
+    assert {verdict for verdict, _ in verdicts} == {"roll back"}
+    assert median(verify_steps for _, verify_steps in verdicts) < most
 
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_drafter_that_gets_nothing_right_is_rolled_back_at_once(batch: int) -> None:
-    found = [swap(seed, batch, 0.0) for seed in range(30)]
-    assert {verdict for verdict, _ in found} == {"roll back"}
-    assert median(verify_steps for _, verify_steps in found) < 40
+    verdicts = [swap(seed, batch, 0.0) for seed in range(30)]
+    assert {verdict for verdict, _ in verdicts} == {"roll back"}
+    assert median(verify_steps for _, verify_steps in verdicts) < 40
 
 
 def test_little_is_held_against_a_drafter_after_few_verify_steps_before() -> None:
-    found = [swap(seed, 1, 1.0, before=150)[0] for seed in range(25)]
-    assert found.count("roll back") <= 1
+    verdicts = [swap(seed, 1, 1.0, before=150)[0] for seed in range(25)]
+    assert verdicts.count("roll back") <= 1
 
 
 # ---- what counts as evidence ---------------------------------------------------------------------
@@ -127,20 +127,20 @@ def test_a_request_that_was_hard_before_the_swap_may_be_so_after_it() -> None:
     hard = varied()
     for request in range(40):
         hard.observe(f"hard {request}", 50, 20)
-    known, unknown = Guard(hard), Guard(hard)
+    known_ease, unknown = Guard(hard), Guard(hard)
     for request in range(40):
-        known.observe(f"hard {request}", 50, 20)
+        known_ease.observe(f"hard {request}", 50, 20)
         unknown.observe(f"new {request}", 50, 20)
-    assert known.figures()["evidence"] < 0
+    assert known_ease.figures()["evidence"] < 0
     assert unknown.verdict == "roll back"
 
 
 def test_a_request_that_gets_worse_at_the_swap_counts_for_more_than_a_new_one() -> None:
     baseline = varied()
-    known, unknown = Guard(baseline), Guard(baseline)
-    known.observe("before 1", 100, 50)
+    known_ease, unknown = Guard(baseline), Guard(baseline)
+    known_ease.observe("before 1", 100, 50)
     unknown.observe("new", 100, 50)
-    assert known.figures()["evidence"] > unknown.figures()["evidence"]
+    assert known_ease.figures()["evidence"] > unknown.figures()["evidence"]
 
 
 def test_the_less_requests_differ_the_sooner_a_verdict() -> None:

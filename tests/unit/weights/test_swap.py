@@ -30,7 +30,7 @@ def publish(store: Store, value: float, base: Base = BASE) -> int:
 
 
 class Drafter:
-    """What is swapped into."""
+    """A drafter that versions are swapped into."""
 
     def __init__(self) -> None:
         self.weight = torch.zeros(2, 2)
@@ -207,9 +207,9 @@ def test_ranks_swap_at_the_same_step(tmp_path: Path) -> None:
     """The second rank has not seen the version that the first one decides for."""
     store = Store(tmp_path)
     drafters = [Drafter(), Drafter()]
-    told: list[int] = []
-    first = swap(store, drafters[0], lambda own: told.append(own) or own)  # type: ignore[func-returns-value]
-    second = swap(store, drafters[1], lambda own: told[-1])
+    reports: list[int] = []
+    first = swap(store, drafters[0], lambda own: reports.append(own) or own)  # type: ignore[func-returns-value]
+    second = swap(store, drafters[1], lambda own: reports[-1])
     publish(store, 4.0)
     first.look()
     for number in range(2 * AGREE_STEPS):

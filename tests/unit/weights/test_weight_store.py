@@ -83,11 +83,15 @@ def test_the_manifest_tells_where_a_version_comes_from(tmp_path: Path) -> None:
     store = Store(tmp_path)
     publish(store)
     assert store.publish(weights(1), "eagle", BASE, parent=1, gate={"won": 0.1}, made_by="me") == 2
-    told = store.manifest(2)
-    assert (told.architecture, told.base, told.parent) == ("eagle", BASE, 1)
-    assert (told.gate, told.made_by, told.tensors["ids"]) == ({"won": 0.1}, "me", Spec("I64", (4,)))
+    manifest = store.manifest(2)
+    assert (manifest.architecture, manifest.base, manifest.parent) == ("eagle", BASE, 1)
+    assert (manifest.gate, manifest.made_by, manifest.tensors["ids"]) == (
+        {"won": 0.1},
+        "me",
+        Spec("I64", (4,)),
+    )
     data = (tmp_path / "v000002" / WEIGHTS).read_bytes()
-    assert (told.size, told.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (manifest.size, manifest.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
 def test_tensors_may_share_memory_and_be_transposed(tmp_path: Path) -> None:
@@ -214,7 +218,7 @@ class Publishers:
         )
 
     def killed(self, how: str) -> bool:
-        """Whether one was, as told."""
+        """Let the process publish and be killed; return whether it was."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(how, file=self._process.stdin, flush=True)
         status = int(self._process.stdout.readline())
@@ -286,12 +290,12 @@ def test_what_others_are_writing_is_left_alone_until_it_is_old(tmp_path: Path) -
 
 def rewrite(folder: Path, tensors: dict[str, Tensor] | None = None, **fields: Any) -> None:
     """Change a version so that its checksum is right."""
-    told = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     if tensors is not None:
         data = save(tensors)
         (folder / WEIGHTS).write_bytes(data)
-        told |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    (folder / MANIFEST).write_text(json.dumps(told | fields))
+        manifest |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (folder / MANIFEST).write_text(json.dumps(manifest | fields))
 
 
 def flip(path: Path, at: int, bit: int = 1) -> None:
@@ -387,7 +391,7 @@ def test_weights_that_are_no_safetensors_file_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "kind", "reason"),
+    ("expected", "kind", "reason"),
     [
         (expected(Base(16, 100, 50, 3)), manifest.WrongTarget, "target with hidden size 8, not 16"),
         (expected(Base(8, 99, 50, 3)), manifest.WrongTarget, "vocab size 100, not 99"),
@@ -402,12 +406,12 @@ def test_weights_that_are_no_safetensors_file_are_told(tmp_path: Path) -> None:
     ],
 )
 def test_a_version_for_something_else_is_told(
-    tmp_path: Path, wanted: Expected, kind: type[BadVersion], reason: str
+    tmp_path: Path, expected: Expected, kind: type[BadVersion], reason: str
 ) -> None:
     store = Store(tmp_path)
     publish(store)
     with pytest.raises(kind, match=f"Drafter version 1 is not used: .*{reason}"):
-        store.load(1, wanted)
+        store.load(1, expected)
 
 
 def test_a_target_without_a_name_takes_a_version_with_one(tmp_path: Path) -> None:
