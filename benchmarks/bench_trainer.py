@@ -39,7 +39,7 @@ from tlt_sglang.training.checkpoints import Checkpoints
 from tlt_sglang.training.models import DraftConfig, Drafter
 from tlt_sglang.training.simulate import Frozen
 from tlt_sglang.training.target import Target
-from tlt_sglang.training.trainer import Settings, Trainer
+from tlt_sglang.training.trainer import Trainer, TrainerSettings
 
 MODEL = "smollm2-135m"
 PADDED = 8
@@ -147,7 +147,7 @@ def measure_packing(
                 frozen,
                 texts,
                 list(map(len, texts)),
-                Settings(epochs=1),
+                TrainerSettings(epochs=1),
                 frozen.head.device,
             )
             started = time.perf_counter()
@@ -174,7 +174,7 @@ def measure_checkpoints(
         frozen,
         sequences_of(lengths, config),
         lengths,
-        Settings(epochs=10_000),
+        TrainerSettings(epochs=10_000),
         frozen.head.device,
     )
     steps = trainer.run()

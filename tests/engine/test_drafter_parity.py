@@ -18,7 +18,7 @@ from tests.support.servers import Servers
 from tests.support.tiny import greedily, make_target
 from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training import export
-from tlt_sglang.training.batches import Batch
+from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.corpus import Prompt, Response
 from tlt_sglang.training.models import Algorithm, DraftConfig, Drafter
 from tlt_sglang.training.simulate import Frozen, simulate
@@ -185,7 +185,7 @@ def test_the_engines_drafter_is_ours(
     unknown = torch.zeros(len(ids) - len(PROMPT), features.shape[-1])
     inputs = torch.cat([features, unknown])
     last = inputs[:, : drafter.config.hidden_size]
-    batch = Batch.of([TokenSequence(ids, inputs, 1, last)])
+    batch = PackedBatch.of([TokenSequence(ids, inputs, 1, last)])
     with torch.inference_mode():
         ours = [step.logits[len(PROMPT) - 1] for step in simulate(drafter, frozen, batch, STEPS)]
     for mine, theirs in zip(ours, [prefill, *steps], strict=True):

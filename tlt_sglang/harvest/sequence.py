@@ -2,7 +2,7 @@
 
 `assemble` makes it of records, the sidecar's buffer keeps it, `tlt train` reads it from disk, and
 `training.batches` packs it. Two types beside it are other things: a `Record` is an entry of the
-binary log, a few tokens with a checksum and flags; a `Batch` is many sequences packed into tensors
+binary log, a few tokens with a checksum and flags; a `PackedBatch` is many sequences in tensors,
 with the positions and boundaries of each token.
 
 Imports neither torch nor numpy: the arrays are numpy's in the log and torch's in training.

@@ -30,7 +30,7 @@ END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Sidecar:
+class SidecarPlan:
     """A sidecar that the launcher runs, with a coordinator if it needs one."""
 
     endpoint: str | None
@@ -53,7 +53,7 @@ class Sidecar:
         return words + flags.to_flags(config, settings_for("sidecar"))
 
 
-def options(config: Config | None, flag_names: Collection[str] = ()) -> Sidecar | None:
+def options(config: Config | None, flag_names: Collection[str] = ()) -> SidecarPlan | None:
     """Return the sidecar that `config` asks for, or None.
 
     `flag_names` are the settings that come from flags. Raises ConfigError for those that only a
@@ -74,7 +74,7 @@ def options(config: Config | None, flag_names: Collection[str] = ()) -> Sidecar 
         )
     files.check(config.store_path)
     own = config.sidecar == "idle" and config.coordinator is None
-    return Sidecar(f"ipc:///tmp/tlt-{os.getuid()}/coordinator-{os.getpid()}" if own else None)
+    return SidecarPlan(f"ipc:///tmp/tlt-{os.getuid()}/coordinator-{os.getpid()}" if own else None)
 
 
 _stop: threading.Event | None = None
@@ -82,7 +82,7 @@ _threads: list[threading.Thread] = []
 
 
 @contextlib.contextmanager
-def running(sidecar: Sidecar | None, config: Config) -> Iterator[None]:
+def running(sidecar: SidecarPlan | None, config: Config) -> Iterator[None]:
     """Run the sidecar and its coordinator within."""
     global _stop
     if sidecar is None:

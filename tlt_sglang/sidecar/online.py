@@ -2,8 +2,8 @@
 
 The learner trains without end. It keeps a device no longer than a micro-batch takes, so longer
 sequences are cut, to another window each time. A candidate is published if it beats the version in
-use on recent held-out sequences by `Settings.margin`. After a rejection (an engine measured that
-the version does worse) training starts over from the version before.
+use on recent held-out sequences by `LearnerSettings.margin`. After a rejection (an engine measured
+that the version does worse) training starts over from the version before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.sidecar.buffer import Buffer
-from tlt_sglang.training.batches import Batch
+from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.evaluate import AcceptLength, accept_length
 from tlt_sglang.training.models import Drafter
 from tlt_sglang.training.simulate import Frozen
@@ -34,7 +34,7 @@ MOST_EVALUATED = 512
 
 
 @dataclass(frozen=True)
-class Settings:
+class LearnerSettings:
     """The settings of online training."""
 
     steps: int = 3
@@ -96,7 +96,7 @@ class Learner:
         drafter: Drafter,
         frozen: Frozen,
         buffer: Buffer,
-        settings: Settings,
+        settings: LearnerSettings,
         device: torch.device,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -134,7 +134,7 @@ class Learner:
         if not sequences:
             return False
         started = self._clock()
-        batch = Batch.of(sequences)
+        batch = PackedBatch.of(sequences)
         loss = self.training.add(self.frozen, batch, self.depth)
         value = float(loss.total.detach())
         self.loss = value if not self.loss else 0.98 * self.loss + 0.02 * value

@@ -22,7 +22,7 @@ from tlt_sglang.weights.store import Store
 
 if TYPE_CHECKING:
     from tlt_sglang.harvest.announce import Announcement
-    from tlt_sglang.sidecar.service import Options
+    from tlt_sglang.sidecar.service import SidecarOptions
 
 STATUS_SECONDS = 1.0
 """Time between two updates of STORE/sidecar.json."""
@@ -33,7 +33,7 @@ WAIT_SECONDS = 0.2
 class Sidecar:
     """The process; `run` returns once it is stopped."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: SidecarOptions) -> None:
         self.options = options
         self.store = Store(options.store)
         self.scalars: Scalars | None = None

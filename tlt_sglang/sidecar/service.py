@@ -31,7 +31,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Options:
+class SidecarOptions:
     """The settings of one sidecar process."""
 
     store: Path
@@ -82,7 +82,7 @@ def _sidecar(argv: Sequence[str]) -> None:
     Sidecar(options).run()
 
 
-def _options(config: Config, seconds: float | None) -> Options:
+def _options(config: Config, seconds: float | None) -> SidecarOptions:
     """Return what `config` means for this process; raises ConfigError and FlagError."""
     if config.store_path is None:
         raise FlagError("The sidecar needs a store to publish to; give --tlt-store DIR.")
@@ -90,7 +90,7 @@ def _options(config: Config, seconds: float | None) -> Options:
     # A sidecar that always trains asks nobody, although its engine may report to a coordinator.
     asks = config.sidecar != "always"
     key = config.coordinator_key
-    return Options(
+    return SidecarOptions(
         config.store_path,
         config.sidecar_memory_gb,
         config.coordinator if asks else None,

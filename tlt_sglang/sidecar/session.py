@@ -15,7 +15,7 @@ from tlt_sglang.config.sources import engine_device
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
-from tlt_sglang.sidecar.online import Learner, Settings
+from tlt_sglang.sidecar.online import Learner, LearnerSettings
 from tlt_sglang.sidecar.process import log
 from tlt_sglang.sidecar.publisher import Publisher
 from tlt_sglang.sidecar.target import TargetFollower
@@ -26,7 +26,7 @@ from tlt_sglang.weights import describe
 if TYPE_CHECKING:
     from tlt_sglang.harvest.announce import Announcement
     from tlt_sglang.sidecar.process import Sidecar
-    from tlt_sglang.sidecar.service import Options
+    from tlt_sglang.sidecar.service import SidecarOptions
 
 BUFFER_SHARE, ASSEMBLED_SHARE = 0.6, 0.2
 """Shares of the sidecar's memory; the rest is for weights, optimizer and a micro-batch."""
@@ -153,14 +153,16 @@ def _algorithm(architecture: str) -> Algorithm:
     )
 
 
-def _settings(options: Options, device: torch.device, algorithm: Algorithm) -> Settings:
+def _settings(
+    options: SidecarOptions, device: torch.device, algorithm: Algorithm
+) -> LearnerSettings:
     """Return the settings of the learner on `device`."""
     micro_seconds = None
     if options.coordinator is not None:
         # A micro-batch that is under way runs on beside an engine that wants the device.
         micro_seconds = options.preempt_ms / 1000 * MICRO_SHARE
-    return Settings(
-        steps=1 if algorithm == "eagle" else Settings.steps,
+    return LearnerSettings(
+        steps=1 if algorithm == "eagle" else LearnerSettings.steps,
         learning_rate=options.learning_rate,
         batch_tokens=options.batch_tokens,
         gate_steps=options.gate_steps,
@@ -181,7 +183,7 @@ def _load(drafter: Drafter, weights: Mapping[str, torch.Tensor], folder: Path) -
     drafter.take(weights)
 
 
-def _set_up_device(options: Options) -> torch.device:
+def _set_up_device(options: SidecarOptions) -> torch.device:
     """Return the device to train on, with this process's cores, priority and threads set."""
     if engine_device() == "cuda" and torch.cuda.is_available():
         return torch.device("cuda")

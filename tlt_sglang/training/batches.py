@@ -21,7 +21,7 @@ WINDOW = 256
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedBatch:
     """T tokens of packed sequences.
 
     Not a `TokenSequence`: it is many of them end to end, with the position and the boundaries of
@@ -37,13 +37,15 @@ class Batch:
     lengths: list[int]
 
     @staticmethod
-    def of(sequences: Sequence[TokenSequence[Tensor]], dtype: torch.dtype = torch.float32) -> Batch:
+    def of(
+        sequences: Sequence[TokenSequence[Tensor]], dtype: torch.dtype = torch.float32
+    ) -> PackedBatch:
         """Pack `sequences`, with their hidden states as `dtype`."""
         lengths = [len(sequence) for sequence in sequences]
         counts = torch.tensor(lengths)
         starts = counts.cumsum(0) - counts
         prompts = starts + torch.tensor([sequence.response_start for sequence in sequences])
-        return Batch(
+        return PackedBatch(
             torch.cat([sequence.ids for sequence in sequences]),
             torch.cat([sequence.features for sequence in sequences]).to(dtype),
             torch.cat([sequence.head_input for sequence in sequences]).to(dtype),
@@ -53,9 +55,9 @@ class Batch:
             lengths,
         )
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on `device`."""
-        return Batch(
+        return PackedBatch(
             self.ids.to(device, non_blocking=True),
             self.features.to(device, non_blocking=True),
             self.last.to(device, non_blocking=True),

@@ -111,11 +111,11 @@ def _train(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.minutes is not None and args.minutes <= 0:
         raise ConfigError(f"--minutes must be greater than 0, not {args.minutes:g}.")
-    from tlt_sglang.training.offline import Options, train
-    from tlt_sglang.training.trainer import Settings
+    from tlt_sglang.training.offline import TrainOptions, train
+    from tlt_sglang.training.trainer import TrainerSettings
 
     eagle = args.algorithm == "eagle"
-    settings = Settings(
+    settings = TrainerSettings(
         steps=args.steps or (1 if eagle else 3),
         epochs=args.epochs,
         minutes=args.minutes,
@@ -125,7 +125,7 @@ def _train(argv: Sequence[str]) -> None:
         seed=args.seed,
         precision=args.precision,
     )
-    options = Options(
+    options = TrainOptions(
         args.model,
         args.data,
         args.out,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tlt_sglang.harvest.sequence import TokenSequence
-from tlt_sglang.training.batches import Batch
+from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.models import Drafter
 from tlt_sglang.training.simulate import Frozen, Step, simulate
 
@@ -80,7 +80,7 @@ def accept_length(
     length = AcceptLength()
     rng = torch.Generator().manual_seed(0)
     for sequence in sequences:
-        batch = Batch.of([sequence]).to(frozen.head.device)
+        batch = PackedBatch.of([sequence]).to(frozen.head.device)
         accepted: Callable[[Step], Tensor]
         if temperature > 0:
             accepted = _Sampled(frozen, batch, temperature, rng)
@@ -94,7 +94,7 @@ def accept_length(
 def _reached(
     drafter: Drafter,
     frozen: Frozen,
-    batch: Batch,
+    batch: PackedBatch,
     steps: int,
     accepted: Callable[[Step], Tensor],
 ) -> Tensor:
@@ -110,7 +110,7 @@ def _reached(
 class _Likeliest:
     """Accepts where the text's token is one of a step's likeliest drafts and in the tree."""
 
-    def __init__(self, batch: Batch, topk: int, tokens: int) -> None:
+    def __init__(self, batch: PackedBatch, topk: int, tokens: int) -> None:
         self._topk, self._tokens = topk, tokens
         self._path = torch.zeros(len(batch.ids), device=batch.ids.device)
         self._rivals: list[Tensor] = []
@@ -132,7 +132,7 @@ class _Sampled:
     """Accepts a sampled draft with the probability of rejection sampling."""
 
     def __init__(
-        self, frozen: Frozen, batch: Batch, temperature: float, rng: torch.Generator
+        self, frozen: Frozen, batch: PackedBatch, temperature: float, rng: torch.Generator
     ) -> None:
         self._temperature, self._rng = temperature, rng
         logits = nn.functional.linear(batch.last, frozen.target_head)

@@ -34,21 +34,21 @@ from tlt_sglang.training.models import Algorithm, DraftConfig, Drafter
 from tlt_sglang.training.progress import Bar, say
 from tlt_sglang.training.responses import rank
 from tlt_sglang.training.target import Target, frequent_tokens, initialise
-from tlt_sglang.training.trainer import Settings, Trainer
+from tlt_sglang.training.trainer import Trainer, TrainerSettings
 from tlt_sglang.weights import describe
 
 SAVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """The options of `tlt train`."""
 
     model: str
     data: Path
     out: Path
     algorithm: Algorithm
-    settings: Settings
+    settings: TrainerSettings
     draft_vocab_size: int
     temperatures: tuple[float, ...]
     max_new_tokens: int
@@ -56,7 +56,7 @@ class Options:
     start_from: Path | None
 
 
-def train(options: Options) -> Path:
+def train(options: TrainOptions) -> Path:
     """Train a drafter, or continue an interrupted run; return the drafter's folder."""
     # The models.
     device = _join_device()
@@ -100,7 +100,9 @@ def train(options: Options) -> Path:
 # -- the stages ------------------------------------------------------------------------------------
 
 
-def _draft_ids(options: Options, config: DraftConfig, trained: Sequence[Response]) -> torch.Tensor:
+def _draft_ids(
+    options: TrainOptions, config: DraftConfig, trained: Sequence[Response]
+) -> torch.Tensor:
     """Return the draft vocabulary: that of `--start-from`, or the most frequent tokens."""
     if options.start_from is not None:
         draft_ids = describe.draft_ids(options.start_from, config.vocab_size)
@@ -162,7 +164,10 @@ class _Interrupt:
 
 
 def _export(
-    options: Options, curve: Curve, config: DraftConfig, counts: Mapping[str, Mapping[str, int]]
+    options: TrainOptions,
+    curve: Curve,
+    config: DraftConfig,
+    counts: Mapping[str, Mapping[str, int]],
 ) -> None:
     """Write the drafter, with where it comes from in training.json."""
     lengths = curve.evaluate()

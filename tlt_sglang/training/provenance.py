@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 
 if TYPE_CHECKING:
-    from tlt_sglang.training.offline import Options
+    from tlt_sglang.training.offline import TrainOptions
 
 
-def options_json(options: Options) -> dict[str, Any]:
+def options_json(options: TrainOptions) -> dict[str, Any]:
     """Return the options as JSON has them, without the output folder."""
     fields: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
     del fields["out"]
     return fields
 
 
-def check_same_run(work: Path, options: Options) -> None:
+def check_same_run(work: Path, options: TrainOptions) -> None:
     """Write the options into `work`; raise ConfigError if a run with other options has it."""
     fields = options_json(options)
     path = work / "run.json"

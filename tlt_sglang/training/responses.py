@@ -15,11 +15,11 @@ from tlt_sglang.training.corpus import Response
 from tlt_sglang.training.progress import Bar, say
 
 if TYPE_CHECKING:
-    from tlt_sglang.training.offline import Options
+    from tlt_sglang.training.offline import TrainOptions
     from tlt_sglang.training.target import Target
 
 
-def collect(options: Options, target: Target, path: Path) -> list[Response]:
+def collect(options: TrainOptions, target: Target, path: Path) -> list[Response]:
     """Return the responses of the data, and the target's own to prompts that have none.
 
     The first process generates the latter and appends them to `path`, where the others read them.
@@ -52,7 +52,7 @@ def collect(options: Options, target: Target, path: Path) -> list[Response]:
 
 
 def _generate(
-    options: Options, requests: Sequence[generate.AnswerRequest], path: Path, model: str
+    options: TrainOptions, requests: Sequence[generate.AnswerRequest], path: Path, model: str
 ) -> None:
     """Append the responses that `path` does not have yet, from a server of the target."""
     existing = {(r.prompt.key, r.temperature) for r in corpus.read_responses(path)}

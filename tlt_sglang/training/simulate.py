@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tlt_sglang.training.batches import Batch
+from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.losses import (
     CLASSIFICATION_WEIGHT,
     feature_regression,
@@ -75,7 +75,7 @@ class Step:
 
 
 def simulate(
-    drafter: Drafter, frozen: Frozen, batch: Batch, steps: int, rows: Tensor | None = None
+    drafter: Drafter, frozen: Frozen, batch: PackedBatch, steps: int, rows: Tensor | None = None
 ) -> Iterator[Step]:
     """Yield steps 0 to `steps` - 1 at the indices `rows` [R]; by default at all of them, R = T.
 
@@ -107,7 +107,7 @@ class Loss:
     """Predictions of the first step that count."""
 
 
-def loss_of(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Loss:
+def loss_of(drafter: Drafter, frozen: Frozen, batch: PackedBatch, steps: int) -> Loss:
     """Return the loss: cross-entropy of every step, and for EAGLE the regression of features.
 
     A prediction counts where the next token is in the draft vocabulary: elsewhere the drafter can
@@ -133,7 +133,7 @@ def loss_of(drafter: Drafter, frozen: Frozen, batch: Batch, steps: int) -> Loss:
     return Loss(total, hits, int(batch.counts(0).sum()))
 
 
-def _target(frozen: Frozen, batch: Batch, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _target(frozen: Frozen, batch: PackedBatch, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return the target's distributions [R', D] over the draft vocabulary for steps at `rows`.
 
     The second tensor maps each index to its row among them, [T] int64.

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from tlt_sglang.training.simulate import Frozen, Loss, loss_of
 
 if TYPE_CHECKING:
-    from tlt_sglang.training.batches import Batch
+    from tlt_sglang.training.batches import PackedBatch
     from tlt_sglang.training.models import Drafter
 
 
@@ -53,7 +53,7 @@ class TrainingStep:
         """Return whether enough micro-batches have been added for an optimizer step."""
         return self._accumulated >= self.settings.accumulate
 
-    def add(self, frozen: Frozen, batch: Batch, depth: int) -> Loss:
+    def add(self, frozen: Frozen, batch: PackedBatch, depth: int) -> Loss:
         """Add the gradients of one micro-batch, with `depth` simulated draft steps."""
         self.drafter.train()
         batch = batch.to(self.device)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tlt_sglang.harvest.sequence import TokenSequence
-from tlt_sglang.training.batches import Batch, pack
+from tlt_sglang.training.batches import PackedBatch, pack
 from tlt_sglang.training.models import Drafter
 from tlt_sglang.training.simulate import Frozen
 from tlt_sglang.training.step import StepSettings, TrainingStep
@@ -30,7 +30,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainerSettings:
     """The settings of offline training."""
 
     steps: int = 3
@@ -103,7 +103,7 @@ class Trainer:
         frozen: Frozen,
         sequences: Sequence[TokenSequence[Tensor]],
         lengths: Sequence[int],
-        settings: Settings,
+        settings: TrainerSettings,
         device: torch.device,
     ) -> None:
         self.drafter, self.frozen, self.settings, self.device = drafter, frozen, settings, device
@@ -174,7 +174,7 @@ class Trainer:
         self.progress.step += 1
         return losses, [hit / max(1, predictions) for hit in hits]
 
-    def _next(self) -> Batch:
+    def _next(self) -> PackedBatch:
         """Return this process's next batch; all processes advance by their number."""
         progress = self.progress
         batches = self._batches(progress.epoch)
@@ -183,7 +183,7 @@ class Trainer:
         progress.tokens += sum(self.lengths[i] for i in indices) * self.world
         if progress.batch >= len(batches):
             progress.epoch, progress.batch = progress.epoch + 1, 0
-        return Batch.of([self.sequences[i] for i in indices])
+        return PackedBatch.of([self.sequences[i] for i in indices])
 
     def _batches(self, epoch: int) -> list[list[int]]:
         if getattr(self, "_packed_epoch", None) != epoch:

@@ -152,13 +152,13 @@ def test_help_stands_alone() -> None:
 
 
 def test_defaults_are_those_of_the_programs() -> None:
-    from tlt_sglang.sidecar.online import Settings
+    from tlt_sglang.sidecar.online import LearnerSettings
 
     assert rules(Config()) == Rules()
-    assert Config().sidecar_learning_rate == Settings().learning_rate
-    assert Config().sidecar_batch_tokens == Settings().batch_tokens
-    assert Config().sidecar_gate_steps == Settings().gate_steps
-    assert Config().sidecar_seed == Settings().seed
+    assert Config().sidecar_learning_rate == LearnerSettings().learning_rate
+    assert Config().sidecar_batch_tokens == LearnerSettings().batch_tokens
+    assert Config().sidecar_gate_steps == LearnerSettings().gate_steps
+    assert Config().sidecar_seed == LearnerSettings().seed
 
 
 def test_the_sidecar_reads_the_file_too(tmp_path: Path) -> None:

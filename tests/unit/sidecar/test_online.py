@@ -21,10 +21,12 @@ from tlt_sglang.harvest.writer import Writer
 from tlt_sglang.sidecar import feed as feeding
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
-from tlt_sglang.sidecar.online import Learner, Settings, cut
+from tlt_sglang.sidecar.online import Learner, LearnerSettings, cut
 
 WIDTH = 4 * SIZE
-SETTINGS = Settings(batch_tokens=48, accumulate=1, learning_rate=3e-3, gate_steps=5, warmup=2)
+SETTINGS = LearnerSettings(
+    batch_tokens=48, accumulate=1, learning_rate=3e-3, gate_steps=5, warmup=2
+)
 
 
 def recorded(key: str, length: int, prompt: int = 4) -> TokenSequence[torch.Tensor]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from tests.support.learning import SIZE, drafter, frozen, sequences
 from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training.attention import attend
-from tlt_sglang.training.batches import Batch, pack
+from tlt_sglang.training.batches import PackedBatch, pack
 from tlt_sglang.training.evaluate import AcceptLength, accept_length
 from tlt_sglang.training.losses import (
     CLASSIFICATION_WEIGHT,
@@ -65,10 +65,10 @@ def gradients(
 ) -> tuple[float, list[Tensor]]:
     """(loss, gradients) over all batches, each weighted by what counts in it."""
     model, shared = drafter(algorithm), frozen(algorithm)
-    everything = Batch.of([sequence for batch in batches for sequence in batch])
+    everything = PackedBatch.of([sequence for batch in batches for sequence in batch])
     total = torch.zeros(())
     for members in batches:
-        batch = Batch.of(members)
+        batch = PackedBatch.of(members)
         for number in range(3):
             share = _counted(batch, shared, number) / _counted(everything, shared, number)
             total = total + share * _step_loss(model, shared, batch, number)
@@ -76,7 +76,7 @@ def gradients(
     return float(total.detach()), [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def _counted(batch: Batch, shared: object, number: int) -> float:
+def _counted(batch: PackedBatch, shared: object, number: int) -> float:
     index, _ = batch.shifted(2 + number)
     tokens_known = frozen_index(shared)[batch.ids[index]] >= 0
     return float((batch.counts(number) & tokens_known).sum())
@@ -87,7 +87,7 @@ def frozen_index(shared: object) -> Tensor:
     return index
 
 
-def _step_loss(model: object, shared: object, batch: Batch, number: int) -> Tensor:
+def _step_loss(model: object, shared: object, batch: PackedBatch, number: int) -> Tensor:
     target = (batch.last @ shared.head.T).softmax(-1)  # type: ignore[attr-defined]
     for at, step in enumerate(simulate(model, shared, batch, number + 1)):  # type: ignore[arg-type]
         if at == number:
@@ -115,7 +115,7 @@ def test_a_sequence_does_not_see_its_neighbours() -> None:
     (other,) = sequences([9], seed=5)
     rows = []
     for neighbour in (first, other):
-        batch = Batch.of([neighbour, second])
+        batch = PackedBatch.of([neighbour, second])
         rows.append([step.logits[9:] for step in simulate(model, shared, batch, 3)])
     for one, another in zip(*rows, strict=True):
         assert torch.equal(one, another)
@@ -140,7 +140,7 @@ def test_batches_are_full() -> None:
 
 
 def test_positions_and_what_counts() -> None:
-    batch = Batch.of(sequences([6, 4]))
+    batch = PackedBatch.of(sequences([6, 4]))
     assert batch.positions.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
     # Prompts of two tokens and of one; index i, step s predicts token i + 2 + s of its sequence.
     assert batch.counts(0).tolist() == [True] * 4 + [False] * 2 + [True] * 2 + [False] * 2
@@ -155,7 +155,7 @@ def test_simulation_is_decoding(algorithm: Algorithm) -> None:
     """Each step at one index, against a plain loop that feeds the drafter token by token."""
     model, shared = drafter(algorithm), frozen(algorithm)
     (sequence,) = sequences([12], algorithm)
-    batch = Batch.of([sequence])
+    batch = PackedBatch.of([sequence])
     steps = [step.logits for step in simulate(model, shared, batch, 4)]
     at = 5
     # A loop that decodes: true features up to `at`, then the drafter's own output, all in one
@@ -173,7 +173,7 @@ def test_simulation_is_decoding(algorithm: Algorithm) -> None:
 
 def test_an_eagle_loss_is_made_of_both_parts() -> None:
     model, shared = drafter("eagle"), frozen("eagle")
-    batch = Batch.of(sequences([9, 7], "eagle"))
+    batch = PackedBatch.of(sequences([9, 7], "eagle"))
     (step,) = simulate(model, shared, batch, 1, batch.counts(0).nonzero().flatten())
     weight = step.counts.float()
     target = (batch.last @ shared.head.T).softmax(-1)[step.source]
@@ -226,7 +226,7 @@ def test_accept_length_is_that_of_a_real_draft() -> None:
     assert 1.2 < results.mean < 3.8
     verify_steps, committed = 0, 0
     for text in texts:
-        batch = Batch.of([text])
+        batch = PackedBatch.of([text])
         drafts = [
             shared.draft_ids[step.logits.argmax(-1)] for step in simulate(model, shared, batch, 3)
         ]
@@ -253,7 +253,7 @@ def _texts_it_half_knows(model: object, shared: object) -> list[TokenSequence[Te
         ids = text.ids.clone()
         for at in range(2, len(ids)):
             if at % 3:
-                batch = Batch.of([TokenSequence(ids, text.features, 4, text.last)])
+                batch = PackedBatch.of([TokenSequence(ids, text.features, 4, text.last)])
                 (step,) = simulate(model, shared, batch, 1)  # type: ignore[arg-type]
                 ids[at] = shared.draft_ids[step.logits[at - 2].argmax()]  # type: ignore[attr-defined]
         texts.append(TokenSequence(ids, text.features, 4, text.last))
@@ -283,7 +283,7 @@ def test_sampled_chains_are_accepted_as_far_as_the_distributions_agree() -> None
         sampled = TokenSequence(ids, text.features, 2, text.last)
         results.join(accept_length(model, shared, [sampled], 1, temperature=4.0))
         with torch.no_grad():
-            (step,) = simulate(model, shared, Batch.of([sampled]), 1)
+            (step,) = simulate(model, shared, PackedBatch.of([sampled]), 1)
         both = torch.minimum((step.logits / 4).softmax(-1), target[step.source])
         shared_mass.append(both.sum(-1)[1:-2].mean())
     expected = float(torch.stack(shared_mass).mean())

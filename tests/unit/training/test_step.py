@@ -10,13 +10,12 @@ import torch
 
 from tests.support.learning import drafter, frozen, sequences
 from tlt_sglang.sidecar.buffer import Buffer
-from tlt_sglang.sidecar.online import Learner
-from tlt_sglang.sidecar.online import Settings as OnlineSettings
-from tlt_sglang.training.batches import Batch
+from tlt_sglang.sidecar.online import Learner, LearnerSettings
+from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.models import Algorithm, Drafter
 from tlt_sglang.training.simulate import loss_of
 from tlt_sglang.training.step import StepSettings, TrainingStep
-from tlt_sglang.training.trainer import Settings, Trainer
+from tlt_sglang.training.trainer import Trainer, TrainerSettings
 
 CPU = torch.device("cpu")
 SETTINGS = StepSettings(
@@ -41,7 +40,7 @@ def test_the_step_is_plain_pytorch(algorithm: Algorithm, bfloat16: bool) -> None
     depth = 3 if algorithm == "eagle3" else 1
     model, shared = drafter(algorithm), frozen(algorithm)
     reference = copy.deepcopy(model)
-    batches = [Batch.of(sequences([9, 14], algorithm, seed)) for seed in range(6)]
+    batches = [PackedBatch.of(sequences([9, 14], algorithm, seed)) for seed in range(6)]
 
     step = TrainingStep(model, settings, CPU)
     losses = []
@@ -69,14 +68,14 @@ def test_the_step_is_plain_pytorch(algorithm: Algorithm, bfloat16: bool) -> None
 
 def test_trainer_and_learner_come_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = sequences([20, 20, 20, 20])
-    offline = Settings(
+    offline = TrainerSettings(
         steps=1, epochs=2, batch_tokens=20, accumulate=2, warmup=0.0, floor=1.0, precision="float32"
     )
     trainer = Trainer(drafter(), frozen(), texts, [20] * 4, offline, CPU)
     order = [index for epoch in range(2) for (index,) in trainer._batches(epoch)]
     assert len(list(trainer.run())) == 4
 
-    online = OnlineSettings(steps=1, accumulate=2, warmup=1, learning_rate=offline.learning_rate)
+    online = LearnerSettings(steps=1, accumulate=2, warmup=1, learning_rate=offline.learning_rate)
     learner = Learner(drafter(), frozen(), Buffer(1 << 20), online, CPU)
     sampled = iter(order)
     monkeypatch.setattr(learner, "draw", lambda: [texts[next(sampled)]])
@@ -87,7 +86,7 @@ def test_trainer_and_learner_come_to_the_same_weights(monkeypatch: pytest.Monkey
 
 
 def test_dropped_gradients_do_not_count() -> None:
-    texts = [Batch.of(sequences([9, 14], seed=seed)) for seed in range(3)]
+    texts = [PackedBatch.of(sequences([9, 14], seed=seed)) for seed in range(3)]
     one, other = drafter(), drafter()
     interrupted, plain = TrainingStep(one, SETTINGS, CPU), TrainingStep(other, SETTINGS, CPU)
     interrupted.add(frozen(), texts[0], 2)

@@ -14,13 +14,13 @@ from tests.support.learning import drafter, frozen, sequences
 from tlt_sglang.errors import EnvironmentProblem
 from tlt_sglang.training.checkpoints import KEPT, Checkpoints
 from tlt_sglang.training.models import Drafter
-from tlt_sglang.training.trainer import Settings, Trainer
+from tlt_sglang.training.trainer import Trainer, TrainerSettings
 
-SETTINGS = Settings(steps=2, epochs=3, batch_tokens=64, accumulate=2, learning_rate=1e-2)
+SETTINGS = TrainerSettings(steps=2, epochs=3, batch_tokens=64, accumulate=2, learning_rate=1e-2)
 LENGTHS = [12, 30, 7, 22, 41, 18, 9, 26, 33, 15]
 
 
-def trainer(settings: Settings = SETTINGS, seed: int = 0) -> Trainer:
+def trainer(settings: TrainerSettings = SETTINGS, seed: int = 0) -> Trainer:
     texts = sequences(LENGTHS)
     return Trainer(drafter(seed=seed), frozen(), texts, LENGTHS, settings, torch.device("cpu"))
 
@@ -38,7 +38,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def test_it_learns_and_is_deterministic() -> None:
     runs = []
     for _ in range(2):
-        run = trainer(Settings(steps=2, epochs=15, batch_tokens=64, learning_rate=2e-2))
+        run = trainer(TrainerSettings(steps=2, epochs=15, batch_tokens=64, learning_rate=2e-2))
         reports = list(run.run())
         assert sum(r.loss for r in reports[-5:]) < 0.8 * sum(r.loss for r in reports[:5])
         assert reports[-1].done == 1.0
@@ -87,7 +87,7 @@ def _numbers(state: Any) -> int:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    run = trainer(Settings(epochs=100, warmup=0.1, floor=0.05, learning_rate=2.0))
+    run = trainer(TrainerSettings(epochs=100, warmup=0.1, floor=0.05, learning_rate=2.0))
     rates = []
     for epoch in range(100):
         run.progress.epoch = epoch
@@ -99,7 +99,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_minutes_end_a_run() -> None:
-    run = trainer(Settings(steps=1, minutes=0.001, batch_tokens=64))
+    run = trainer(TrainerSettings(steps=1, minutes=0.001, batch_tokens=64))
     reports = list(run.run())
     assert reports[-1].done == 1.0
     assert run.progress.seconds >= 0.06
