@@ -319,9 +319,9 @@ TAKEN = "Scheduler.get_internal_state is already patched by other code (the SGLa
 @pytest.mark.parametrize(
     ("order", "function", "says"),
     [
-        ("before", "hook", TAKEN + "undoer): disable one of the two."),
-        ("after", "hook", LOST + "in force any more: find what replaced it, and disable that"),
-        ("after", "hook_in_children", LOST + "in force any more: find what replaced it"),
+        ("before", "hook", TAKEN + "undoer); disable one of the two."),
+        ("after", "hook", LOST + "in force any more; find what replaced it, and disable that"),
+        ("after", "hook_in_children", LOST + "in force any more; find what replaced it"),
     ],
 )
 def test_a_patch_that_another_plugin_undoes(
