@@ -46,9 +46,11 @@ class NgramDrafting:
     def begin(self, batch: Batch | None) -> Sequence[int]:
         """Look up the matches of a step that begins, None for a step without them; return their
         lengths, () where there are none."""
-        usable = batch is not None and self._tokens_current and len(batch.reqs) <= MAX_LOOKUP_BATCH
-        self.matches = self._look_up(batch) if usable and batch is not None else None
-        return () if self.matches is None else self.matches.lengths
+        self.matches = None
+        if batch is None or not self._tokens_current or len(batch.reqs) > MAX_LOOKUP_BATCH:
+            return ()
+        self.matches = self._look_up(batch)
+        return self.matches.lengths
 
     def end(self, batch: Batch) -> None:
         """Take in new tokens now and then, so that a look-up has little to read."""

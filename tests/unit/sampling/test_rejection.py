@@ -57,8 +57,8 @@ def sampling_batch(greedy: bool = False) -> Any:
     return SimpleNamespace(sampling_info=info)
 
 
-def _give(ahead: Any) -> Any:
-    return ahead
+def _give(draft_input: Any) -> Any:
+    return draft_input
 
 
 @pytest.mark.parametrize("topk", [1, 3])
@@ -66,18 +66,18 @@ def test_greedy_requests_need_no_distribution(flags: list[bool], topk: int) -> N
     """A greedy batch keeps SGLang's drafts, the most likely one twice, without more memory."""
     best = probs(2).topk(topk, dim=-1)
     for call in ("prefill", "extend"):
-        ahead: Any = SimpleNamespace(topk_p=best.values, topk_index=best.indices)
+        draft_input: Any = SimpleNamespace(topk_p=best.values, topk_index=best.indices)
         sampling = RejectionSampling(worker(), topk)
         if call == "prefill":
-            original = functools.partial(_give, ahead)
-            assert sampling.prefill(original, sampling_batch(True)) is ahead
+            original = functools.partial(_give, draft_input)
+            assert sampling.prefill(original, sampling_batch(True)) is draft_input
         else:
-            result = SimpleNamespace(next_draft_input=ahead)
+            result = SimpleNamespace(next_draft_input=draft_input)
             sampling.draft_extend(lambda: None, sampling_batch(True), result)
-        assert ahead.topk_index.shape == (2, sampling.columns)
-        assert torch.equal(ahead.topk_index[:, -1], best.indices[:, 0])
-        assert ahead.draft_probs.shape == (2, VOCAB) and not ahead.draft_probs.any()
-        assert ahead.draft_probs.untyped_storage().nbytes() == 4 * VOCAB
+        assert draft_input.topk_index.shape == (2, sampling.columns)
+        assert torch.equal(draft_input.topk_index[:, -1], best.indices[:, 0])
+        assert draft_input.draft_probs.shape == (2, VOCAB) and not draft_input.draft_probs.any()
+        assert draft_input.draft_probs.untyped_storage().nbytes() == 4 * VOCAB
     assert flags == [False, False]
 
 
@@ -85,15 +85,15 @@ def test_greedy_requests_need_no_distribution(flags: list[bool], topk: int) -> N
 def test_a_prefill_drafts_the_most_likely_for_greedy_requests(flags: list[bool], topk: int) -> None:
     own = probs(2)
     sampled = own.argmin(-1, keepdim=True)
-    ahead = SimpleNamespace(draft_probs=own, topk_p=None, topk_index=sampled)
+    draft_input = SimpleNamespace(draft_probs=own, topk_p=None, topk_index=sampled)
     batch = sampling_batch()
-    RejectionSampling(worker(), topk).prefill(lambda: ahead, batch)
+    RejectionSampling(worker(), topk).prefill(lambda: draft_input, batch)
     assert flags == [True]
-    index: Any = ahead.topk_index
+    index: Any = draft_input.topk_index
     assert index.shape == (2, 1 if topk == 1 else topk + 1)
     assert index[:, -1].tolist() == [int(own[0].argmax()), int(sampled[1])]
-    assert torch.equal(ahead.topk_p, own.gather(1, index))
-    assert torch.equal(ahead.draft_probs, RejectionSampling(worker(), topk).spread(own))
+    assert torch.equal(draft_input.topk_p, own.gather(1, index))
+    assert torch.equal(draft_input.draft_probs, RejectionSampling(worker(), topk).spread(own))
 
 
 def test_each_strategy_finds_its_columns(flags: list[bool]) -> None:
@@ -102,7 +102,7 @@ def test_each_strategy_finds_its_columns(flags: list[bool]) -> None:
     own = probs(2)
     sampled = own.argmin(-1, keepdim=True)
 
-    def ahead() -> Any:
+    def draft_input() -> Any:
         result = SimpleNamespace(
             next_draft_input=SimpleNamespace(
                 draft_probs=sampling.spread(own), topk_p=own.gather(1, sampled), topk_index=sampled
@@ -113,7 +113,7 @@ def test_each_strategy_finds_its_columns(flags: list[bool]) -> None:
 
     best = own.topk(3, dim=-1).indices
     for topk, expected in ((1, sampled), (2, best[:, :2]), (3, best)):
-        batch: Any = SimpleNamespace(spec_info=ahead())
+        batch: Any = SimpleNamespace(spec_info=draft_input())
         verify_input: Any = sampling.draft(unchanged, batch, topk)
         assert verify_input is batch
         assert torch.equal(batch.spec_info.topk_index, expected)
@@ -128,7 +128,7 @@ def unchanged(batch: Any) -> Any:
 
 
 def test_a_deferred_distribution_takes_no_memory() -> None:
-    ahead: Any = SimpleNamespace()
-    RejectionSampling(worker(), 1).defer(ahead, 1000, torch.device("cpu"))
-    assert ahead.draft_probs.shape == (1000, VOCAB)
-    assert ahead.draft_probs.untyped_storage().nbytes() == 4 * VOCAB
+    draft_input: Any = SimpleNamespace()
+    RejectionSampling(worker(), 1).defer(draft_input, 1000, torch.device("cpu"))
+    assert draft_input.draft_probs.shape == (1000, VOCAB)
+    assert draft_input.draft_probs.untyped_storage().nbytes() == 4 * VOCAB
