@@ -1,0 +1,45 @@
+"""The servers that requests of all kinds are tried on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.identity import PINNED, POOL
+from tests.support.servers import Server, Servers
+
+KINDS = ("pool", "one strategy", "store and sidecar")
+POOL3 = POOL.replace("eagle:", "eagle3:")
+"""The same pool for a drafter that a sidecar trains."""
+
+
+@pytest.fixture(scope="session")
+def folder_of_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("requests") / "store")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that uses `speculative` on each kind of server."""
+    if "speculative" in metafunc.fixturenames:
+        marked = [pytest.param(kind, marks=pytest.mark.server(kind)) for kind in KINDS]
+        metafunc.parametrize("kind", marked)
+
+
+@pytest.fixture
+def speculative(
+    servers: Servers, drafters: dict[str, str], folder_of_store: str, kind: str
+) -> Server:
+    """A server of this kind; with a pool, the policy draws a strategy for every step."""
+    drafter = drafters["eagle3" if kind == "store and sidecar" else "eagle"]
+    if kind == "one strategy":
+        return servers.get(PINNED, drafter=drafter)
+    flags = ["--tlt-policy", "random"]
+    if kind == "pool":
+        return servers.get(POOL, *flags, drafter=drafter)
+    flags += ["--tlt-store", folder_of_store, "--tlt-sidecar", "always"]
+    return servers.get(POOL3, *flags, drafter=drafter)
+
+
+@pytest.fixture
+def plain(servers: Servers) -> Server:
+    """The server without speculation."""
+    return servers.get("off")
