@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -139,3 +140,10 @@ def test_requests_differ() -> None:
     results = list(requests.compose(10_000, 1))
     assert len(results) == len(set(results)) > 5000
     assert results[:200] != list(requests.compose(200, 2))
+
+
+def test_requests_of_a_seed_stay_the_same() -> None:
+    text = "\n".join(requests.compose(10_000, 0))
+    assert hashlib.sha256(text.encode()).hexdigest() == (
+        "e41cb7c92921d05a4507c52a5913830ae1f5a15094e21f1847649210ea60d490"
+    )
