@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tlt_sglang.cpu.kernels import attention, reference
+from tests.support import reference_kernels as reference
+from tlt_sglang.cpu.kernels import attention
 
 
 class Pool:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support import reference_kernels as reference
 from tlt_sglang.cpu import kernels, sampling
-from tlt_sglang.cpu.kernels import reference
 from tlt_sglang.cpu.kernels.argmax import BLOCK, argmax
 
 SEEDS = range(12)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tlt_sglang.cpu.kernels import reference, vector
+from tests.support import reference_kernels as reference
+from tlt_sglang.cpu.kernels import vector
 
 SEEDS = range(6)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support import reference_kernels as reference
 from tlt_sglang.cpu import kernels
-from tlt_sglang.cpu.kernels import reference
 
 LARGEST_COIN = 1 - 2**-24
 sample_tree: Callable[..., None] = kernels.tree_speculative_sampling_target_only

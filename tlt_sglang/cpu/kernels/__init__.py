@@ -1,8 +1,8 @@
 """CPU kernels of speculative decoding: what SGLang has as CUDA or Triton kernels elsewhere.
 
-Thin functions over torch tensors, with numba behind them; `reference` has the plain version
-of each, which the tests compare with. Importing compiles or loads the kernels and touches
-nothing of SGLang.
+Thin functions over torch tensors, with numba behind them; `tests/support/reference_kernels.py` has
+the plain version of each, which the tests compare with. Importing compiles or loads the kernels and
+touches nothing of SGLang.
 """
 
 from tlt_sglang.cpu.kernels.cache_locs import (

@@ -7,8 +7,8 @@ ancestors in a tree, its branch of a draft). A plan (`plan_*`) records this once
 attention output is therefore bitwise the same whether it was decoded alone, verified inside a tree,
 or prefilled, which makes greedy output with speculation identical to greedy output without it.
 
-Shapes, here and in `reference`: T queries, S KV slots, H query heads, K key/value heads
-(H = K * G), D head size, R rows of the request table, C its columns, E extra slots at most.
+Shapes: T queries, S KV slots, H query heads, K key/value heads (H = K * G), D head size, R rows of
+the request table, C its columns, E extra slots at most.
 
 Runs in the scheduler process. Knows nothing of SGLang.
 """

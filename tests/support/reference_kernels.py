@@ -1,7 +1,7 @@
 """Plain versions of the kernels, one for each, slow and easy to verify by eye.
 
-Only tests call them, to compare the kernels with them. Signatures and results are those of the
-kernels; outputs are written in place.
+The tests compare the kernels in `tlt_sglang.cpu.kernels` with them. Signatures and results are
+those of the kernels; outputs are written in place.
 """
 
 import ctypes
