@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve unit check style types test bench figures lock clean
+.PHONY: help setup prepare serve unit check style types test fuzz bench figures lock clean
 
 PYTHON := .venv/bin/python
 UV := .venv/bin/uv
@@ -107,6 +107,9 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="pa
 	cat "$$log"
 	run $(PYTHON) -m pytest --durations=15 tests/engine tests/gpu $(ARGS)
 	exit $$failed
+
+fuzz: prepare ## send random requests to a server for an hour; ARGS="--seconds 120"
+	@$(PYTHON) -m tools.fuzzing $(ARGS)
 
 bench: $(ENVIRONMENT) ## list the benchmarks; each has --help
 	@$(PYTHON) -m tools.benchmarks
