@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 from tlt_sglang.errors import FlagError, TltError
 
@@ -25,6 +25,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise FlagError(f"Bad flags: {message}; see --help.")
+
+
+class FlagGroup(Protocol):
+    """A parser or a group of one, to which flags can be added."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add one flag."""
 
 
 def run(name: str, body: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -57,3 +64,15 @@ def positive_number(text: str) -> int:
     if not whole_number(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be greater than 0")
     return int(text)
+
+
+def add_number(
+    group: FlagGroup,
+    flag: str,
+    default: int,
+    text: str,
+    kind: Callable[[str], int] = positive_number,
+) -> None:
+    """Add a flag for a number, with its default in the help."""
+    text += " (default: %(default)s)"
+    group.add_argument(flag, type=kind, default=default, metavar="N", help=text)

@@ -6,18 +6,12 @@ import argparse
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tlt_sglang.config import sources
+from tlt_sglang.config.command_line import FlagGroup
 from tlt_sglang.config.setting import SWITCH, Setting, as_word
 from tlt_sglang.config.settings import SETTINGS, VARIABLE, Config
-
-
-class FlagGroup(Protocol):
-    """A parser or a group of one, to which flags can be added."""
-
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
-        """Add one flag."""
 
 
 def add_flags(group: FlagGroup, settings: Iterable[Setting]) -> None:

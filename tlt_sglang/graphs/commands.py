@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,28 +42,14 @@ def _parser() -> command_line.Parser:
         help="Target: a folder with a config.json, a hub id, or smollm2-135m",
     )
     parser.add_argument(
-        "--gpu",
-        choices=sorted(GPUS),
-        default="h100",
-        help="GPU to plan for (default: %(default)s)",
+        "--gpu", choices=sorted(GPUS), default="h100", help="GPU to plan for (default: %(default)s)"
     )
     flags.add_flag(parser, SETTINGS["strategies"], default=STRATEGIES)
     flags.add_flag(parser, SETTINGS["graph_memory_gb"])
     flags.add_flag(parser, SETTINGS["max_batch"])
-    parser.add_argument(
-        "--max-running-requests",
-        type=command_line.positive_number,
-        default=128,
-        metavar="N",
-        help="Largest number of running requests (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--draft-vocab",
-        type=command_line.positive_number,
-        default=32000,
-        metavar="N",
-        help="Number of tokens in the drafter's vocabulary (default: %(default)s)",
-    )
+    add_number = command_line.add_number
+    add_number(parser, "--max-running-requests", 128, "Largest number of running requests")
+    add_number(parser, "--draft-vocab", 32000, "Number of tokens in the drafter's vocabulary")
     return parser
 
 
@@ -83,8 +70,6 @@ def _made(args: argparse.Namespace) -> CapturePlan:
 
 def _config(model: str) -> dict[str, object]:
     """Return the config.json of a folder or of a model on the hub; raises ConfigError."""
-    import json
-
     from tlt_sglang.models.named import resolve_model
 
     path = Path(resolve_model(model)) / "config.json"
