@@ -9,7 +9,7 @@ from benchmarks.adaptive_drafter.measurement import Measurement
 from benchmarks.adaptive_drafter.processes import AT_ONCE, wait
 from benchmarks.adaptive_drafter.traffic import Traffic
 from benchmarks.harness.statistics import quantile
-from tlt_sglang.coordinator.client import query_status
+from tlt_sglang.coordinator.status import query_status
 
 
 def preempt(bench: Measurement) -> None:

@@ -9,22 +9,18 @@ that hears nothing for the coordinator's timeout is stopped by its own client.
 from __future__ import annotations
 
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import zmq
 
-from tlt_sglang.coordinator import endpoints, messages
+from tlt_sglang.coordinator import messages
+from tlt_sglang.coordinator.connection import MAX_PENDING, connect
 from tlt_sglang.errors import ConfigError
 
 RETRY_SECONDS = 0.5
 """The time between two attempts to join."""
-MAX_PENDING = 64
-"""The number of messages in flight, and of instructions that `poll` has not returned yet."""
-
-_Context = zmq.Context[zmq.Socket[bytes]]
 
 
 class Client:
@@ -60,7 +56,7 @@ class Client:
         self._load: messages.Load | None = None
         self._signals: dict[tuple[bool, str | None], messages.Signal] = {}
         self._inbox: deque[messages.Instruction] = deque(maxlen=MAX_PENDING)
-        self._context, self._socket = _connect(endpoint, key)
+        self._context, self._socket = connect(endpoint, key)
 
     @property
     def connected(self) -> bool:
@@ -189,56 +185,3 @@ class Client:
             self.dropped += self._joined
             return False
         return True
-
-
-def query_status(
-    endpoint: str, key: Path | None = None, wait: float = 2.0
-) -> messages.Status | None:
-    """Return the status of the coordinator at `endpoint`, or None without an answer in time.
-
-    Blocks for at most `wait` seconds each way; meant for command lines, not for members.
-    """
-    context, socket = _connect(endpoint, key)
-    try:
-        socket.set(zmq.SNDTIMEO, int(1000 * wait))
-        socket.set(zmq.RCVTIMEO, int(1000 * wait))
-        socket.send(messages.encode(messages.StatusRequest()))
-        message = messages.decode_coordinator_message(socket.recv())
-    except zmq.Again:
-        return None
-    finally:
-        socket.close()
-        context.term()
-    return message if isinstance(message, messages.Status) else None
-
-
-def _connect(endpoint: str, key: Path | None) -> tuple[_Context, zmq.Socket[bytes]]:
-    endpoints.check_endpoint(endpoint)
-    context = zmq.Context()
-    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-    for option, value in (
-        (zmq.LINGER, 100),
-        (zmq.SNDHWM, MAX_PENDING),
-        (zmq.RCVHWM, MAX_PENDING),
-        (zmq.MAXMSGSIZE, messages.MAX_BYTES),
-        # Nothing is queued for a coordinator that is not up.
-        (zmq.IMMEDIATE, 1),
-        (zmq.RECONNECT_IVL, 50),
-        (zmq.RECONNECT_IVL_MAX, 500),
-    ):
-        socket.set(option, value)
-    # The identity survives reconnections. ZMQ reserves those that begin with a zero byte.
-    socket.set(zmq.ROUTING_ID, b"m" + uuid.uuid4().bytes)
-    try:
-        endpoints.secure(socket, key, server=False)
-        socket.connect(endpoint)
-    except (zmq.ZMQError, ConfigError) as error:
-        socket.close()
-        context.term()
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"The coordinator's address {endpoint!r} is not valid ({error.strerror}); write "
-            "ipc:///FOLDER/NAME or tcp://HOST:PORT."
-        ) from error
-    return context, socket

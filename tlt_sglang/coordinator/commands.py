@@ -10,11 +10,10 @@ from pathlib import Path
 
 from tlt_sglang.config import command_line, flags
 from tlt_sglang.config.settings import SETTINGS, Config, settings_for
-from tlt_sglang.coordinator.client import query_status
 from tlt_sglang.coordinator.endpoints import default_endpoint, make_keys
 from tlt_sglang.coordinator.server import Server
+from tlt_sglang.coordinator.status import print_status
 from tlt_sglang.coordinator.world import Rules
-from tlt_sglang.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +44,7 @@ def _coordinator(argv: Sequence[str]) -> None:
     endpoint = config.coordinator or default_endpoint()
     key = None if config.coordinator_key is None else Path(config.coordinator_key)
     if args.status:
-        _print_status(endpoint, key)
+        print_status(endpoint, key)
     else:
         _serve(endpoint, rules(config), key)
 
@@ -81,21 +80,3 @@ def _serve(endpoint: str, rules: Rules, key: Path | None) -> None:
     server = Server(endpoint, rules, key)
     print(f"tlt coordinator: at {server.endpoint}", flush=True)
     server.run(stop)
-
-
-def _print_status(endpoint: str, key: Path | None) -> None:
-    status = query_status(endpoint, key)
-    if status is None:
-        raise ConfigError(f"No coordinator answers at {endpoint}; start one: tlt coordinator.")
-    for device, state in sorted(status.states.items()):
-        print(f"{device:24} {state}")
-    for name, role in sorted(status.members.items()):
-        print(f"{name:24} {role}")
-    print(
-        f"tokens/s {status.tokens_per_s:.1f}, late stops {status.late}, malformed messages "
-        f"{status.dropped}"
-    )
-    if status.stop_ms:
-        ranked = sorted(status.stop_ms)
-        last = ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))]
-        print(f"stops: p50 {ranked[len(ranked) // 2]:.1f} ms, p99 {last:.1f} ms of {len(ranked)}")

@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlt_sglang.coordinator.client import query_status
+from tlt_sglang.coordinator.status import query_status
 from tlt_sglang.observe.events import Json
 
 

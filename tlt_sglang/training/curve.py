@@ -61,28 +61,18 @@ class Curve:
     def evaluate(self, most: int | None = None) -> Mapping[str, float]:
         """Add a point, from at most `most` sequences of each kind; return its accept lengths."""
         trainer, progress = self.trainer, self.trainer.progress
-        lengths = {
-            kind: round(
-                evaluate.accept_length(
-                    trainer.drafter,
-                    trainer.frozen,
-                    sequences[:most],
-                    steps=3,
-                    temperature=self._temperatures[kind],
-                ).mean,
-                4,
+        lengths = {}
+        for kind, sequences in sorted(self._groups.items()):
+            length = evaluate.accept_length(
+                trainer.drafter,
+                trainer.frozen,
+                sequences[:most],
+                steps=3,
+                temperature=self._temperatures[kind],
             )
-            for kind, sequences in sorted(self._groups.items())
-        }
-        self.points.append(
-            Point(
-                progress.step,
-                progress.tokens,
-                round(progress.seconds, 1),
-                round(self.loss, 4),
-                lengths,
-            )
-        )
+            lengths[kind] = round(length.mean, 4)
+        seconds, loss = round(progress.seconds, 1), round(self.loss, 4)
+        self.points.append(Point(progress.step, progress.tokens, seconds, loss, lengths))
         return lengths
 
     def line(self, report: Report) -> str:

@@ -6,6 +6,7 @@ Pure; runs in the engine.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 REQUESTS = 512
@@ -39,15 +40,12 @@ class Baseline:
 
     def means(self) -> dict[str, float]:
         """Return the accepted drafts per verify step of each strategy that has any."""
-        totals: dict[str, list[int]] = {}
+        verify_steps, accepted = Counter[str](), Counter[str]()
         for strategies in self._counts.values():
-            for strategy, (verify_steps, accepted) in strategies.items():
-                total = totals.setdefault(strategy, [0, 0])
-                total[0] += verify_steps
-                total[1] += accepted
-        return {
-            s: accepted / verify_steps for s, (verify_steps, accepted) in totals.items() if accepted
-        }
+            for strategy, counts in strategies.items():
+                verify_steps[strategy] += counts[0]
+                accepted[strategy] += counts[1]
+        return {name: count / verify_steps[name] for name, count in accepted.items() if count}
 
     def requests(self) -> list[str]:
         """Return the requests that are remembered."""

@@ -20,7 +20,7 @@ import pytest
 import zmq
 
 from tlt_sglang.coordinator import messages
-from tlt_sglang.coordinator.client import Client, query_status
+from tlt_sglang.coordinator.client import Client
 from tlt_sglang.coordinator.commands import main
 from tlt_sglang.coordinator.endpoints import make_keys
 from tlt_sglang.coordinator.messages import (
@@ -35,6 +35,7 @@ from tlt_sglang.coordinator.messages import (
 )
 from tlt_sglang.coordinator.server import Server
 from tlt_sglang.coordinator.states import Event, Outgoing, due, step
+from tlt_sglang.coordinator.status import query_status
 from tlt_sglang.coordinator.world import Rules, State, World
 from tlt_sglang.errors import ConfigError
 
