@@ -8,11 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 HERE = Path(__file__).parent
-
-torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,3 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark a test with the folder below tests/ that it lies in: unit, patches, engine or gpu."""
     item.add_marker(item.path.relative_to(HERE).parts[0])
+
+
+def pytest_collection_finish() -> None:
+    """Give torch one thread here, so that the process that only distributes tests does without."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tlt_sglang.training.requests import compose
 
@@ -46,6 +45,8 @@ def styled(text: str) -> str:
 
 def main() -> int:
     """Write the fine-tuned checkpoint to OUT."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source, out, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.manual_seed(0)
     rng = random.Random(0)

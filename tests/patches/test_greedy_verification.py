@@ -1,4 +1,7 @@
-"""When a batch is verified by its largest logits alone: only where upstream would do no more."""
+"""When a batch is verified by its largest logits alone: only where upstream would do no more.
+
+The tests import SGLang themselves, so that collecting them does not.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sglang.srt.environ import envs
-from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.speculative import spec_utils
 
 from patches.eagle_utils import _is_merely_greedy
 
 
-def batch(mode: ForwardMode = ForwardMode.TARGET_VERIFY, **info: Any) -> Any:
+def batch(mode: str = "TARGET_VERIFY", **info: Any) -> Any:
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
     plain = {
         "is_all_greedy": True,
         "logit_bias": None,
@@ -21,7 +23,9 @@ def batch(mode: ForwardMode = ForwardMode.TARGET_VERIFY, **info: Any) -> Any:
         "acc_scaling_penalties": None,
         "has_watermark_candidates": False,
     }
-    return SimpleNamespace(forward_mode=mode, sampling_info=SimpleNamespace(**plain | info))
+    return SimpleNamespace(
+        forward_mode=ForwardMode[mode], sampling_info=SimpleNamespace(**plain | info)
+    )
 
 
 def test_a_greedy_batch() -> None:
@@ -43,7 +47,10 @@ def test_whoever_changes_logits_goes_the_way_of_upstream(other: dict[str, Any]) 
 
 
 def test_so_does_what_is_beside_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not _is_merely_greedy(batch(ForwardMode.IDLE))
+    from sglang.srt.environ import envs
+    from sglang.srt.speculative import spec_utils
+
+    assert not _is_merely_greedy(batch("IDLE"))
     assert not _is_merely_greedy(batch(), object())  # a grammar
     marked = batch(has_watermark_candidates=True)
     assert not _is_merely_greedy(marked, watermark_state=object())

@@ -6,11 +6,25 @@ import ast
 
 import pytest
 
-from tools.figures import Figure, any_count, figures, function_lengths, main, percentile
+from tools.figures import any_count, figures, function_lengths, main, percentile
+
+NAMES = (
+    "loose modules at the top",
+    "imports upward between rooms",
+    "Any per 1,000 lines",
+    "fmt: skip",
+    "file length, median",
+    "file length, 90th percentile",
+    "function length, median",
+    "function length, 90th percentile",
+    "tests with a mark, percent",
+)
+"""The names of all figures, as a list so that collecting the tests does not count the figures."""
 
 
-@pytest.mark.parametrize("figure", figures(), ids=lambda figure: figure.name)
-def test_bars_hold(figure: Figure) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_bars_hold(name: str) -> None:
+    (figure,) = (figure for figure in figures() if figure.name == name)
     assert figure.holds, figure
 
 
@@ -24,5 +38,6 @@ def test_counts() -> None:
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuple(figure.name for figure in figures()) == NAMES
     assert main() == 0
     assert "fmt: skip" in capsys.readouterr().out
