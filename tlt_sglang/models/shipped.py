@@ -13,7 +13,8 @@ import shutil
 from pathlib import Path
 
 from tlt_sglang.errors import EnvironmentProblem
-from tlt_sglang.models.named import ALIASES, build, cache_root, prepare
+from tlt_sglang.models.cache import build, cache_root, is_complete
+from tlt_sglang.models.named import ALIASES, prepare
 
 FILES = ("config.json", "model.safetensors")
 HERE = Path(__file__).parent
@@ -41,7 +42,7 @@ def _prepared(alias: str, source: Path) -> Path:
     for name in ("config.json", WEIGHTS):
         digest.update((source / name).read_bytes())
     folder = cache_root() / "drafters" / f"{alias}-{digest.hexdigest()[:12]}"
-    if not all((folder / name).is_file() for name in FILES):
+    if not is_complete(folder, FILES):
         build(folder, lambda into: _expand(source, target, into), FILES)
     return folder
 

@@ -5,11 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
@@ -81,14 +79,6 @@ def test_the_folder_lies_in_the_cache_and_is_built_once(
     assert len(built) == 1
 
 
-def test_the_default_cache_is_in_the_home_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TLT_CACHE", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert models.cache_root() == tmp_path / ".cache" / "tlt_sglang"
-
-
 def test_another_converter_version_is_another_folder(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,74 +136,3 @@ def test_an_interrupted_conversion_leaves_nothing(
     with pytest.raises(error):
         models.prepare(ALIAS)
     assert list((cache / "models").iterdir()) == []
-
-
-def test_the_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-
-    def slow(target: Path) -> None:
-        fill(target)
-        assert target.parent == folder.parent
-        assert not folder.exists()
-
-    models.build(folder, slow, models.FILES)
-    assert sorted(p.name for p in folder.iterdir()) == sorted(models.FILES)
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_the_first_of_two_racing_conversions_wins(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-
-    def overtaken(target: Path) -> None:
-        fill(target)
-        models.build(folder, fill, models.FILES)
-        (folder / "first").touch()
-
-    models.build(folder, overtaken, models.FILES)
-    assert (folder / "first").is_file()
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_folder_with_files_missing_is_rebuilt(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / models.FILES[0]).touch()
-    models.build(folder, fill, models.FILES)
-    assert models._complete(folder)
-
-
-def test_only_old_leftovers_are_removed(tmp_path: Path) -> None:
-    old, young = tmp_path / ".model.tmp-old", tmp_path / ".model.tmp-young"
-    for left in (old, young):
-        left.mkdir()
-    long_ago = time.time() - 2 * models.STALE_SECONDS
-    os.utime(old, (long_ago, long_ago))
-    models.build(tmp_path / "model", fill, models.FILES)
-    assert not old.exists()
-    assert young.exists()
-
-
-def test_an_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentProblem, match="set TLT_CACHE"):
-        models.build(tmp_path / "file" / "model", fill, models.FILES)
-
-
-@pytest.mark.parametrize(("heads", "head_dim", "hidden"), [(9, 64, 576), (3, 64, 576), (1, 2, 5)])
-def test_unpermute_is_the_inverse_of_llama_cpp(heads: int, head_dim: int, hidden: int) -> None:
-    rows = heads * head_dim
-    weight = np.random.default_rng(0).standard_normal((rows, hidden)).astype(np.float32)
-    # As convert_hf_to_gguf.py does it.
-    permuted = weight.reshape(heads, 2, head_dim // 2, hidden).swapaxes(1, 2).reshape(rows, hidden)
-    np.testing.assert_array_equal(models.unpermute(permuted, heads), weight)
-
-
-def test_missing_and_unknown_tensors_are_refused() -> None:
-    class Tensor:
-        name = "blk.7.attn_q.bias"
-
-    config = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-    with pytest.raises(EnvironmentProblem, match=r"blk\.7\.attn_q\.bias"):
-        dict(models._weights([Tensor()], config))
-    with pytest.raises(EnvironmentProblem, match=r"lacks the tensors .*output_norm\.weight"):
-        dict(models._weights([], config))
