@@ -10,7 +10,8 @@ from typing import Any
 
 from tlt_sglang.config import sources
 from tlt_sglang.config.command_line import FlagGroup
-from tlt_sglang.config.setting import SWITCH, Setting, as_word
+from tlt_sglang.config.kinds import SWITCH
+from tlt_sglang.config.setting import Setting, as_word
 from tlt_sglang.config.settings import SETTINGS, VARIABLE, Config
 
 

@@ -12,19 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from tlt_sglang.config.setting import (
-    SWITCH,
-    Group,
-    Program,
-    Setting,
-    choice,
-    decimal,
-    numbers,
-    setting,
-    text,
-    texts,
-    whole,
-)
+from tlt_sglang.config.groups import COORDINATION, DRAFTER, LOGS, SIDECAR, SPECULATION, Program
+from tlt_sglang.config.kinds import SWITCH, choice, decimal, numbers, text, texts, whole
+from tlt_sglang.config.setting import Setting, setting
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.strategy.strategies import Strategy, envelope, parse
 
@@ -39,29 +29,6 @@ DraftSampling = Literal["auto", "on", "off"]
 Calibrate = Literal["on", "off"]
 SidecarMode = Literal["idle", "always"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
-
-SPECULATION = Group(
-    "Speculative decoding",
-    "How the engine drafts and verifies, and how it chooses between strategies.",
-    ("engine",),
-)
-LOGS = Group("Logs", "What the engine writes about its decisions.", ("engine",))
-DRAFTER = Group(
-    "Adaptive drafter",
-    "How an engine logs hidden states for training, and where it finds new drafter versions.",
-    ("engine",),
-)
-COORDINATION = Group(
-    "Coordinator",
-    "How engines and trainers share a device. The engine reports to the coordinator, the sidecar "
-    "obeys it, and `tlt coordinator` listens.",
-    ("coordinator",),
-)
-SIDECAR = Group(
-    "Sidecar",
-    "How the drafter is trained while engines run, by `tlt sidecar` or beside the server.",
-    ("sidecar",),
-)
 
 _FILE = text("FILE", "write the path of a file")
 _MEGABYTES = whole(1, 2**20, metavar="MB")
