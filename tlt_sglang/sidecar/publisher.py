@@ -16,7 +16,7 @@ from tlt_sglang.weights import describe
 
 if TYPE_CHECKING:
     from tlt_sglang.observe.scalars import Scalars
-    from tlt_sglang.sidecar.online import Gate, Learner
+    from tlt_sglang.sidecar.learner import Gate, Learner
     from tlt_sglang.weights.manifest import Expected
     from tlt_sglang.weights.store import Store
 

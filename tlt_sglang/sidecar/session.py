@@ -15,7 +15,8 @@ from tlt_sglang.config.sources import engine_device
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
-from tlt_sglang.sidecar.online import Learner, LearnerSettings
+from tlt_sglang.sidecar.learner import Learner
+from tlt_sglang.sidecar.learner_settings import LearnerSettings
 from tlt_sglang.sidecar.process import log
 from tlt_sglang.sidecar.publisher import Publisher
 from tlt_sglang.sidecar.target import TargetFollower

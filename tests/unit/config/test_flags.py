@@ -152,7 +152,7 @@ def test_help_stands_alone() -> None:
 
 
 def test_defaults_are_those_of_the_programs() -> None:
-    from tlt_sglang.sidecar.online import LearnerSettings
+    from tlt_sglang.sidecar.learner_settings import LearnerSettings
 
     assert rules(Config()) == Rules()
     assert Config().sidecar_learning_rate == LearnerSettings().learning_rate

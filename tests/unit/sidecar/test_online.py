@@ -21,7 +21,8 @@ from tlt_sglang.harvest.writer import Writer
 from tlt_sglang.sidecar import feed as feeding
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
-from tlt_sglang.sidecar.online import Learner, LearnerSettings, cut
+from tlt_sglang.sidecar.learner import Learner, cut
+from tlt_sglang.sidecar.learner_settings import LearnerSettings
 
 WIDTH = 4 * SIZE
 SETTINGS = LearnerSettings(

@@ -10,7 +10,8 @@ import torch
 
 from tests.support.learning import drafter, frozen, sequences
 from tlt_sglang.sidecar.buffer import Buffer
-from tlt_sglang.sidecar.online import Learner, LearnerSettings
+from tlt_sglang.sidecar.learner import Learner
+from tlt_sglang.sidecar.learner_settings import LearnerSettings
 from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.models import Algorithm, Drafter
 from tlt_sglang.training.simulate import loss_of
