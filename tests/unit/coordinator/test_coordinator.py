@@ -34,8 +34,9 @@ from tlt_sglang.coordinator.messages import (
     Training,
 )
 from tlt_sglang.coordinator.server import Server
-from tlt_sglang.coordinator.states import Event, Outgoing, due, step
+from tlt_sglang.coordinator.states import Event, due, step
 from tlt_sglang.coordinator.status import query_status
+from tlt_sglang.coordinator.transition import Outgoing
 from tlt_sglang.coordinator.world import Rules, State, World
 from tlt_sglang.errors import ConfigError
 
