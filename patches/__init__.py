@@ -22,6 +22,7 @@ MODULES = (
     "eagle_worker_v2",
     "engine",
     "http_server",
+    "io_struct",
     "layernorm",
     "llama",
     "llama_eagle3",

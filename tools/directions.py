@@ -24,6 +24,7 @@ ALLOWED: dict[str, str] = {
     "patching": "errors",
     "upstream": "",
     "strategy": "errors",
+    "admission": "errors",
     # Models, files and memory that engines and trainers share.
     "models": "errors strategy",
     "weights": "errors models",
@@ -43,7 +44,7 @@ ALLOWED: dict[str, str] = {
     "launcher": "errors config coordinator harvest weights",
     "training": ("__init__ errors config.command_line harvest launcher models models.seed weights"),
     "engine": (
-        "__init__ errors patching upstream strategy "
+        "__init__ errors patching upstream strategy admission "
         "models.seed weights harvest graphs cpu drafters sampling config coordinator"
     ),
     "sidecar": (
