@@ -1,0 +1,30 @@
+"""sglang.srt.managers.schedule_batch, in the scheduler process: where an answer ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.upstream.results import AnsweredRequest
+
+
+@wraps_upstream(
+    "sglang.srt.managers.schedule_batch:Req.update_finish_state",
+    why="of the stops in an accepted run SGLang takes the one that is listed first, not the one "
+    "that comes first, so that answers differ from plain decoding's",
+    remove_when="SGLang ends an answer at the same token with and without speculation",
+    process="scheduler",
+    digests={"0.5.23": "f9b24157222052c1"},
+)
+def update_finish_state(
+    original: Upstream, request: AnsweredRequest, new_accepted_len: int = 1
+) -> None:
+    from tlt_sglang.engine.finishing import FINISHING
+
+    FINISHING.update(original, request, new_accepted_len)
+
+
+PATCHES = (update_finish_state,)
