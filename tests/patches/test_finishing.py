@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from patches import batch_result_processor, schedule_batch
 from tlt_sglang.patching.patcher import Patcher
 
+pytestmark = pytest.mark.sglang
+
 PROMPT = [7, 8, 9]
 VOCABULARY = 320
 EOS = 0
