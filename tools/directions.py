@@ -25,6 +25,7 @@ ALLOWED: dict[str, str] = {
     "upstream": "",
     "strategy": "errors",
     "admission": "errors",
+    "serving": "",
     # Models, files and memory that engines and trainers share.
     "models": "errors strategy",
     "weights": "errors models",
@@ -51,7 +52,7 @@ ALLOWED: dict[str, str] = {
         "__init__ errors config config.command_line coordinator harvest observe training weights"
     ),
     # What meets SGLang, and what a person starts.
-    "patches": "errors patching upstream models cpu sampling config launcher engine",
+    "patches": "errors patching upstream serving models cpu sampling config launcher engine",
     "launcher.environment": "errors config patching patches",
     "plugin": "errors patching config engine patches",
     "launch_server": (

@@ -131,7 +131,7 @@ class Case:
 
 @dataclass
 class Answer:
-    """What a request has when it is finished."""
+    """The tokens, reason and counts of a finished request."""
 
     tokens: list[int]
     reason: dict[str, Any]
