@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @wraps_upstream(
     "sglang.srt.managers.schedule_batch:Req.update_finish_state",
     why="of the stops in an accepted run SGLang takes the one that is listed first, not the one "
-    "that comes first, so that answers differ from plain decoding's",
+    "that comes first; and an exception for one request ended the engine",
     remove_when="SGLang ends an answer at the same token with and without speculation",
     process="scheduler",
     digests={"0.5.23": "f9b24157222052c1"},
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 def update_finish_state(
     original: Upstream, request: AnsweredRequest, new_accepted_len: int = 1
 ) -> None:
+    from tlt_sglang.engine import shield
     from tlt_sglang.engine.finishing import FINISHING
 
-    FINISHING.update(original, request, new_accepted_len)
+    with shield.finishing(request):
+        FINISHING.update(original, request, new_accepted_len)
 
 
 PATCHES = (update_finish_state,)

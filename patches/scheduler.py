@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Scheduler,
         Upstream,
     )
+    from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
 
 _MODULE = "sglang.srt.managers.scheduler"
 
@@ -91,4 +92,19 @@ def on_idle(original: Upstream, scheduler: Scheduler) -> None:
     original(scheduler)
 
 
-PATCHES = (init, get_internal_state, set_internal_state, on_idle)
+@wraps_upstream(
+    f"{_MODULE}:Scheduler.handle_generate_request",
+    why="a request that raises while it is received ended the engine",
+    remove_when="SGLang aborts a request that raises while it is received",
+    process="scheduler",
+    digests={"0.5.23": "e08deade0fc7249e"},
+)
+def handle_generate_request(
+    original: Upstream, scheduler: IntakeScheduler, recv_req: ArrivedRequest, **options: Any
+) -> None:
+    from tlt_sglang.engine import shield
+
+    shield.receive(original, scheduler, recv_req, **options)
+
+
+PATCHES = (init, get_internal_state, set_internal_state, on_idle, handle_generate_request)

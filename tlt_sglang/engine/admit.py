@@ -7,6 +7,7 @@ worker. The scheduler has its own last line of defence, in `shield`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,10 @@ from tlt_sglang.errors import BadRequest
 
 if TYPE_CHECKING:
     from tlt_sglang.upstream.requests import Call, Manager, Request
+
+ERROR_EVENT = b'data: {"error":'
+ABORT = b'"type":"abort"'
+"""The beginnings of a refusal, and of the finish reason of an aborted request, in a stream."""
 
 _MISREAD = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 """SGLang raises them for values of types that it does not expect."""
@@ -66,6 +71,54 @@ async def batch(
     async with aclosing(original(manager, call, *others)) as answers:
         async for answer in answers:
             yield answer
+
+
+async def stream(response: Any, streams: bool) -> object:
+    """Return SGLang's answer to POST /generate; a stream that begins with an error, as that error.
+
+    SGLang sends status 200 before it looks at the request.
+    """
+    from fastapi.responses import JSONResponse
+
+    if not streams:
+        return response
+    events = response.body_iterator
+    first = await anext(events, None)
+    refusal = refusal_in(first) if first is not None else None
+    if refusal is not None:
+        await events.aclose()
+        status, message = refusal
+        content = {"error": {"message": message}}
+        return JSONResponse(content, status_code=status, background=response.background)
+    response.body_iterator = _resumed(first, events)
+    return response
+
+
+def refusal_in(event: bytes) -> tuple[int, str] | None:
+    """Return the status and the message of an error in the first event of a stream, if any.
+
+    SGLang sends what the main process refuses as {"error": ...}, and what the scheduler refuses as
+    an answer without tokens whose finish reason is an abort.
+    """
+    if not event.startswith(ERROR_EVENT) and ABORT not in event:
+        return None
+    content = json.loads(event.removeprefix(b"data: "))
+    if "error" in content:
+        return int(content["error"]["code"]), str(content["error"]["message"])
+    reason = content["meta_info"]["finish_reason"]
+    if content.get("output_ids") or reason is None or not reason.get("status_code"):
+        return None
+    return int(reason["status_code"]), str(reason["message"])
+
+
+async def _resumed(
+    first: bytes | None, events: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        if first is not None:
+            yield first
+        async for event in events:
+            yield event
 
 
 def limits_of(manager: Manager) -> Limits:

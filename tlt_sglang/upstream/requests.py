@@ -19,7 +19,7 @@ class ModelConfig(Protocol):
 class Call(Protocol):
     """`sglang.srt.managers.io_struct.GenerateReqInput`: one request, or several in lists."""
 
-    is_single: bool
+    stream: bool
     batch_size: int
     parallel_sample_num: int
 

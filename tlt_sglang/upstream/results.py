@@ -27,6 +27,7 @@ class StopParameters(Protocol):
 
     stop_strs: Sequence[str]
     stop_regex_strs: Sequence[str]
+    min_new_tokens: int
 
 
 class KvInfo(Protocol):
