@@ -8,6 +8,7 @@ upstream's work for greedy batches.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from tlt_sglang.patching.patch import Patch
+    from tlt_sglang.upstream.kv_pool import DecodeBatch
     from tlt_sglang.upstream.layers import GrammarMask, PenalisedBatch
     from tlt_sglang.upstream.protocols import LogitsOutput, SamplingInfo, Upstream, VerifyInput
 
@@ -85,11 +87,26 @@ def eagle_sample(
 
         with flag(verify_input.draft_probs is not None):
             outcome = original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
+    slots = engine.require().step.slots
+    outcome = slots.accept(outcome, batch.seq_lens, verify_input.draft_token_num)
     if batch.return_hidden_states:
         from tlt_sglang.engine import hidden_states
 
         hidden_states.order_ngrams(verify_input, logits_output, outcome[2])
     return outcome
+
+
+@wraps_upstream(
+    f"{_MODULE}:eagle_prepare_for_decode",
+    why="where the KV pool is short, the positions of drafts have no slot",
+    remove_when="SGLang finishes with speculation every request that it finishes without",
+    process="scheduler",
+    digests={"0.5.23": "b45c52a02903d9d2"},
+)
+def eagle_prepare_for_decode(original: Upstream, batch: DecodeBatch) -> None:
+    from tlt_sglang.engine import engine
+
+    engine.require().step.slots.prepare(functools.partial(original, batch), batch)
 
 
 def _is_merely_greedy(
@@ -199,6 +216,7 @@ PATCHES = (
     verify_uses_greedy,
     verify_coins,
     eagle_sample,
+    eagle_prepare_for_decode,
     _replaced("top_k_renorm_prob", _unchanged, _FILTERED_LATER, "fb9e5b0d90e4a306"),
     _replaced("top_p_renorm_prob", _unchanged, _FILTERED_LATER, "5ff03646323a4470"),
     _replaced(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
+    from tlt_sglang.upstream.kv_pool import DecodeBatch
     from tlt_sglang.upstream.protocols import Upstream
     from tlt_sglang.upstream.results import AnsweredRequest
 
@@ -29,4 +32,21 @@ def update_finish_state(
         FINISHING.update(original, request, new_accepted_len)
 
 
-PATCHES = (update_finish_state,)
+@wraps_upstream(
+    "sglang.srt.managers.schedule_batch:ScheduleBatch.check_decode_mem",
+    why="a request is retracted or aborted for want of slots for drafts, which it can do without",
+    remove_when="SGLang finishes with speculation every request that it finishes without",
+    process="scheduler",
+    digests={"0.5.23": "85d4af1606714048"},
+)
+def check_decode_mem(
+    original: Upstream, batch: DecodeBatch, selected_indices: Sequence[int] | None = None
+) -> bool:
+    from tlt_sglang.engine import engine
+
+    current = engine.require()
+    upstream = functools.partial(original, batch, selected_indices)
+    return current.step.slots.fits(upstream, current.scheduler, batch)
+
+
+PATCHES = (update_finish_state, check_decode_mem)

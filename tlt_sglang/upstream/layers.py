@@ -241,6 +241,7 @@ class PenalisedBatch(Protocol):
     forward_mode: ForwardMode
     return_hidden_states: bool
     sampling_info: PenalisedSampling
+    seq_lens: torch.Tensor  # [B], committed tokens
 
 
 class DraftBackendFactory(Protocol):
