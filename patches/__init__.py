@@ -13,6 +13,7 @@ from tlt_sglang.patching.patch import Patch
 
 MODULES = (
     "activation",
+    "allocation_sizing",
     "attention_registry",
     "base_config",
     "base_spec_worker",
