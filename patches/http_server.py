@@ -22,13 +22,14 @@ def setup_and_run_http_server(original: Upstream, *args: Any, **kwargs: Any) -> 
     from sglang.srt.entrypoints import http_server
     from sglang.srt.environ import envs
 
-    from tlt_sglang.engine import calibration
+    from tlt_sglang.engine import calibration, http_errors
     from tlt_sglang.engine.admin import add_routes
     from tlt_sglang.launcher import leftovers
 
     port_args = kwargs.get("port_args") or args[3]
     leftovers.belongs_to(port_args.instance_id)
     calibration.register()
+    http_errors.install(http_server.app)
     add_routes(http_server.app, http_server.get_global_state)
     # Several tokenizer workers import the app by this name.
     envs.SGLANG_HTTP_SERVER_APP_PATH.set("tlt_sglang.plugin:app")

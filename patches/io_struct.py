@@ -1,4 +1,4 @@
-"""sglang.srt.managers.io_struct, in the main process: a call is checked before it is split."""
+"""sglang.srt.managers.io_struct, in the main process: fields whose shapes do not fit each other."""
 
 from __future__ import annotations
 
@@ -7,21 +7,38 @@ from typing import TYPE_CHECKING
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
+    from tlt_sglang.patching.patch import Patch
     from tlt_sglang.upstream.protocols import Upstream
-    from tlt_sglang.upstream.requests import Call
 
 
-@wraps_upstream(
-    "sglang.srt.managers.io_struct:GenerateReqInput.normalize_batch_and_arguments",
-    why="a call whose form is wrong raised anything, or asked for any number of answers",
-    remove_when="SGLang checks the types and lengths of a call's fields",
-    process="main",
-    digests={"0.5.23": "ba140b03d37e4d78"},
+def _normalized(kind: str, digest: str) -> Patch:
+    """Return the patch of one kind of request."""
+
+    @wraps_upstream(
+        f"sglang.srt.managers.io_struct:{kind}.normalize_batch_and_arguments",
+        why="fields of the wrong shape raise whatever comes first, which is answered as our fault",
+        remove_when="SGLang raises ValueError for every field that has the wrong shape",
+        process="main",
+        digests={"0.5.23": digest},
+    )
+    def normalize(original: Upstream, request: object) -> None:
+        from tlt_sglang.engine.http_errors import CAUSED_BY_REQUEST
+        from tlt_sglang.errors import BadRequest
+
+        try:
+            original(request)
+        except ValueError:
+            raise
+        except CAUSED_BY_REQUEST as error:
+            reason = str(error) or type(error).__name__
+            raise BadRequest(
+                f"The fields of the request do not fit each other: {reason}"
+            ) from error
+
+    return normalize
+
+
+PATCHES = (
+    _normalized("GenerateReqInput", "ba140b03d37e4d78"),
+    _normalized("EmbeddingReqInput", "5f80428faf1c96b5"),
 )
-def normalize_batch_and_arguments(original: Upstream, call: Call) -> None:
-    from tlt_sglang.engine import admit
-
-    admit.split(original, call)
-
-
-PATCHES = (normalize_batch_and_arguments,)

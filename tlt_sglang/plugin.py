@@ -51,10 +51,11 @@ def __getattr__(name: str) -> FastAPI:
     load()
     from sglang.srt.entrypoints import http_server
 
-    from tlt_sglang.engine import calibration
+    from tlt_sglang.engine import calibration, http_errors
     from tlt_sglang.engine.admin import add_routes
 
     calibration.skip()
     app: FastAPI = http_server.app
+    http_errors.install(app)
     add_routes(app, http_server.get_global_state)
     return app
