@@ -40,7 +40,6 @@ MODULES = (
     "rotary_embedding_base",
     "sampler",
     "sampling_batch_info",
-    "sampling_batch_info",
     "schedule_batch",
     "scheduler",
     "scheduler_weight_updater",

@@ -9,6 +9,7 @@ from tlt_sglang.patching.patch import wraps_upstream
 if TYPE_CHECKING:
     from tlt_sglang.patching.patch import Patch
     from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.upstream.requests import Call
 
 
 def _normalized(kind: str, digest: str) -> Patch:
@@ -21,19 +22,10 @@ def _normalized(kind: str, digest: str) -> Patch:
         process="main",
         digests={"0.5.23": digest},
     )
-    def normalize(original: Upstream, request: object) -> None:
-        from tlt_sglang.engine.http_errors import CAUSED_BY_REQUEST
-        from tlt_sglang.errors import BadRequest
+    def normalize(original: Upstream, request: Call) -> None:
+        from tlt_sglang.engine import admit
 
-        try:
-            original(request)
-        except ValueError:
-            raise
-        except CAUSED_BY_REQUEST as error:
-            reason = str(error) or type(error).__name__
-            raise BadRequest(
-                f"The fields of the request do not fit each other: {reason}"
-            ) from error
+        admit.split(original, request, generates=kind == "GenerateReqInput")
 
     return normalize
 

@@ -27,9 +27,13 @@ _MISREAD = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionEr
 """SGLang raises them for values of types that it does not expect."""
 
 
-def split(original: Callable[[Call], None], call: Call) -> None:
-    """Let SGLang split a call into requests; raise BadRequest if its form does not allow that."""
-    _refuse(call_problems(vars(call)))
+def split(original: Callable[[Call], None], call: Call, *, generates: bool = True) -> None:
+    """Let SGLang split a call into requests; raise BadRequest if its form does not allow that.
+
+    The rules are those of calls that generate; for embeddings there are only SGLang's.
+    """
+    if generates:
+        _refuse(call_problems(vars(call)))
     with _one_sentence():
         original(call)
 
