@@ -223,5 +223,5 @@ def test_a_batch_without_changes_is_left_alone(on_cpu: bool) -> None:
 
     info = SimpleNamespace(has_custom_logit_processor=False, acc_additive_penalties=None)
     mask, batch, nothing = object(), SimpleNamespace(sampling_info=info), SimpleNamespace()
-    arguments: Any = (nothing, batch, nothing, mask)
-    assert _change_logits(*arguments, on_cpu) is mask
+    arguments: Any = (nothing, batch, nothing, mask, on_cpu)
+    assert _change_logits(*arguments) is mask
