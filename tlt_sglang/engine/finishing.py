@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tlt_sglang.upstream.results import AnsweredBatch, AnsweredRequest, DecodeResult
+from tlt_sglang.upstream.results import AnsweredBatch, AnsweredRequest, DecodeResult, Tokenizer
 
 Rule = Callable[[AnsweredRequest, int], None]
 """SGLang's `Req.update_finish_state`: whether the last tokens of the output, so many, end it."""
@@ -28,6 +28,8 @@ class Ending:
     """The last token of the output, which SGLang replaces if it is outside the vocabulary."""
 
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""Stands in texts for bytes that are not a whole character."""
 GOES_ON = Ending()
 
 
@@ -37,6 +39,8 @@ class Finishing:
     def __init__(self) -> None:
         self._endings: dict[AnsweredRequest, Ending] = {}
         self._terminated_now: set[AnsweredRequest] = set()
+        self._tokenizer: Tokenizer | None = None
+        self._byte_level = False
 
     # -- a verify step, in this order -------------------------------------------------------------
 
@@ -120,13 +124,17 @@ class Finishing:
         if not run:
             return 0
         before = len(request.output_ids)
-        if _tokens_decide(request, run):
+        length = 0
+        if self._whole_run_decides(request, run):
             request.output_ids.extend(run)
             request.update_finish_state(len(run))
             length = len(run)
-            if request.finished_len is not None:
+            if request.finished_reason is not None and request.sampling_params.stop_strs:
+                _take_back(request, before)
+                length = 0
+            elif request.finished_len is not None:
                 length = request.finished_len - before
-        else:
+        if not length:
             length = _one_by_one(request, run)
         self._endings[request] = (
             GOES_ON
@@ -137,22 +145,47 @@ class Finishing:
                 request.output_ids[before + length - 1],
             )
         )
-        request.finished_reason = request.finished_len = None
-        del request.output_ids[before:]
+        _take_back(request, before)
         return length
 
+    def _whole_run_decides(self, request: AnsweredRequest, run: Sequence[int]) -> bool:
+        """Return whether SGLang's rule for a whole run is right, or right that it goes on.
 
-def _tokens_decide(request: AnsweredRequest, run: Sequence[int]) -> bool:
-    """Return whether ids and lengths alone decide, for which SGLang's rule sees a whole run."""
-    parameters = request.sampling_params
-    return (
-        not parameters.stop_strs
-        and not parameters.stop_regex_strs
-        and request.grammar is None
-        and request.to_finish is None
-        and min(run) >= 0
-        and (request.vocab_size is None or max(run) < request.vocab_size)
-    )
+        It is right of token ids and lengths. Of stop strings it is right that there are none, as a
+        string in the text of a part of the tokens is also in the text of all of them. This holds
+        where a text is the joined bytes of its tokens, and of whole characters.
+        """
+        parameters = request.sampling_params
+        return (
+            not parameters.stop_regex_strs
+            and request.grammar is None
+            and request.to_finish is None
+            and min(run) >= 0
+            and (request.vocab_size is None or max(run) < request.vocab_size)
+            and (
+                not parameters.stop_strs
+                or (
+                    self._joins_bytes(request.tokenizer)
+                    and not any(REPLACEMENT in stop for stop in parameters.stop_strs)
+                )
+            )
+        )
+
+    def _joins_bytes(self, tokenizer: Tokenizer) -> bool:
+        if self._tokenizer is not tokenizer:
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            decoder = getattr(backend, "decoder", None)
+            self._byte_level = type(decoder).__name__ == "ByteLevel" and not (
+                tokenizer.clean_up_tokenization_spaces
+            )
+            self._tokenizer = tokenizer
+        return self._byte_level
+
+
+def _take_back(request: AnsweredRequest, length: int) -> None:
+    """Undo what SGLang's rule has done to the output behind its first `length` tokens."""
+    request.finished_reason = request.finished_len = None
+    del request.output_ids[length:]
 
 
 def _one_by_one(request: AnsweredRequest, run: Sequence[int]) -> int:

@@ -37,12 +37,19 @@ class KvInfo(Protocol):
     """Tokens whose keys and values are in the pool."""
 
 
+class Tokenizer(Protocol):
+    """A tokenizer of transformers; a fast one also has a `backend_tokenizer` with a decoder."""
+
+    clean_up_tokenization_spaces: bool
+
+
 class AnsweredRequest(Request, Hashable, Protocol):
     """`sglang.srt.managers.schedule_batch.Req`, whose answer is about to grow."""
 
     output_ids: list[int]
     """An array of the standard library."""
     sampling_params: StopParameters
+    tokenizer: Tokenizer
     grammar: Grammar | None
     finished_reason: object | None
     """A `BaseFinishReason` once the request has its last token."""
@@ -77,3 +84,16 @@ class DecodeResult(Protocol):
     grammar_advanced: bool
     grammar_retained_tokens: list[list[int] | None] | None
     """The part of each accepted run that is committed, where that is not the whole run."""
+
+
+class CacheParameters(Protocol):
+    """`sglang.srt.mem_cache.cache_init_params.CacheInitParams`."""
+
+    is_eagle: bool
+    """The prefix cache is keyed with pairs of tokens."""
+
+
+class CacheContext(Protocol):
+    """`sglang.srt.mem_cache.registry.TreeCacheBuildContext`."""
+
+    params: CacheParameters
