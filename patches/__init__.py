@@ -30,6 +30,7 @@ MODULES = (
     "llama_eagle3",
     "logits_processor",
     "logprob_processor",
+    "mem_cache_registry",
     "model_runner",
     "ngram_worker",
     "orchestrator",
