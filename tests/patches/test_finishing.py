@@ -27,6 +27,7 @@ pytestmark = pytest.mark.sglang
 PROMPT = [7, 8, 9]
 VOCABULARY = 320
 EOS = 0
+SPECIAL = ["<eos>", "<stop>", "<think>"]
 THINK_END = 5
 STOPS = ("a", "ab", "b c", "the", "e t", "he ", "é", "�", "c" * 9, " ")
 REGEXES = ("a$", "^.b", "[bc] ?[a-e]", "(the|cat)", "e.{0,3}t", "$", "[^a]*b")
@@ -34,34 +35,61 @@ GRAMMARS = ("[ab]{2}", "(ab|c)*", "the( cat)?", "", "[a-e ]{1,4}")
 
 
 @cache
-def tokenizer() -> Any:
-    """A byte-level tokenizer, trained on a few words, so that it splits characters and words."""
+def tokenizer(kind: str = "bytes") -> Any:
+    """A tokenizer that joins the bytes of its tokens, or ("words") the texts of groups of them."""
     from sglang.srt.utils.hf_transformers_utils import attach_additional_stop_token_ids
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
+    bare = _joining_bytes() if kind == "bytes" else _joining_words()
+    made = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<eos>")
+    attach_additional_stop_token_ids(made)
+    return made
+
+
+def _joining_bytes() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bare.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(  # type: ignore[no-untyped-call]
         vocab_size=VOCABULARY,
-        special_tokens=["<eos>", "<stop>", "<think>"],
+        special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     words = "the cat abc ab bc the cab a b c é é ccc ccccc the e t h"
     bare.train_from_iterator([words] * 50, trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<eos>")
-    attach_additional_stop_token_ids(made)
-    return made
+    return bare
+
+
+def _joining_words() -> Any:
+    """Each word begins with "▁", of which the first is left out; bytes that are no text are "�"."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    texts = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcthe"]
+    pairs = [("a", "b"), ("b", "c"), ("t", "h"), ("▁", "a"), ("▁", "th"), ("c", "c"), ("▁", "c")]
+    texts += ["".join(pair) for pair in pairs]
+    ids = {text: token for token, text in enumerate(texts)}
+    bare = Tokenizer(models.BPE(ids, pairs, byte_fallback=True))
+    bare.pre_tokenizer = pre_tokenizers.Metaspace()
+    bare.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return bare
 
 
 @cache
-def grammar(regex: str) -> Any:
+def grammar(regex: str, kind: str) -> Any:
     """The grammar of a regular expression, to be copied for each request."""
     from sglang.srt.constrained.xgrammar_backend import XGrammarGrammarBackend
 
-    backend = XGrammarGrammarBackend(tokenizer(), VOCABULARY, model_eos_token_ids=[EOS])
+    backend = XGrammarGrammarBackend(tokenizer(kind), VOCABULARY, model_eos_token_ids=[EOS])
     return backend.dispatch_regex(regex)
 
 
@@ -80,6 +108,8 @@ class Case:
     ignore_eos: bool = False
     regex: str | None = None
     """The grammar."""
+    kind: str = "bytes"
+    """The tokenizer."""
 
     def request(self) -> Any:
         from sglang.srt.managers.schedule_batch import Req
@@ -92,7 +122,7 @@ class Case:
             stop_token_ids=sorted(self.stop_ids) or None,
             ignore_eos=self.ignore_eos,
         )
-        parameters.normalize(tokenizer())
+        parameters.normalize(tokenizer(self.kind))
         request = Req(
             "request",
             "",
@@ -102,8 +132,9 @@ class Case:
             vocab_size=VOCABULARY,
             require_reasoning=True,
         )
-        request.tokenizer = tokenizer()
-        request.grammar = grammar(self.regex).copy() if self.regex is not None else None
+        request.tokenizer = tokenizer(self.kind)
+        if self.regex is not None:
+            request.grammar = grammar(self.regex, self.kind).copy()
         request.kv.kv_committed_len = len(PROMPT)
         return request
 
@@ -261,7 +292,7 @@ def drafts(case: Case, length: int) -> int:
     raise AssertionError
 
 
-letters = st.sampled_from([EOS, 1, 2, THINK_END, *range(67, 75), *range(259, VOCABULARY)])
+letters = st.sampled_from([EOS, 1, 2, THINK_END, *range(67, 75), 105, 130, 172, 198, *range(259, 273)])
 cases = st.builds(
     Case,
     choices=st.lists(letters, min_size=1, max_size=12).map(tuple),
@@ -272,6 +303,7 @@ cases = st.builds(
     stop_ids=st.frozensets(st.sampled_from([1, 68, 69, 260, 270]), max_size=2),
     ignore_eos=st.booleans(),
     regex=st.none() | st.sampled_from(GRAMMARS),
+    kind=st.sampled_from(["bytes", "words"]),
 )
 
 
