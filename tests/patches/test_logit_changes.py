@@ -99,7 +99,7 @@ STEPS = {
         *("sampling_softmax", "reshape", "list"),
     },
 }
-"""What the steps from logits to a token call with the logits, plainly and in a verify step."""
+"""The names of what each step from logits to a token calls with the logits."""
 
 
 def test_fields_of_a_batch() -> None:

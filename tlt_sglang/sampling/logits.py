@@ -1,4 +1,4 @@
-"""What requests do to their logits in a verify step, where plain decoding does it to one row.
+"""Changes of logits in a verify step, which plain decoding makes to one row of each request.
 
 SGLang's verification applies penalties, biases, grammar masks and watermarks, but no custom logit
 processors. Plain decoding calls a processor once a token, after the other changes, with the request
