@@ -64,7 +64,7 @@ def _joining_bytes() -> Any:
 
 
 def _joining_words() -> Any:
-    """Each word begins with "▁", of which the first is left out; bytes that are no text are "�"."""
+    """Each word begins with "▁", of which the first is left out; a lone byte decodes to "�"."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     texts = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcthe"]
