@@ -292,7 +292,9 @@ def drafts(case: Case, length: int) -> int:
     raise AssertionError
 
 
-letters = st.sampled_from([EOS, 1, 2, THINK_END, *range(67, 75), 105, 130, 172, 198, *range(259, 273)])
+letters = st.sampled_from(
+    [EOS, 1, 2, THINK_END, *range(67, 75), 105, 130, 172, 198, *range(259, 273)]
+)
 cases = st.builds(
     Case,
     choices=st.lists(letters, min_size=1, max_size=12).map(tuple),
