@@ -69,7 +69,7 @@ def forward_batch_generation(
     if batch.return_hidden_states:
         from tlt_sglang.engine import hidden_states
 
-        hidden_states.put_last(batch, result)
+        hidden_states.put_last(result)
     return result
 
 

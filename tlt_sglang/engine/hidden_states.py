@@ -1,8 +1,7 @@
 """The hidden states that a request asks for: the target's last, as plain decoding returns them.
 
-Under EAGLE-3, SGLang returns what the drafter reads instead, three layers side by side; its n-gram
-worker returns the nodes of a tree in the order of the tree; and where a prompt was cached, EAGLE's
-radix tree, whose keys are pairs of tokens, leaves one more token of it to compute.
+Under EAGLE-3, SGLang returns what the drafter reads instead, three layers side by side; and its
+n-gram worker returns the nodes of a tree in the order of the tree.
 
 Runs in the scheduler process. Shapes: B requests, W rows per request, T tokens of prompts, N hidden
 size, F features a token.
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from tlt_sglang.upstream.protocols import Batch, LogitsOutput, StepResult, VerifyInput
+    from tlt_sglang.upstream.protocols import LogitsOutput, StepResult, VerifyInput
 
 
 def are_returned() -> bool:
@@ -25,7 +24,7 @@ def are_returned() -> bool:
     return bool(get_server_return_hidden_states_mode().need_capture())
 
 
-def put_last(batch: Batch, result: StepResult) -> None:
+def put_last(result: StepResult) -> None:
     """Replace the features of a finished step of EAGLE, [B * W, F] or [T, F], by last hidden states
     [B * W, N] or [T, N], where the drafter reads others. The drafter has read them by now."""
     output = result.logits_output

@@ -10,6 +10,8 @@ from tests.support.servers import Server, Servers
 KINDS = ("pool", "one strategy", "store and sidecar")
 ALLOWED = ("--enable-custom-logit-processor", "--enable-return-hidden-states")
 """Flags of every server here, for what requests have to be allowed to ask for."""
+NGRAMS = "ngram:8"
+"""A strategy that runs in SGLang's own n-gram worker."""
 POOL3 = POOL.replace("eagle:", "eagle3:")
 """The same pool for a drafter that a sidecar trains."""
 

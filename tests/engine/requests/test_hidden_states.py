@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.engine.requests.conftest import ALLOWED, NGRAMS
 from tests.support.identity import Reference
-from tests.support.servers import Server
+from tests.support.servers import Server, Servers
 
 SIZE = 576
 """The hidden size of the default model."""
@@ -121,3 +122,14 @@ def test_a_stream(speculative: Server, plain: Server, reference: Reference) -> N
             assert len(meta["hidden_states"]) == meta["completion_tokens"]
         last.append(chunks[-1])
     same_states(*last)
+
+
+@pytest.mark.server(NGRAMS)
+def test_n_grams_of_sglang(servers: Servers, plain: Server, reference: Reference) -> None:
+    """Their trees branch, so that accepted tokens do not stand side by side."""
+    server = servers.get(NGRAMS, *ALLOWED)
+    for index in (0, 13, 14, 13):
+        for each in (server, plain):
+            flush(each)
+        prompt = reference.prompts[index]
+        same_states(generate(server, prompt), generate(plain, prompt))

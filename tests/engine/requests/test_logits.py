@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.engine.requests.conftest import ALLOWED, NGRAMS
 from tests.support import processors
 from tests.support.identity import Reference
-from tests.support.servers import Server
+from tests.support.servers import Server, Servers
 
 CLOSE = 1e-3
 """Logprobs of one token, summed in two orders."""
@@ -168,4 +169,15 @@ def test_processors_while_off_is_pinned(
     finally:
         speculative.post("/tlt/strategy", {"strategy": None})
     for got, expected in zip(answers, ask(plain, prompts[:1], requests), strict=True):
+        same_logprobs(got, expected)
+
+
+@pytest.mark.server(NGRAMS)
+def test_n_grams_of_sglang(servers: Servers, plain: Server, prompts: list[list[int]]) -> None:
+    """These run in a worker of their own, whose trees branch."""
+    server = servers.get(NGRAMS, *ALLOWED)
+    requests = [processors.body(name) for name in processors.PARAMETERS]
+    requests += [{}, TOGETHER, TOGETHER | SAMPLED]
+    answers = ask(server, prompts, requests)
+    for got, expected in zip(answers, ask(plain, prompts, requests), strict=True):
         same_logprobs(got, expected)
