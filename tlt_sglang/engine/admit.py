@@ -102,7 +102,7 @@ def refusal_in(event: bytes) -> tuple[int, str] | None:
     """Return the status and the message of an error in the first event of a stream, if any.
 
     SGLang sends what the main process refuses as {"error": ...}, and what the scheduler refuses as
-    an answer without tokens whose finish reason is an abort.
+    an answer whose finish reason is an abort with a status.
     """
     if not event.startswith(ERROR_EVENT) and ABORT not in event:
         return None
@@ -110,7 +110,7 @@ def refusal_in(event: bytes) -> tuple[int, str] | None:
     if "error" in content:
         return int(content["error"]["code"]), str(content["error"]["message"])
     reason = content["meta_info"]["finish_reason"]
-    if content.get("output_ids") or reason is None or not reason.get("status_code"):
+    if reason is None or not reason.get("status_code"):
         return None
     return int(reason["status_code"]), str(reason["message"])
 

@@ -166,6 +166,12 @@ def abort(request: ScheduledRequest, error: Exception) -> None:
     )
 
 
+NOTHING_TO_DRAW = (
+    "the custom logit processor returned logits without a finite maximum, from which no token can "
+    "be drawn"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """A request's parameters for its logit processor, and the request, which may be freed."""
@@ -177,10 +183,9 @@ class Parameters:
 class ShieldedProcessor:
     """A client's logit processor whose exceptions end its own requests only.
 
-    Where it raises for several rows at once, it is called for each by itself. The logits that it
-    returns are made finite in rows without a finite maximum (NaN, or every token ruled out), from
-    which no token can be drawn; such a request is not aborted, since that takes a wait for the
-    device.
+    Where it raises for several rows at once, it is called for each by itself. From rows without a
+    finite maximum (NaN, or every token ruled out) no token can be drawn: zeros take their place.
+    On the CPU such a request is ended, too; on a GPU that would take a wait for the device.
     """
 
     def __init__(self, processor: Processor) -> None:
@@ -197,8 +202,12 @@ class ShieldedProcessor:
                 raise
             rows = [self._one(logits[i : i + 1], each) for i, each in enumerate(parameters)]
             result = torch.cat(rows)
-        largest = result.amax(dim=-1, keepdim=True)
-        return torch.where(torch.isfinite(largest), result, torch.zeros_like(result))
+        drawable = torch.isfinite(result.amax(dim=-1, keepdim=True))
+        if result.device.type == "cpu":
+            for each, row in zip(parameters, drawable.flatten().tolist(), strict=True):
+                if not row:
+                    abort(each.request, ValueError(NOTHING_TO_DRAW))
+        return torch.where(drawable, result, torch.zeros_like(result))
 
     def _one(self, logits: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         try:
@@ -256,18 +265,16 @@ GRAMMAR_FAILED = "Grammar accept_token failed"
 
 def grammar_sentence(request: AnsweredRequest) -> str:
     """Return why no token could be drawn that a request's grammar allows."""
-    parameters = request.sampling_params
-    fewest = parameters.min_new_tokens
-    if fewest and len(request.output_ids) <= fewest:
+    fewest = request.sampling_params.min_new_tokens
+    accepted = len(getattr(request.grammar, "accepted_tokens", request.output_ids))
+    if fewest > accepted:
         return (
-            f"min_new_tokens is {fewest}, but the grammar of the request ends after "
-            f"{max(0, len(request.output_ids) - 1)} tokens; ask for fewer tokens or for a longer "
-            "grammar."
+            f"min_new_tokens is {fewest}, but the grammar of the request ends after {accepted} "
+            "tokens; ask for fewer tokens or for a longer grammar."
         )
     return (
-        "The grammar of the request allows no token after "
-        f"{max(0, len(request.output_ids) - 1)} tokens of the answer; change the grammar, or what "
-        "rules out its tokens (logit_bias, custom_logit_processor)."
+        f"The grammar of the request allows no token after {accepted} tokens of the answer; change "
+        "the grammar, or what rules out its tokens (logit_bias, custom_logit_processor)."
     )
 
 

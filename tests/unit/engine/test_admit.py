@@ -33,7 +33,7 @@ TOKEN = event(text="a", output_ids=[5], meta_info={"finish_reason": None})
         (abort(400, []), (400, "bad")),
         (abort(503, []), (503, "bad")),
         (abort(None, []), None),
-        (abort(400, [5]), None),
+        (abort(400, [5]), (400, "bad")),
         (TOKEN, None),
         (event(text='"type":"abort"', output_ids=[5], meta_info={"finish_reason": None}), None),
     ],

@@ -227,7 +227,7 @@ def test_rows_from_which_no_token_can_be_drawn(value: float) -> None:
     (request,) = requests = rows(None)
     result = call(lambda logits, params: logits + value, requests, torch.ones(1, 3))
     assert result.tolist() == [[0.0, 0.0, 0.0]]
-    assert request.to_finish is None
+    assert shield.NOTHING_TO_DRAW in request.to_finish.message
 
 
 # ---- examining an answer -------------------------------------------------------------------------
@@ -247,7 +247,8 @@ def test_a_grammar_that_ends_before_the_fewest_tokens() -> None:
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
     failed = FINISH_ABORT("Grammar accept_token failed: Tokens not accepted: 0", 500)
-    request = scheduled(output_ids=[33, 34, 35, 0], to_finish=failed)
+    grammar = SimpleNamespace(accepted_tokens=[33, 34, 35])
+    request = scheduled(output_ids=[33, 34, 35, 0], to_finish=failed, grammar=grammar)
     request.sampling_params.min_new_tokens = 8
     with shield.finishing(request):
         pass
@@ -255,7 +256,7 @@ def test_a_grammar_that_ends_before_the_fewest_tokens() -> None:
     assert request.to_finish.message.startswith(
         "min_new_tokens is 8, but the grammar of the request ends after 3 tokens"
     )
-    request = scheduled(output_ids=[0], to_finish=failed)
+    request = scheduled(output_ids=[], to_finish=failed)
     with shield.finishing(request):
         pass
     assert "allows no token after 0 tokens" in request.to_finish.message
