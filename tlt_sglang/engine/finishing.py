@@ -74,10 +74,13 @@ class Finishing:
 
         Plain decoding asks before it accepts the token.
         """
-        for request in batch.reqs:
-            grammar = request.grammar
-            if grammar is not None and grammar.is_terminated() and not grammar.finished:
-                self._terminated_now.add(request)
+        self._terminated_now = {
+            request
+            for request in batch.reqs
+            if request.grammar is not None
+            and request.grammar.is_terminated()
+            and not request.grammar.finished
+        }
 
     def cut(self, batch: AnsweredBatch, result: DecodeResult, runs: list[list[int]]) -> None:
         """Cut each of `runs` where plain decoding ends the answer, and all counts with it.
