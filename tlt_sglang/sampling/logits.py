@@ -59,7 +59,8 @@ def cut_drafts(verify_input: VerifyInput, rows: Collection[int]) -> None:
     if not rows or verify_input.draft_token_num == 1:
         return
     links = verify_input.retrieve_next_token.clone()
-    index = torch.tensor(sorted(rows), device="cpu").to(links.device, non_blocking=True)
+    # From pinned memory the copy waits for nothing.
+    index = torch.tensor(sorted(rows), pin_memory=links.is_cuda).to(links.device, non_blocking=True)
     links[:, 0].index_fill_(0, index, -1)
     verify_input.retrieve_next_token = links
     # Kernels for chains follow no links; they accept no draft that was drawn with probability 0,
