@@ -120,9 +120,9 @@ def test_penalizers() -> None:
     from sglang.srt.sampling.penaltylib.orchestrator import _BatchedPenalizer
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-    known = {"Frequency", "MinNewTokens", "Presence", "Repetition"}
+    names = {"Frequency", "MinNewTokens", "Presence", "Repetition"}
     present = {kind.__name__ for kind in _BatchedPenalizer.__subclasses__()}
-    assert present == {f"Batched{name}Penalizer" for name in known}
+    assert present == {f"Batched{name}Penalizer" for name in names}
     assert set(penaltylib.__all__) == present | {"BatchedPenalizerOrchestrator"}
     tree = ast.parse(textwrap.dedent(inspect.getsource(SamplingBatchInfo.from_schedule_batch)))
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -195,10 +195,10 @@ def batch_info(processor: Callable[..., torch.Tensor]) -> Any:
 
 def test_a_processor_sees_the_row_of_plain_decoding() -> None:
     torch.manual_seed(0)
-    seen: list[torch.Tensor] = []
+    received: list[torch.Tensor] = []
 
     def processor(scores: torch.Tensor, parameters: list[dict[str, int]]) -> torch.Tensor:
-        seen.append(scores.clone())
+        received.append(scores.clone())
         scores[:, parameters[0]["token"]] = 100.0
         return scores
 
@@ -210,8 +210,8 @@ def test_a_processor_sees_the_row_of_plain_decoding() -> None:
     expected[:, 4] = -torch.inf
     mask: Any = Mask()
     logits.apply_all(rows, width, info, mask)
-    assert len(seen) == 1
-    assert torch.equal(seen[0], expected[[width]])
+    assert len(received) == 1
+    assert torch.equal(received[0], expected[[width]])
     expected[width, 6] = 100.0
     assert torch.equal(rows, expected)
     assert info.acc_additive_penalties is info.acc_scaling_penalties is info.logit_bias is None

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CAUSED_BY_REQUEST = (ValueError, TypeError, AttributeError, LookupError, AssertionError)
-"""What is raised where a field has another shape than the code expects. Everything else, such as
-RuntimeError and OSError, is the engine's own."""
+"""Exceptions that a field of an unexpected shape raises. Everything else, such as RuntimeError and
+OSError, is the engine's own."""
 LONGEST_CAUSE = 300
 
 
