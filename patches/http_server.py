@@ -22,9 +22,10 @@ def setup_and_run_http_server(original: Upstream, *args: Any, **kwargs: Any) -> 
     from sglang.srt.entrypoints import http_server
     from sglang.srt.environ import envs
 
-    from tlt_sglang.engine import calibration, http_errors
+    from tlt_sglang.engine import calibration
     from tlt_sglang.engine.admin import add_routes
     from tlt_sglang.launcher import leftovers
+    from tlt_sglang.serving import http_errors
 
     port_args = kwargs.get("port_args") or args[3]
     leftovers.belongs_to(port_args.instance_id)

@@ -51,8 +51,9 @@ def __getattr__(name: str) -> FastAPI:
     load()
     from sglang.srt.entrypoints import http_server
 
-    from tlt_sglang.engine import calibration, http_errors
+    from tlt_sglang.engine import calibration
     from tlt_sglang.engine.admin import add_routes
+    from tlt_sglang.serving import http_errors
 
     calibration.skip()
     app: FastAPI = http_server.app

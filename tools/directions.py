@@ -54,7 +54,7 @@ ALLOWED: dict[str, str] = {
     # What meets SGLang, and what a person starts.
     "patches": "errors patching upstream serving models cpu sampling config launcher engine",
     "launcher.environment": "errors config patching patches",
-    "plugin": "errors patching config engine patches",
+    "plugin": "errors patching config serving engine patches",
     "launch_server": (
         "errors config config.command_line harvest launcher launcher.environment models models.seed"
     ),

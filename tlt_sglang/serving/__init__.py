@@ -1,4 +1,4 @@
-"""Serving: what the HTTP process sends to a client, where SGLang's own answer lacks a part.
+"""Serving: what the HTTP process answers, where SGLang's own answer lacks a part or breaks off.
 
-It works on the answers alone and starts nothing. Patches may import it.
+It works on the answers alone and starts nothing. The patches and the plugin may import it.
 """

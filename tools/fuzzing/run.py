@@ -55,7 +55,7 @@ class Fuzzing:
     def run(
         self, number: int, seconds: float, report: Callable[[str], None] = lambda line: None
     ) -> None:
-        """Send blocks of requests requested from the seeds `number`, `number` + 1, ... for `seconds`.
+        """Send the blocks of the seeds `number`, `number` + 1, ... for `seconds`.
 
         Ends early when the server does. `report` gets a line for each block.
         """
@@ -66,7 +66,7 @@ class Fuzzing:
             number += 1
 
     def block(self, number: int, count: int = BLOCK) -> None:
-        """Send `count` requests requested from the seed `number`, and check the server's state."""
+        """Send the `count` requests of the seed `number`, and check the server's state."""
         requested = calls(self._schema, number, count)
         with ThreadPoolExecutor(AT_ONCE) as threads:
             answers = list(threads.map(self._send, requested))

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 
-from tlt_sglang.engine import http_errors
+from tlt_sglang.serving import http_errors
 
 
 @pytest.fixture
