@@ -28,6 +28,12 @@ from tlt_sglang.admission.rules import (
 from tlt_sglang.admission.sampling import MAX_SAMPLES, sampling_problems
 from tlt_sglang.admission.sampling import RULES as SAMPLING_RULES
 
+MAX_LOGPROBS = 2**24
+"""The most logprobs of one answer, of which each takes about 100 bytes in each process."""
+
+HEALTH_CHECK = "HEALTH_CHECK"
+"""SGLang does not answer requests whose id begins so while it is busy."""
+
 Fields = Mapping[str, object]
 """The fields of a call or of one request, by name."""
 
@@ -115,15 +121,30 @@ def call_problems(call: Fields) -> Iterator[str]:
         yield f"sampling_params is {show(parameters)}; it must be an object or a list of objects."
         return
     size = batch_size(call)
-    for field in PER_REQUEST if size is not None else ():
-        value = call.get(field)
-        if isinstance(value, list) and len(value) != size:
-            yield f"{field} has {len(value)} entries, but the call has {size} prompts."
-    every = [parameters] if isinstance(parameters, dict) else parameters or ()
+    if size is None:
+        rid = call.get("rid")
+        if isinstance(rid, list):
+            yield f"rid is {show(rid)}; it must be a string where a call has one prompt."
+    else:
+        lists = list(PER_REQUEST)
+        ids = call.get("token_ids_logprob")
+        if isinstance(ids, list) and ids and isinstance(ids[0], list):
+            lists.append("token_ids_logprob")
+        for field in lists:
+            entries = call.get(field)
+            if isinstance(entries, list) and len(entries) != size:
+                yield f"{field} has {len(entries)} entries, but the call has {size} prompts."
+    yield from _answers(parameters, size or 1, limits)
+
+
+def _answers(parameters: object, prompts: int, limits: Limits) -> Iterator[str]:
+    """Yield a sentence if a call asks for no answer, or for too many."""
     rule = next(rule for rule in SAMPLING_RULES if rule.field == "n")
-    for one in every:  # type: ignore[attr-defined]
+    for one in parameters if isinstance(parameters, list) else [parameters]:
+        if not isinstance(one, dict):
+            continue
         problem = rule.problem(one.get("n"), limits)
-        count = (size or 1) * (1 if problem else one.get("n") or 1)
+        count = prompts * (1 if problem else one.get("n") or 1)
         if count > MAX_SAMPLES:
             problem = f"The call asks for {count} answers, but must ask for at most {MAX_SAMPLES}."
         if problem is not None:
@@ -154,6 +175,9 @@ def request_problems(
     prompt, None where it has embeddings or the scheduler knows its prompt.
     """
     yield from problems(RULES, request, limits)
+    rid = str(request.get("rid"))
+    if rid.startswith(HEALTH_CHECK) and request.get("log_metrics") is not False:
+        yield f"rid is {show(rid)}; it must not begin as SGLang's own requests do, {HEALTH_CHECK}."
     session = request.get("session_params")
     if isinstance(session, dict):
         yield from _session(session, limits)
@@ -165,6 +189,7 @@ def request_problems(
     if request.get("input_embeds") is not None:
         yield from _embeddings(request["input_embeds"], limits)
     yield from _start(request, None if session else token_ids, limits)
+    yield from _logprobs(request, parameters, token_ids, limits)
 
 
 def _session(session: Fields, limits: Limits) -> Iterator[str]:
@@ -212,6 +237,26 @@ def _start(request: Fields, token_ids: Collection[int] | None, limits: Limits) -
     problem = rule.problem(request.get("logprob_start_len"), limits)
     if problem is not None:
         yield problem
+
+
+def _logprobs(
+    request: Fields, parameters: Fields, prompt_ids: Collection[int] | None, limits: Limits
+) -> Iterator[str]:
+    """Yield a sentence if a request asks for more logprobs than the processes can hold."""
+    if request.get("return_logprob") is not True or request.get("return_flat_raw_top_logprobs"):
+        return
+    start, most = request.get("logprob_start_len"), parameters.get("max_new_tokens", 128)
+    top, ids = request.get("top_logprobs_num"), request.get("token_ids_logprob")
+    if not isinstance(start, int) or not isinstance(top, int):
+        return
+    scored = max(0, len(prompt_ids or ()) - start) if start >= 0 else 0
+    tokens = scored + min(most if isinstance(most, int) else limits.context, limits.context)
+    entries = tokens * max(top, len(ids) if isinstance(ids, list) else 0)
+    if entries > MAX_LOGPROBS:
+        yield (
+            f"top_logprobs_num and token_ids_logprob ask for {entries} logprobs of {tokens} "
+            f"tokens; a request may have at most {MAX_LOGPROBS}."
+        )
 
 
 def _embeddings(embeddings: object, limits: Limits) -> Iterator[str]:

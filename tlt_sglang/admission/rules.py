@@ -171,7 +171,7 @@ def biases(value: object, limits: Limits) -> Iterator[object]:
     if not isinstance(value, dict):
         yield value
         return
-    valid = number(-1e30, 1e30)
+    valid = number(-1e20, 1e20)
     for key, bias in value.items():
         decimal = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
         if not decimal or int(key) >= limits.vocabulary:

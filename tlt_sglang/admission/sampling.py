@@ -83,7 +83,7 @@ RULES = (
     Rule("min_p", number(0, 1), "a number from 0 to 1"),
     Rule("frequency_penalty", number(-2, 2), "a number from -2 to 2"),
     Rule("presence_penalty", number(-2, 2), "a number from -2 to 2"),
-    Rule("repetition_penalty", number(0, 2, above=True), "a number above 0 and at most 2"),
+    Rule("repetition_penalty", number(1e-10, 2), "a number from 1e-10 to 2"),
     Rule(
         "stop",
         _stops,
@@ -108,8 +108,8 @@ RULES = (
     Rule(
         "logit_bias",
         biases,
-        "an object with token ids from 0 to {last_token}, as strings, and numbers from -1e30 to "
-        "1e30",
+        "an object with token ids from 0 to {last_token}, as strings, and numbers from -1e20 to "
+        "1e20",
     ),
     Rule(
         "sampling_seed",

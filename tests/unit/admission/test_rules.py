@@ -46,7 +46,7 @@ SAMPLING: dict[str, tuple[list[Any], list[Any]]] = {
     "min_p": ([0, 0.5, 1], [-0.1, 1.1, NAN]),
     "frequency_penalty": ([-2, 0, 2.0], [-2.1, 2.1, NAN, INFINITY]),
     "presence_penalty": ([-2, 0, 2.0], [-2.1, 2.1, NAN, -INFINITY]),
-    "repetition_penalty": ([0.1, 1, 2], [0, -1, 2.1, NAN, INFINITY]),
+    "repetition_penalty": ([0.1, 1, 2], [0, 1e-40, -1, 2.1, NAN, INFINITY]),
     "stop": (
         ["a", ["a", "b"], [], "\u00e9"],
         ["", ["a", ""], 5, [5], ["a"] * 33, "x" * 5000, "\ud800"],
@@ -67,7 +67,7 @@ SAMPLING: dict[str, tuple[list[Any], list[Any]]] = {
     "ebnf_full_assistant": ([True, False], [1]),
     "stream_interval": ([1, 8], [0, -1, 1.5, 2**31]),
     "logit_bias": (
-        [{}, {"0": 1, "49151": -100.0}, {"1296": -1e30}],
+        [{}, {"0": 1, "49151": -100.0}, {"1296": -1e20}],
         [
             {"49152": 1},
             {"-1": 1},
@@ -77,7 +77,7 @@ SAMPLING: dict[str, tuple[list[Any], list[Any]]] = {
             {"1": INFINITY},
             {"1": NAN},
             [1],
-            {"1": 1e31},
+            {"1": 1e21},
         ],
     ),
     "sampling_seed": ([0, -(2**63), 2**63 - 1], [2**63, -(2**63) - 1, 1.5, True]),
@@ -233,6 +233,26 @@ def test_the_start_of_logprobs() -> None:
     assert of_request(return_logprob=True, logprob_start_len=4, session_params=session) == []
 
 
+def test_ids_of_health_checks() -> None:
+    assert of_request(rid="HEALTH_CHECK_1") == [
+        "rid is 'HEALTH_CHECK_1'; it must not begin as SGLang's own requests do, HEALTH_CHECK."
+    ]
+    assert of_request(rid="HEALTH_CHECK_1", log_metrics=False) == []
+
+
+def test_more_logprobs_than_memory() -> None:
+    asks = {"return_logprob": True, "top_logprobs_num": 49152, "logprob_start_len": 0}
+    assert list(request_problems(asks, {"max_new_tokens": 8}, PROMPT, LIMITS)) == []
+    assert list(request_problems(asks, {}, PROMPT, LIMITS)) == []
+    for most, tokens in ((1000, 1003), (None, 8195)):
+        assert list(request_problems(asks, {"max_new_tokens": most}, PROMPT, LIMITS)) == [
+            f"top_logprobs_num and token_ids_logprob ask for {49152 * tokens} logprobs of {tokens} "
+            "tokens; a request may have at most 16777216."
+        ]
+    flat = asks | {"return_flat_raw_top_logprobs": True}
+    assert list(request_problems(flat, {"max_new_tokens": 1000}, PROMPT, LIMITS)) == []
+
+
 def test_sessions() -> None:
     assert of_request(session_params={"name": "a"}) == [
         "session_params has the unknown field 'name'; it may have drop_previous_output, id, "
@@ -285,6 +305,8 @@ CALLS: list[tuple[dict[str, Any], str]] = [
     ({"text": ["a"], "sampling_params": {"n": "x"}}, "n is 'x'"),
     ({"text": ["a"] * 3, "sampling_params": {"n": 65536}}, "The call asks for 196608 answers"),
     ({"text": "a", "rid": ""}, "rid is ''"),
+    ({"text": "a", "rid": ["b"]}, "rid is ['b']; it must be a string where a call has one"),
+    ({"text": ["a"], "token_ids_logprob": [[1], [2]]}, "token_ids_logprob has 2 entries"),
     ({"text": "a", "received_time": NAN}, "received_time is nan"),
 ]
 
