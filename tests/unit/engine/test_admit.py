@@ -13,6 +13,8 @@ import pytest
 from tlt_sglang.engine import admit
 from tlt_sglang.errors import BadRequest
 
+pytestmark = pytest.mark.sglang
+
 
 def event(**content: Any) -> bytes:
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
