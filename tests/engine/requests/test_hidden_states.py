@@ -83,8 +83,7 @@ def test_ends(speculative: Server, plain: Server, reference: Reference) -> None:
         same_states(generate(speculative, prompt, **sampling), generate(plain, prompt, **sampling))
 
 
-@pytest.mark.parametrize("mode", [True, "last"])
-def test_a_batch(speculative: Server, plain: Server, reference: Reference, mode: object) -> None:
+def test_a_batch(speculative: Server, plain: Server, reference: Reference) -> None:
     """One request of it wants no hidden states."""
     body = {
         "input_ids": [reference.prompts[i] for i in (0, 6, 13)],
