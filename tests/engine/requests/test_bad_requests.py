@@ -235,8 +235,8 @@ def test_logit_processors_that_raise(watched: Server) -> None:
         assert status == 400 and says in message
         assert message.startswith("The request was ended because its parameters cannot be")
     with ThreadPoolExecutor(4) as threads:
-        asked = [{"token_ids": [token]} for token in (1, 2, 3, 4)]
-        assert [status for status, _ in threads.map(ask, asked)] == [200] * 4
+        parameters = [{"token_ids": [token]} for token in (1, 2, 3, 4)]
+        assert [status for status, _ in threads.map(ask, parameters)] == [200] * 4
 
 
 def test_plain_decoding_refuses_the_same(plain: Server, reference: Reference) -> None:
