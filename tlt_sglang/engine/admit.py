@@ -59,10 +59,17 @@ def validated(
 
 def _check(manager: Manager, request: Request, token_ids: Collection[int] | None) -> None:
     parameters = {**(manager.preferred_sampling_params or {}), **request.sampling_params}
-    # Placeholders of images and audio may lie outside the vocabulary.
-    ids = None if request.contains_mm_input() else token_ids
+    ids = None if token_ids and _has_placeholders(manager, request) else token_ids
     with _one_sentence():
         _refuse(request_problems(vars(request), parameters, ids, limits_of(manager)))
+
+
+def _has_placeholders(manager: Manager, request: Request) -> bool:
+    """Return True if the token ids may lie outside the vocabulary: those of images and audio.
+
+    A model without them ignores the images and audio of a request.
+    """
+    return manager.mm_processor is not None and request.contains_mm_input()
 
 
 def tokenized(original: Callable[..., object], *arguments: object) -> object:

@@ -98,6 +98,7 @@ def test_the_clients_code_is_not_loaded_where_sglang_refuses_it() -> None:
         max_req_input_len=None,
         allow_auto_truncate=False,
         preferred_sampling_params=None,
+        mm_processor=None,
     )
 
     def refuse(*arguments: object) -> None:
@@ -169,3 +170,25 @@ def test_all_requests_of_a_call_are_checked_first(
     else:
         assert asyncio.run(run()) == [0, 1]
         assert sent == prompts
+
+
+def test_ids_of_images_are_those_of_a_model_that_sees() -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    request = GenerateReqInput(input_ids=[], audio_data={"url": "x"}, sampling_params={})
+    manager: Any = SimpleNamespace(
+        model_config=SimpleNamespace(vocab_size=8, hidden_size=4),
+        context_len=64,
+        num_reserved_tokens=0,
+        max_req_input_len=None,
+        allow_auto_truncate=False,
+        preferred_sampling_params=None,
+        mm_processor=None,
+    )
+    for ids in ([], [8]):
+        with pytest.raises(BadRequest, match="input_ids"):
+            admit.validated(lambda *arguments: None, manager, request, ids)
+    manager.mm_processor = object()
+    with pytest.raises(BadRequest, match="input_ids"):
+        admit.validated(lambda *arguments: None, manager, request, [])
+    admit.validated(lambda *arguments: None, manager, request, [8])
