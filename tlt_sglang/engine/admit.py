@@ -23,7 +23,10 @@ ERROR_EVENT = b'data: {"error":'
 ABORT = b'"type":"abort"'
 """The beginnings of a refusal, and of the finish reason of an aborted request, in a stream."""
 
-_MISREAD = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
+_MISREAD = (
+    *(TypeError, AttributeError, LookupError, ArithmeticError),
+    *(RecursionError, AssertionError),
+)
 """SGLang raises them for values of types that it does not expect."""
 
 

@@ -129,7 +129,7 @@ class Fuzzing:
             self._send(Call("POST", "/close_session", {"session_id": session}))
         if not wait_for(self._idle, IDLE_SECONDS):
             problems.append(f"the server is not idle: {self.server.get('/v1/loads')}")
-        self.server.post("/tlt/strategy", {"strategy": None})
+        self._send(Call("POST", "/tlt/strategy", {"strategy": None}))
         if (greedy := self._greedy()) != self._canaries:
             problems.append(f"greedy answers are {greedy} and were {self._canaries}")
         return problems
