@@ -15,7 +15,8 @@ UV_VERSION := 0.13.9
 MODEL := smollm2-135m
 STAND_IN := tlt_sglang/cpu/stand_in
 LOCK := requirements/cpu.txt
-UNIT_TESTS := $(PYTHON) -m pytest -n 2 --dist worksteal tests/unit tests/patches
+# The bytecode of the tests is stored even where the environment forbids it: to make it takes seconds.
+UNIT_TESTS := env -u PYTHONDONTWRITEBYTECODE $(PYTHON) -m pytest -n 2 --dist worksteal tests/unit tests/patches
 # The rooms of pure decisions, of which the unit tests must cover nearly all lines and branches.
 COVERAGE := --cov --cov-report=term
 # Paths in ARGS replace the default ones.

@@ -8,6 +8,7 @@ upstream's work for greedy batches.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from tlt_sglang.patching.patch import Patch
-    from tlt_sglang.upstream.layers import PenalisedBatch
+    from tlt_sglang.upstream.kv_pool import DecodeBatch
+    from tlt_sglang.upstream.layers import GrammarMask, PenalisedBatch
     from tlt_sglang.upstream.protocols import LogitsOutput, SamplingInfo, Upstream, VerifyInput
 
 _MODULE = "sglang.srt.speculative.eagle_utils"
@@ -53,10 +55,10 @@ def verify_coins(original: Upstream, *, sampling_info: SamplingInfo, **arguments
 
 @wraps_upstream(
     f"{_MODULE}:eagle_sample",
-    why="each step chooses between rejection sampling and target-only verification; on CPU "
-    "penalties are exact, which upstream relaxes, so that its output differs from plain decoding",
-    remove_when="SGLang chooses the kind of verification for each step, and penalises a draft for "
-    "every token before it",
+    why="each step chooses between rejection sampling and target-only verification; penalties, "
+    "which upstream relaxes, are exact, and custom logit processors, which it ignores, are called",
+    remove_when="SGLang chooses the kind of verification for each step, penalises a draft for "
+    "every token before it, and calls custom logit processors under speculation",
     process="scheduler",
     digests={"0.5.23": "e1ce9e9404ec50f9"},
 )
@@ -65,23 +67,46 @@ def eagle_sample(
     verify_input: VerifyInput,
     batch: PenalisedBatch,
     logits_output: LogitsOutput,
+    grammar_mask: GrammarMask | None = None,
     *args: object,
     **kwargs: object,
 ) -> object:
     from tlt_sglang.engine import engine
 
-    if engine.require().device == "cpu":
-        _penalise(verify_input, batch, logits_output)
-        if _is_merely_greedy(batch, *args, **kwargs):
-            from tlt_sglang.cpu import sampling
+    on_cpu = engine.require().device == "cpu"
+    if not batch.forward_mode.is_idle():
+        grammar_mask = _change_logits(verify_input, batch, logits_output, grammar_mask, on_cpu)
+    if on_cpu and _is_merely_greedy(batch, grammar_mask, *args, **kwargs):
+        from tlt_sglang.cpu import sampling
 
-            return sampling.verify_greedy(verify_input, logits_output.next_token_logits)
-    if engine.require().step.rejection is None:
-        return original(verify_input, batch, logits_output, *args, **kwargs)
-    from tlt_sglang.sampling.rejection import flag
+        outcome = sampling.verify_greedy(verify_input, logits_output.next_token_logits)
+    elif engine.require().step.rejection is None:
+        outcome = original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
+    else:
+        from tlt_sglang.sampling.rejection import flag
 
-    with flag(verify_input.draft_probs is not None):
-        return original(verify_input, batch, logits_output, *args, **kwargs)
+        with flag(verify_input.draft_probs is not None):
+            outcome = original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
+    slots = engine.require().step.slots
+    outcome = slots.accept(outcome, batch.seq_lens, verify_input.draft_token_num)
+    if batch.return_hidden_states:
+        from tlt_sglang.engine import hidden_states
+
+        hidden_states.order_ngrams(verify_input, logits_output, outcome[2])
+    return outcome
+
+
+@wraps_upstream(
+    f"{_MODULE}:eagle_prepare_for_decode",
+    why="where the KV pool is short, the positions of drafts have no slot",
+    remove_when="SGLang finishes with speculation every request that it finishes without",
+    process="scheduler",
+    digests={"0.5.23": "b45c52a02903d9d2"},
+)
+def eagle_prepare_for_decode(original: Upstream, batch: DecodeBatch) -> None:
+    from tlt_sglang.engine import engine
+
+    engine.require().step.slots.prepare(functools.partial(original, batch), batch)
 
 
 def _is_merely_greedy(
@@ -109,24 +134,52 @@ def _is_merely_greedy(
     )
 
 
+def _change_logits(
+    verify_input: VerifyInput,
+    batch: PenalisedBatch,
+    logits_output: LogitsOutput,
+    grammar_mask: GrammarMask | None,
+    on_cpu: bool,
+) -> GrammarMask | None:
+    """Apply what upstream's verification relaxes or ignores; return the mask it has to apply."""
+    info = batch.sampling_info
+    processed, penalised = info.has_custom_logit_processor, info.acc_additive_penalties is not None
+    if not (processed or penalised):
+        return grammar_mask
+    from tlt_sglang.sampling import logits
+
+    rows = logits.processed_rows(info)
+    if penalised and not on_cpu:
+        rows |= logits.penalised_rows(batch.reqs)
+    logits.cut_drafts(verify_input, rows)
+    if on_cpu:
+        from tlt_sglang.cpu import head
+
+        head.invalidate()
+        if penalised:
+            _penalise(verify_input, batch, logits_output)
+    if not processed:
+        return grammar_mask
+    width = verify_input.draft_token_num
+    logits.apply_all(logits_output.next_token_logits, width, info, grammar_mask)
+    return None
+
+
 def _penalise(
     verify_input: VerifyInput, batch: PenalisedBatch, logits_output: LogitsOutput
 ) -> None:
-    from tlt_sglang.cpu import head, penalties
+    from tlt_sglang.cpu import penalties
 
-    info = batch.sampling_info
-    if not batch.forward_mode.is_idle() and info.acc_additive_penalties is not None:
-        shape = (len(batch.reqs), verify_input.draft_token_num)
-        penalties.apply(
-            logits_output.next_token_logits,
-            batch.reqs,
-            verify_input.draft_token.view(shape),
-            verify_input.retrieve_next_token.view(shape),
-            verify_input.retrieve_next_sibling.view(shape),
-        )
-        head.invalidate()
-        # The penalties are a copy for one forward; upstream must not apply them again.
-        info.acc_additive_penalties = info.acc_scaling_penalties = None
+    info, shape = batch.sampling_info, (len(batch.reqs), verify_input.draft_token_num)
+    penalties.apply(
+        logits_output.next_token_logits,
+        batch.reqs,
+        verify_input.draft_token.view(shape),
+        verify_input.retrieve_next_token.view(shape),
+        verify_input.retrieve_next_sibling.view(shape),
+    )
+    # The penalties are a copy for one forward; upstream must not apply them again.
+    info.acc_additive_penalties = info.acc_scaling_penalties = None
 
 
 def _unchanged(probs: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
@@ -163,6 +216,7 @@ PATCHES = (
     verify_uses_greedy,
     verify_coins,
     eagle_sample,
+    eagle_prepare_for_decode,
     _replaced("top_k_renorm_prob", _unchanged, _FILTERED_LATER, "fb9e5b0d90e4a306"),
     _replaced("top_p_renorm_prob", _unchanged, _FILTERED_LATER, "5ff03646323a4470"),
     _replaced(

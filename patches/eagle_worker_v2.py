@@ -65,7 +65,12 @@ def forward_batch_generation(
 ) -> object:
     if not (batch.forward_mode.is_extend() or batch.is_extend_in_batch):
         _step().choose(batch)
-    return original(worker, batch, *args, **kwargs)
+    result = original(worker, batch, *args, **kwargs)
+    if batch.return_hidden_states:
+        from tlt_sglang.engine import hidden_states
+
+        hidden_states.put_last(result)
+    return result
 
 
 @_wrapped("EagleDraftWorker.draft", "a3ab21439cec938c")

@@ -1,6 +1,6 @@
 """sglang.srt.layers.logits_processor, in the scheduler process: the packed head on CPU.
 
-They also keep the target's last hidden states where drafters are trained.
+They also keep the target's last hidden states where drafters are trained or requests want them.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ def compute_lm_head(
 
 @wraps_upstream(
     "sglang.srt.layers.logits_processor:LogitsProcessor.__init__",
-    why="training an EAGLE-3 drafter needs the target's last hidden states as well as the features",
+    why="training an EAGLE-3 drafter, and requests with return_hidden_states, need the target's "
+    "last hidden states as well as the features",
     remove_when="SGLang has a switch for it that does not add an HTTP route",
     process="scheduler",
     digests={"0.5.23": "97d7c13496c498dc"},
 )
 def init(original: Upstream, processor: LogitsProcessor, *args: object, **kwargs: object) -> None:
-    from tlt_sglang.engine import engine
+    from tlt_sglang.engine import engine, hidden_states
 
     original(processor, *args, **kwargs)
-    if engine.require().config.harvests:
+    if engine.require().config.harvests or hidden_states.are_returned():
         processor.keep_last_hidden_states = True
 
 

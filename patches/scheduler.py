@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
+    from tlt_sglang.upstream.kv_pool import DecodeBatch
     from tlt_sglang.upstream.protocols import (
         InternalState,
         InternalStateRequest,
         Scheduler,
         Upstream,
     )
+    from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
 
 _MODULE = "sglang.srt.managers.scheduler"
 
@@ -91,4 +93,45 @@ def on_idle(original: Upstream, scheduler: Scheduler) -> None:
     original(scheduler)
 
 
-PATCHES = (init, get_internal_state, set_internal_state, on_idle)
+@wraps_upstream(
+    f"{_MODULE}:Scheduler.handle_generate_request",
+    why="a request that raises while it is received ended the engine",
+    remove_when="SGLang aborts a request that raises while it is received",
+    process="scheduler",
+    digests={"0.5.23": "e08deade0fc7249e"},
+)
+def handle_generate_request(
+    original: Upstream, scheduler: IntakeScheduler, recv_req: ArrivedRequest, **options: Any
+) -> None:
+    from tlt_sglang.engine import shield
+
+    shield.receive(original, scheduler, recv_req, **options)
+
+
+@wraps_upstream(
+    f"{_MODULE}:Scheduler.update_running_batch",
+    why="where slots for drafts are short, the next step waits for the outcome of the one in "
+    "flight, and no request is retracted",
+    remove_when="SGLang finishes with speculation every request that it finishes without",
+    process="scheduler",
+    digests={"0.5.23": "be14c33fd187c3ca"},
+)
+def update_running_batch(
+    original: Upstream, scheduler: Scheduler, batch: DecodeBatch
+) -> DecodeBatch | None:
+    from tlt_sglang.engine import engine
+
+    if engine.require().step.slots.waits(scheduler, batch):
+        return None
+    updated: DecodeBatch | None = original(scheduler, batch)
+    return updated
+
+
+PATCHES = (
+    init,
+    get_internal_state,
+    set_internal_state,
+    on_idle,
+    update_running_batch,
+    handle_generate_request,
+)

@@ -1,17 +1,21 @@
-"""sglang.srt.managers.tokenizer_manager, in the main process: counts of proposed drafts."""
+"""sglang.srt.managers.tokenizer_manager, in the main process: admission, and counts of drafts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
     from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.upstream.requests import Call, Manager, Request
+
+_MANAGER = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
 
 
 @wraps_upstream(
-    "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
+    f"{_MANAGER}._calculate_spec_decoding_metrics",
     why="SGLang counts the largest number of draft tokens of the pool for every step",
     remove_when="SGLang counts the drafts that each step proposed",
     process="main",
@@ -31,4 +35,34 @@ def calculate_spec_decoding_metrics(
     meta_info["spec_accept_rate"] = accepted / proposed if proposed else 0.0
 
 
-PATCHES = (calculate_spec_decoding_metrics,)
+@wraps_upstream(
+    f"{_MANAGER}._create_tokenized_object",
+    why="a request with a value that SGLang does not check ended the engine; all pass here",
+    remove_when="SGLang checks every field of a request against the model before it is scheduled",
+    process="main",
+    digests={"0.5.23": "e600bfb9994df796"},
+)
+def create_tokenized_object(
+    original: Upstream, manager: Manager, obj: Request, *args: Any, **kwargs: Any
+) -> object:
+    from tlt_sglang.engine import admit
+
+    return admit.tokenized(original, manager, obj, *args, **kwargs)
+
+
+@wraps_upstream(
+    f"{_MANAGER}._handle_batch_request",
+    why="a call with one bad text scheduled the texts before it",
+    remove_when="SGLang checks all requests of a call before it sends one",
+    process="main",
+    digests={"0.5.23": "5337c2ece66f68d5"},
+)
+def handle_batch_request(
+    original: Upstream, manager: Manager, obj: Call, *args: Any
+) -> AsyncIterator[object]:
+    from tlt_sglang.engine import admit
+
+    return admit.batch(original, manager, obj, *args)
+
+
+PATCHES = (calculate_spec_decoding_metrics, create_tokenized_object, handle_batch_request)

@@ -5,6 +5,8 @@ The threads of torch spin while they wait, where another process needs the core.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark a test with the folder below tests/ that it lies in: unit, patches, engine or gpu."""
     item.add_marker(item.path.relative_to(HERE).parts[0])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage until the tests run, and none of what importing them has left."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that import SGLang: it takes seconds, and only one worker needs it."""
+    items.sort(key=lambda item: item.get_closest_marker("sglang") is None)
 
 
 def pytest_collection_finish() -> None:

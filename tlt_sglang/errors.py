@@ -29,6 +29,10 @@ class FlagError(ConfigError):
     """A flag does not exist, lacks its value, or has a value that cannot be parsed."""
 
 
+class BadRequest(TltError, ValueError):
+    """A request that the model or the engine cannot serve; SGLang answers it with status 400."""
+
+
 class EnvironmentProblem(TltError):
     """The machine or the installation lacks something."""
 

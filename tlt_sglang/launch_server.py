@@ -9,20 +9,18 @@ started stays behind.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import re
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tlt_sglang.config import command_line, flags, sglang_flags
 from tlt_sglang.config.settings import SETTINGS, VARIABLE, Config, Device
-from tlt_sglang.errors import EXIT_REPORTED, ConfigError, EnvironmentProblem, FlagError, TltError
+from tlt_sglang.errors import ConfigError, EnvironmentProblem, FlagError, TltError
 from tlt_sglang.harvest import segments
-from tlt_sglang.launcher import leftovers, prefork, supervise
+from tlt_sglang.launcher import prefork, sglang_server, supervise
 from tlt_sglang.launcher.environment import has_accelerator
 from tlt_sglang.models import seed
 
@@ -104,7 +102,7 @@ def _serve(argv: list[str]) -> int:
     sidecar = supervise.options(config, flags.flag_values(args))
     if config is None:
         os.environ.pop(VARIABLE, None)
-        return _run_sglang(rest, forked=False)
+        return sglang_server.run(rest, forked=False)
 
     # Shared memory for the harvest log, and a seed where no drafter exists yet.
     if config.harvests:
@@ -129,7 +127,7 @@ def _serve(argv: list[str]) -> int:
     if on_cpu:
         prefork.begin()
     with supervise.running(sidecar, config):
-        return _run_sglang(rest, forked=on_cpu)
+        return sglang_server.run(rest, forked=on_cpu)
 
 
 def _config(args: argparse.Namespace) -> Config | None:
@@ -154,14 +152,14 @@ def _model(name: str, argv: Sequence[str]) -> str:
     path = resolve_model(name)
     if read_config(path, "model") is None:
         return path
-    if flag_value(argv, "--load-format") is None:
+    if sglang_flags.flag_value(argv, "--load-format") is None:
         require_weights(path)
     return str(Path(path).expanduser())
 
 
 def _drafter(config: Config | None, model: str, argv: Sequence[str]) -> list[str]:
     """Return the flag for the drafter shipped with `model`, unless the flags choose a drafter."""
-    if config is None or config.grow or flag_value(argv, *_SPECULATION) is not None:
+    if config is None or config.grow or sglang_flags.flag_value(argv, *_SPECULATION) is not None:
         return []
     if config.strategy is not None and config.strategy.drafter in ("off", "ngram"):
         return []
@@ -177,7 +175,7 @@ def _use_cpu_engine_if_needed(argv: Sequence[str]) -> bool:
     On CPU SGLang imports a module `sgl_kernel` in every process before plugins load. Where its
     compiled library is missing, ours stands in; child processes inherit sys.path.
     """
-    device = flag_value(argv, "--device")
+    device = sglang_flags.flag_value(argv, "--device")
     if device is None:
         device = "cuda" if has_accelerator() else "cpu"
     if device == "cuda" and not has_accelerator():
@@ -192,18 +190,6 @@ def _use_cpu_engine_if_needed(argv: Sequence[str]) -> bool:
     if find_spec("sgl_kernel") is None:
         sys.path.append(str(STAND_IN))
     return True
-
-
-def flag_value(argv: Sequence[str], *names: str) -> str | None:
-    """Return the last value of the flags `names` in `argv` (`--flag v` or `--flag=v`)."""
-    value = None
-    for i, word in enumerate(argv):
-        for name in names:
-            if word == name and i + 1 < len(argv):
-                value = argv[i + 1]
-            elif word.startswith(name + "="):
-                value = word[len(name) + 1 :]
-    return value
 
 
 def _check_port(host: str, port: str) -> None:
@@ -221,77 +207,6 @@ def _check_port(host: str, port: str) -> None:
                 f"Port {port} on {host} cannot be used ({reason}); choose another with --port or "
                 "--host, or stop what holds it."
             ) from error
-
-
-def _run_sglang(argv: list[str], forked: bool) -> int:
-    """Run SGLang's own launch in this process, and end every process that it started."""
-    # What imports create stays; collecting garbage in it again and again is a tenth of a start.
-    gc.disable()
-    from sglang.launch_server import run_server
-    from sglang.srt.entrypoints import http_server  # noqa: F401 (run_server would, later)
-    from sglang.srt.plugins import load_plugins
-    from sglang.srt.server_args import prepare_server_args
-    from sglang.srt.utils import kill_process_tree
-
-    gc.enable()
-    try:
-        load_plugins()
-        _check_flags(argv)
-        args = prepare_server_args(argv)
-        if forked:
-            _launch_forked(args)
-        else:
-            run_server(args)
-    except (TltError, KeyboardInterrupt):
-        raise
-    except SystemExit as error:
-        if error.code == EXIT_REPORTED:
-            return 1
-        raise
-    except Exception as error:
-        if f"exit code: {EXIT_REPORTED}" in str(error):
-            return 1
-        if os.environ.get("TLT_DEBUG") == "1":
-            raise
-        raise EnvironmentProblem(_first_sentence(error)) from error
-    finally:
-        supervise.stop()
-        kill_process_tree(os.getpid(), include_parent=False)
-        leftovers.remove()
-        # A ZeroMQ context that is collected at exit would wait for peers that have ended.
-        gc.disable()
-    return 0
-
-
-def _check_flags(argv: list[str]) -> None:
-    """Raise FlagError for flags to which SGLang's parser answers with 200 lines of usage."""
-    from sglang.srt.server_args import ServerArgs
-
-    if flag_value(argv, "--config") is None:
-        parser = command_line.Parser("sglang serve", allow_abbrev=True)
-        ServerArgs.add_cli_args(parser)
-        parser.parse_args(argv)
-
-
-def _launch_forked(args: Any) -> None:
-    """Run SGLang's HTTP server, with its processes from the fork server."""
-    from sglang.srt.entrypoints import http_server
-    from sglang.srt.managers.detokenizer_manager import run_detokenizer_process
-
-    http_server.launch_server(
-        args,
-        run_scheduler_process_func=prefork.ForkedFunction(http_server.run_scheduler_process),
-        run_detokenizer_process_func=prefork.ForkedFunction(run_detokenizer_process),
-    )
-
-
-def _first_sentence(error: Exception) -> str:
-    """Return one sentence for an error of SGLang's; `TLT_DEBUG=1` shows its traceback."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    text = " ".join(" ".join(lines).split()) if lines[0].rstrip().endswith(":") else lines[0]
-    if "scheduler died" in text:
-        text = "the engine process stopped while starting; its message stands above"
-    return f"SGLang did not start: {text.rstrip('.')} (TLT_DEBUG=1 shows the traceback)."
 
 
 if __name__ == "__main__":

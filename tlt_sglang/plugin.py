@@ -3,14 +3,21 @@
 SGLang calls `load` early in its main, scheduler and detokenizer processes. It swallows exceptions
 of plugins and would continue without TLT, so a problem ends the process with one sentence. With TLT
 off (no `TLT_CONFIG`) nothing is imported and nothing is changed.
+
+With several tokenizer workers, `app` is what each of them serves: SGLang does not load plugins
+there.
 """
 
 from __future__ import annotations
 
 import traceback
+from typing import TYPE_CHECKING
 
 from tlt_sglang.config import sources
 from tlt_sglang.errors import TltError, end_process
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def load() -> None:
@@ -35,3 +42,21 @@ def load() -> None:
     except Exception as error:
         traceback.print_exc()
         end_process(f"Loading TLT failed with {error!r}; please report this.")
+
+
+def __getattr__(name: str) -> FastAPI:
+    """Return SGLang's app with the patches in force and our routes, as `app`."""
+    if name != "app":
+        raise AttributeError(name)
+    load()
+    from sglang.srt.entrypoints import http_server
+
+    from tlt_sglang.engine import calibration
+    from tlt_sglang.engine.admin import add_routes
+    from tlt_sglang.serving import http_errors
+
+    calibration.skip()
+    app: FastAPI = http_server.app
+    http_errors.install(app)
+    add_routes(app, http_server.get_global_state)
+    return app

@@ -24,6 +24,8 @@ ALLOWED: dict[str, str] = {
     "patching": "errors",
     "upstream": "",
     "strategy": "errors",
+    "admission": "errors",
+    "serving": "",
     # Models, files and memory that engines and trainers share.
     "models": "errors strategy",
     "weights": "errors models",
@@ -43,16 +45,16 @@ ALLOWED: dict[str, str] = {
     "launcher": "errors config coordinator harvest weights",
     "training": ("__init__ errors config.command_line harvest launcher models models.seed weights"),
     "engine": (
-        "__init__ errors patching upstream strategy "
+        "__init__ errors patching upstream strategy admission "
         "models.seed weights harvest graphs cpu drafters sampling config coordinator"
     ),
     "sidecar": (
         "__init__ errors config config.command_line coordinator harvest observe training weights"
     ),
     # What meets SGLang, and what a person starts.
-    "patches": "errors patching upstream models cpu sampling config launcher engine",
+    "patches": "errors patching upstream serving models cpu sampling config launcher engine",
     "launcher.environment": "errors config patching patches",
-    "plugin": "errors patching config engine patches",
+    "plugin": "errors patching config serving engine patches",
     "launch_server": (
         "errors config config.command_line harvest launcher launcher.environment models models.seed"
     ),

@@ -51,10 +51,10 @@ def figures() -> tuple[Figure, ...]:
         at_most("imports upward between rooms", sum(arrow.upward for arrow in arrows()), 0),
         below("Any per 1,000 lines", per_thousand, 10, digits=1),
         below("fmt: skip", skips, 10),
-        at_most("file length, median", statistics.median(lines), 120),
-        at_most("file length, 90th percentile", percentile(lines, 90), 400),
-        at_most("function length, median", statistics.median(functions), 10),
-        at_most("function length, 90th percentile", percentile(functions, 90), 40),
+        at_most("file length, median", statistics.median(lines), 89),
+        at_most("file length, 90th percentile", percentile(lines, 90), 265),
+        at_most("function length, median", statistics.median(functions), 8),
+        at_most("function length, 90th percentile", percentile(functions, 90), 22),
         at_least("tests with a mark, percent", 100 * marked / tests, 100),
     )
 

@@ -207,11 +207,8 @@ Penalised = dict[tuple[str, int], list[int]]
 
 @pytest.fixture(scope="session")
 def penalised(servers: Servers, reference: Reference) -> Penalised:
-    """Return the output of plain decoding under each penalty for two prompts.
-
-    From a server without overlap: with it SGLang penalises for a token one step late.
-    """
-    off = servers.get("off", "--disable-overlap-schedule")
+    """Return the output of plain decoding under each penalty for two prompts."""
+    off = servers.get("off")
     cases = [(name, i) for name in PENALTIES for i in (SHORT, CODE)]
     with ThreadPoolExecutor(len(cases)) as threads:
         answers = [
@@ -219,7 +216,6 @@ def penalised(servers: Servers, reference: Reference) -> Penalised:
             for name, i in cases
         ]
         outputs = [answer.result()["output_ids"] for answer in answers]
-    servers.drop(off)
     result = dict(zip(cases, outputs, strict=True))
     for (_, i), output in result.items():
         assert output != reference.outputs[i][:64]

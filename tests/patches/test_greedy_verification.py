@@ -1,6 +1,6 @@
 """When a batch is verified by its largest logits alone: only where upstream would do no more.
 
-The tests import SGLang themselves, so that collecting them does not.
+The tests import SGLang in their bodies, so that collecting them does not.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from patches.eagle_utils import _is_merely_greedy
+
+pytestmark = pytest.mark.sglang
 
 
 def batch(mode: str = "TARGET_VERIFY", **info: Any) -> Any:

@@ -32,6 +32,9 @@ def cpu_fields(args: Arguments) -> Fields:
         "dtype": "float32",
         "attention_backend": "torch_native",
         "disable_cuda_graph": True,
+        # On CPU nothing overlaps. Without speculation it would only make SGLang apply penalties,
+        # and show tokens to custom logit processors, one step late.
+        "disable_overlap_schedule": True,
         "sleep_on_idle": True,
     }
     if args.max_running_requests is not None and args.max_running_requests < 1:

@@ -2,7 +2,8 @@
 
 Importing SGLang takes seconds; this module lets the launcher refuse a bad flag at once. A flag that
 cannot be read here (its value is not a number, or it stands in a YAML file) is left to SGLang, and
-the same checks run again on SGLang's own arguments. Runs in the launcher.
+the same checks run again on SGLang's own arguments. Only `check` imports SGLang. Runs in the
+launcher.
 """
 
 from __future__ import annotations
@@ -72,6 +73,28 @@ def read(argv: Sequence[str]) -> Flags:
         if value is not None:
             setattr(flags, name, value)
     return flags
+
+
+def flag_value(argv: Sequence[str], *names: str) -> str | None:
+    """Return the last value of the flags `names` in `argv` (`--flag v` or `--flag=v`)."""
+    value = None
+    for i, word in enumerate(argv):
+        for name in names:
+            if word == name and i + 1 < len(argv):
+                value = argv[i + 1]
+            elif word.startswith(name + "="):
+                value = word[len(name) + 1 :]
+    return value
+
+
+def check(argv: list[str]) -> None:
+    """Raise FlagError for flags to which SGLang's parser answers with 200 lines of usage."""
+    from sglang.srt.server_args import ServerArgs
+
+    if flag_value(argv, "--config") is None:
+        parser = Parser("sglang serve", allow_abbrev=True)
+        ServerArgs.add_cli_args(parser)
+        parser.parse_args(argv)
 
 
 def _number(text: str, fraction: bool) -> int | float | None:

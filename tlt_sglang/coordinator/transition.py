@@ -1,4 +1,4 @@
-"""What one event changes: joining and leaving, signals and reports, and the commands that follow.
+"""The transition that one event causes: members, signals and reports, and the commands that follow.
 
 A part of the pure function `states.step`; it reads no clock and sends nothing itself.
 """

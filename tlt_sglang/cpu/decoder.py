@@ -9,85 +9,24 @@ embedding) keeps SGLang's own forward.
 Runs in the scheduler process. The loop holds no copy of a weight: an update of the model takes
 effect here as well (see `linear.generation`).
 
-Shapes: T tokens, N hidden size, H query heads, K key/value heads, D head size, P positions,
-R rotary size, L layers.
+Shapes: T tokens, N hidden size, L layers.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from tlt_sglang.cpu import linear
 from tlt_sglang.cpu.attention import CpuAttnBackend
-from tlt_sglang.cpu.kernels import vector
+from tlt_sglang.cpu.decoder_stack import Stack, drafter_stack, target_stack
 
 if TYPE_CHECKING:
-    from tlt_sglang.upstream.layers import (
-        DecoderLayer,
-        DecoderModel,
-        DraftForwardBatch,
-        ForwardBatch,
-        Linear,
-        Norm,
-        RadixAttention,
-    )
+    from tlt_sglang.upstream.layers import DecoderModel, DraftForwardBatch, ForwardBatch
     from tlt_sglang.upstream.protocols import Upstream
-
-Array = np.ndarray[Any, Any]
-Product = Callable[[torch.Tensor], torch.Tensor]
-GatedProduct = Callable[[torch.Tensor, torch.Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """The weights and products of one decoder layer."""
-
-    attention: RadixAttention
-    input_norm: Array  # [N], for the hidden states
-    embed_norm: Array  # [N], for the embeddings that a drafter reads as well; [0] for a target
-    post_norm: Array  # [N]
-    eps: np.float32
-    query_norm: Array  # [D], or [0] for a model without it
-    key_norm: Array  # [D], or [0]
-    inner: int  # intermediate size of the MLP
-    qkv: Product
-    out: Product
-    gate_up: GatedProduct  # writes the input of `down`
-    down: Product
-
-
-@dataclass(slots=True)
-class Stack:
-    """The layers of a model, for one generation of its packed weights."""
-
-    generation: int
-    layers: list[_Layer]
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rotary: Array  # [P, R]: cosines, then sines
-    norm: Array  # [N], the last norm
-    eps: np.float32
-    passes: dict[int, _Pass] = field(default_factory=dict)
-
-    def new_pass(self, tokens: int) -> _Pass:
-        """Return the buffers for `tokens` tokens, which are reused for small numbers."""
-        buffers = self.passes.get(tokens)
-        if buffers is None:
-            buffers = _Pass(self, tokens)
-            if tokens <= MAX_CACHED_TOKENS:
-                self.passes[tokens] = buffers
-        return buffers
-
-
-MAX_CACHED_TOKENS = 64
-"""Passes of at most this many tokens keep their buffers."""
 
 _stacks: weakref.WeakKeyDictionary[Any, Stack | None] = weakref.WeakKeyDictionary()
 
@@ -108,7 +47,7 @@ def forward(
     """
     from sglang.srt.model_executor.forward_context import get_attn_backend
 
-    stack = _stack_of(model, _target_stack)
+    stack = _stack_of(model, target_stack)
     backend = get_attn_backend()
     if stack is None or type(backend) is not CpuAttnBackend or input_ids.numel() == 0:
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
@@ -147,7 +86,7 @@ def draft_forward(
     """
     from sglang.srt.model_executor.forward_context import get_attn_backend
 
-    stack = _stack_of(model, _drafter_stack)
+    stack = _stack_of(model, drafter_stack)
     backend = get_attn_backend()
     if (
         stack is None
@@ -164,7 +103,7 @@ def draft_forward(
 
 def drafter(model: DecoderModel) -> Stack | None:
     """Return the stack of the `LlamaModel` of SGLang's llama_eagle3; None if it is unsupported."""
-    return _stack_of(model, _drafter_stack)
+    return _stack_of(model, drafter_stack)
 
 
 def draft(
@@ -189,87 +128,6 @@ def draft(
     return out, out if model.norm_output else run.residual.clone()
 
 
-class _Pass:
-    """A pass of T tokens through the layers, with buffers that are reused."""
-
-    def __init__(self, stack: Stack, tokens: int) -> None:
-        self.stack = stack
-        size, inner = len(stack.norm), stack.layers[0].inner
-        self.residual, self.normed = torch.empty(tokens, size), torch.empty(tokens, size)
-        self.query = torch.empty(tokens, stack.heads, stack.head_dim)
-        self.attended = torch.empty(tokens, stack.heads * stack.head_dim)
-        self.active = torch.empty(tokens, inner)
-        self.attended_heads = self.attended.view(tokens, stack.heads, stack.head_dim)
-        self.residual_rows, self.normed_rows = self.residual.numpy(), self.normed.numpy()
-        self.query_rows = self.query.numpy()
-        self.positions: Array
-        self.slots: Array
-
-    def begin(self, hidden: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> None:
-        """Start a pass with hidden states [T, N] as the residual stream."""
-        self.positions, self.slots = positions.numpy(), slots.numpy()
-        self.residual.copy_(hidden)
-        self.entered = False
-
-    def end(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the last norm [T, N] in new memory, because SGLang keeps it."""
-        out = torch.empty_like(hidden)
-        stack = self.stack
-        vector.add_rms_norm(hidden.numpy(), self.residual_rows, stack.norm, stack.eps, out.numpy())
-        return out
-
-    def layer(
-        self, layer: _Layer, hidden: torch.Tensor, backend: CpuAttnBackend, captured: Array | None
-    ) -> torch.Tensor:
-        """Run a layer; return the output of its MLP [T, N], which the next layer adds.
-
-        The input of the layer is copied into `captured` [T, N], if any.
-        """
-        normed, residual = self.normed_rows, self.residual_rows
-        if self.entered:
-            vector.add_rms_norm(hidden.numpy(), residual, layer.input_norm, layer.eps, normed)
-        else:
-            vector.rms_norm(residual, layer.input_norm, layer.eps, normed)
-            self.entered = True
-        if captured is not None:
-            captured[:] = residual
-        return self._attend_and_mlp(layer, self.normed, backend)
-
-    def draft_layer(
-        self, layer: _Layer, embeds: torch.Tensor, backend: CpuAttnBackend
-    ) -> torch.Tensor:
-        """Run a drafter's layer, which reads embeddings as well; returns the same as `layer`."""
-        embedded = torch.empty_like(embeds)
-        vector.rms_norm(embeds.numpy(), layer.embed_norm, layer.eps, embedded.numpy())
-        vector.rms_norm(self.residual_rows, layer.input_norm, layer.eps, self.normed_rows)
-        return self._attend_and_mlp(layer, torch.cat([embedded, self.normed], dim=-1), backend)
-
-    def _attend_and_mlp(
-        self, layer: _Layer, inputs: torch.Tensor, backend: CpuAttnBackend
-    ) -> torch.Tensor:
-        """Run attention and MLP on the input of the attention [T, N or 2N]."""
-        stack, normed, residual = self.stack, self.normed_rows, self.residual_rows
-        keys, values = backend.buffers(layer.attention.layer_id)
-        vector.rope_and_store(
-            layer.qkv(inputs).numpy(),
-            self.positions,
-            stack.rotary,
-            layer.query_norm,
-            layer.key_norm,
-            layer.eps,
-            self.slots,
-            self.query_rows,
-            keys.numpy(),
-            values.numpy(),
-        )
-        scale = layer.attention.scaling
-        backend.attend(self.query, keys, values, scale, self.attended_heads)
-        projected = layer.out(self.attended).numpy()
-        vector.add_rms_norm(projected, residual, layer.post_norm, layer.eps, normed)
-        layer.gate_up(self.normed, self.active)
-        return layer.down(self.active)
-
-
 def _stack_of(model: DecoderModel, build: Callable[[DecoderModel], Stack | None]) -> Stack | None:
     """Return the stack of a model, rebuilt after repacks of weights; None if it is unsupported."""
     stack = _stacks.get(model)
@@ -278,127 +136,3 @@ def _stack_of(model: DecoderModel, build: Callable[[DecoderModel], Stack | None]
     if stack is None or stack.generation != linear.generation():
         stack = _stacks[model] = build(model)
     return stack
-
-
-def _target_stack(model: DecoderModel) -> Stack | None:
-    if model.pp_group.world_size != 1:
-        return None
-    return _build_stack(model, [_layer(layer) for layer in model.layers])
-
-
-def _drafter_stack(model: DecoderModel) -> Stack | None:
-    supported = (
-        len(model.layers) == 1
-        and not model.is_mrope_enabled
-        and model.input_norm is None
-        and model.fc_norm is None
-    )
-    return _build_stack(model, [_layer(model.layers[0])]) if supported else None
-
-
-def _build_stack(model: DecoderModel, layers: list[_Layer | None]) -> Stack | None:
-    from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
-    from sglang.srt.runtime_context import get_parallel
-
-    supported = [layer for layer in layers if layer is not None]
-    if (
-        get_parallel().tp_size != 1
-        or type(model.embed_tokens) is not VocabParallelEmbedding
-        or len(supported) != len(layers)
-        or not _plain_norm(model.norm)
-    ):
-        return None
-    first = model.layers[0].self_attn
-    return Stack(
-        linear.generation(),
-        supported,
-        first.attn.tp_q_head_num,
-        first.attn.tp_k_head_num,
-        first.attn.head_dim,
-        first.rotary_emb.cos_sin_cache.numpy(),
-        _weights(model.norm),
-        np.float32(model.norm.variance_epsilon),
-    )
-
-
-def _layer(layer: DecoderLayer) -> _Layer | None:
-    """Return the weights and products of a layer; None if it is unsupported.
-
-    A layer with a `hidden_norm` is an EAGLE-3 drafter's.
-    """
-    from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
-    from sglang.srt.models.llama import LlamaMLP
-    from sglang.srt.models.qwen2 import Qwen2MLP
-
-    # The parts, which differ between targets and drafters.
-    attention, mlp, rotary = layer.self_attn, layer.mlp, layer.self_attn.rotary_emb
-    reads_embeds = hasattr(layer, "hidden_norm")
-    input_norm = layer.hidden_norm if reads_embeds else layer.input_layernorm
-    embed_norm = layer.input_layernorm if reads_embeds else None
-    query_norm = getattr(attention, "q_norm", None)
-    key_norm = getattr(attention, "k_norm", None)
-    norms = [input_norm, layer.post_attention_layernorm, embed_norm, query_norm, key_norm]
-    products = [
-        _product(attention.qkv_proj),
-        _product(attention.o_proj),
-        _product(mlp.gate_up_proj, linear.gated),
-        _product(mlp.down_proj),
-    ]
-
-    # Anything else that SGLang's layer would do makes it unsupported.
-    supported = (
-        all(_plain_norm(norm) for norm in norms if norm is not None)
-        and None not in products
-        and isinstance(mlp, (LlamaMLP, Qwen2MLP))
-        and type(rotary).forward_native is RotaryEmbedding.forward_native
-        and rotary.is_neox_style
-        and not hasattr(rotary, "sin_cos_cache")
-        and rotary.cos_sin_cache.dtype == torch.float32
-        and not attention.attn.logit_cap
-        and attention.attn.sliding_window_size == -1
-    )
-    if not supported:
-        return None
-    return _Layer(
-        attention.attn,
-        _weights(input_norm),
-        _weights(embed_norm),
-        _weights(layer.post_attention_layernorm),
-        np.float32(input_norm.variance_epsilon),
-        _weights(query_norm),
-        _weights(key_norm),
-        mlp.down_proj.weight.shape[1],
-        *products,
-    )
-
-
-def _weights(norm: Norm | None) -> Array:
-    """Return the weights of a norm [N], or [0] if there is none."""
-    if norm is None:
-        return np.empty(0, np.float32)
-    weight: Array = norm.weight.detach().numpy()
-    return weight
-
-
-def _plain_norm(norm: Norm) -> bool:
-    """Return whether a norm is a plain float32 RMSNorm."""
-    from sglang.srt.layers.layernorm import RMSNorm
-
-    return (
-        type(norm) is RMSNorm
-        and norm.weight.dtype == torch.float32
-        and norm.variance_size_override is None
-    )
-
-
-def _product(layer: Linear, make: Callable[..., Any] = linear.product) -> Any:
-    """Return `make(weight, bias)` of a linear layer; None if the layer does more than a product."""
-    from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
-
-    if (
-        type(layer.quant_method) is not UnquantizedLinearMethod
-        or hasattr(layer, "set_lora")
-        or getattr(layer, "skip_bias_add", False)
-    ):
-        return None
-    return make(layer.weight, layer.bias)

@@ -26,6 +26,7 @@ from tlt_sglang.cpu.kernels.argmax import argmax
 from tlt_sglang.cpu.kernels.committed import Committed, committed
 
 if TYPE_CHECKING:
+    from tlt_sglang.cpu.decoder_stack import Stack
     from tlt_sglang.upstream.layers import DrafterModel, DraftForwardBatch
     from tlt_sglang.upstream.protocols import Batch, SamplingInfo, StepResult, Upstream
 
@@ -170,7 +171,7 @@ def catch_up(
 class _CpuDrafter:
     """A drafter as its stack of layers and its head."""
 
-    def __init__(self, model: DrafterModel, stack: decoder.Stack, backend: CpuAttnBackend) -> None:
+    def __init__(self, model: DrafterModel, stack: Stack, backend: CpuAttnBackend) -> None:
         self._model, self._stack, self._backend = model, stack, backend
 
     def extend(

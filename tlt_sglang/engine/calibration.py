@@ -49,6 +49,19 @@ def register() -> None:
     warmup(CALIBRATION)(calibrate)
 
 
+def skip() -> None:
+    """Register a warm-up that does nothing, in a process that shares the engine with others.
+
+    Of several tokenizer workers, each would abort the requests that the others calibrate with.
+    """
+    from sglang.srt.entrypoints.warmup import warmup
+
+    async def learn_later(disaggregation_mode: str, tokenizer_manager: TokenizerManager) -> None:
+        pass
+
+    warmup(CALIBRATION)(learn_later)
+
+
 async def calibrate(disaggregation_mode: str, tokenizer_manager: TokenizerManager) -> None:
     """Run the warm-up; a failure is logged, and leaves the costs to be learned later."""
     assert engine.current is not None

@@ -50,7 +50,8 @@ class _TimedStep:
     match_outcomes: Sequence[tuple[int, bool]] = ()
     calibrates: bool = False
     selected: bool = True
-    """False for the later steps of a plain run, which the policy does not observe."""
+    """False for forced steps and the later ones of a plain run, which the policy does not
+    observe."""
 
 
 class Driver:
@@ -72,15 +73,25 @@ class Driver:
         same_size = bucket(batch_size) == self._run_size
         return self._run_steps > 0 and same_size and self.pinned_strategy is None
 
-    def begin(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
-        """Begin a decode step and return its strategy; for `match_lengths` see `Policy`."""
+    def begin(
+        self,
+        batch_size: int,
+        match_lengths: Sequence[int] = (),
+        forced: Strategy | None = None,
+    ) -> Strategy:
+        """Begin a decode step and return its strategy; for `match_lengths` see `Policy`.
+
+        A `forced` strategy replaces any other, and the policy does not observe the step.
+        """
         # The beginning of this step is the end of the one before.
         now = self._clock.mark()
         if self._steps and self._steps[-1].next_start is None:
             self._steps[-1].next_start = now
             self._report()
-        # Its strategy: of the plain run, pinned, next in the calibration, or the policy's choice.
-        if self.skips_selection(batch_size):
+        # Its strategy: forced, of the plain run, pinned, next in the calibration, or the policy's.
+        if forced is not None:
+            step = _TimedStep(forced, batch_size, now, selected=False)
+        elif self.skips_selection(batch_size):
             self._run_steps -= 1
             step = _TimedStep(PLAIN, batch_size, now, selected=False)
         else:

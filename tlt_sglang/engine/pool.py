@@ -53,23 +53,28 @@ class Pool:
             NgramDrafting(states, ngram_memory_mb, tokens_current) if drafts_ngrams else None
         )
         self.deferred = DeferredDrafter(states, pending_mb * 2**20, rejection)
+        self._narrowest = min(states.strategies, key=lambda one: one.num_draft_tokens)
         self.switch_seconds = 0.0
         """Time of all switches together."""
 
     # -- the parts of a step ---------------------------------------------------------------------
 
-    def choose(self, batch: Batch) -> None:
-        """Choose the strategy of the decode step of `batch` that begins, and switch to it."""
-        size = len(batch.reqs)
+    def choose(self, batch: Batch, slots_short: bool = False) -> None:
+        """Choose the strategy of the decode step of `batch` that begins, and switch to it.
+
+        `slots_short`: drafts have no KV slots, so that the narrowest strategy wastes least.
+        """
+        size, forced = len(batch.reqs), self._narrowest if slots_short else None
 
         # A strategy that was pinned by hand drafts as its name says, and a plain run goes on
         # without a choice: neither needs matches.
         lengths: Sequence[int] = ()
         if self.ngrams is not None:
             skips = self.driver.skips_selection(size) or self.driver.pinned_strategy is not None
+            skips = skips or slots_short
             lengths = self.ngrams.begin(None if skips else batch)
 
-        strategy = self.driver.begin(size, lengths)
+        strategy = self.driver.begin(size, lengths, forced)
         if strategy != self.states.current:
             started = time.perf_counter()
             self.states.switch(strategy)

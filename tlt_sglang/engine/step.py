@@ -18,8 +18,10 @@ Runs in the scheduler process.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from tlt_sglang.engine.kv_slots import KvSlots
 
 if TYPE_CHECKING:
     from tlt_sglang.engine.online_drafter import OnlineDrafter
@@ -42,13 +44,15 @@ class SpeculationStep:
     """Present where drafts of chains are sampled."""
     online_drafter: OnlineDrafter | None = None
     """Present where there is a store of drafter versions."""
+    slots: KvSlots = field(default_factory=KvSlots)
+    """The KV slots for drafts, which may be short."""
 
     def choose(self, batch: Batch) -> None:
         """Begin the decode step of `batch`: take a new drafter version, choose the strategy."""
         if self.online_drafter is not None:
             self.online_drafter.swap_in()
         if self.pool is not None:
-            self.pool.choose(batch)
+            self.pool.choose(batch, self.slots.short)
 
     def draft(
         self, original: Callable[[Batch], VerifyInput], batch: Batch, topk: int

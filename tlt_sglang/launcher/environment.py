@@ -44,6 +44,7 @@ def check(device: Device) -> list[CheckResult]:
         _compiler,
         _model,
         _memory,
+        _limits,
     ]
     return [result for one in checks for result in one(device)]
 
@@ -203,3 +204,12 @@ def _memory(device: Device) -> Iterator[CheckResult]:
     passed = free >= 4
     advice = "." if passed else "; the default model needs 4 GiB, so stop other programs."
     yield CheckResult(passed, False, f"{free:.1f} GiB of memory are free{advice}")
+
+
+def _limits(device: Device) -> Iterator[CheckResult]:
+    yield CheckResult(
+        False,
+        False,
+        "An engine that speculates refuses beam search (beam_width) and return_sampling_mask; for "
+        "them, start one with --tlt-strategies off.",
+    )

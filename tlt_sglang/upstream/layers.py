@@ -8,7 +8,7 @@ Shapes: T tokens, N hidden size, D head size, R rotary size, P positions, V voca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -195,13 +195,43 @@ class SampledRequest(Protocol):
     tokenizer: Tokenizer | None
 
 
+class GrammarMask(Protocol):
+    """`sglang.srt.constrained.base_grammar_backend.GrammarMask`."""
+
+    def apply(self, logits: torch.Tensor) -> None:
+        """Exclude the tokens that the grammars of a batch exclude, from logits [T, V] in place."""
+
+
+class Penalizer(Protocol):
+    """`sglang.srt.sampling.penaltylib.orchestrator._BatchedPenalizer`."""
+
+    is_multiplicative: bool
+    """True if it scales logits, False if it adds to them."""
+
+
+class PenalizerOrchestrator(Protocol):
+    """`sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator`."""
+
+    penalizers: dict[type[Penalizer], Penalizer]
+    """In the order in which they are applied."""
+
+
+class ProcessorEntry(Protocol):
+    """`sglang.srt.sampling.sampling_batch_info.ProcessorEntry`."""
+
+    rows: Sequence[int]
+    """The requests of the batch that have this processor."""
+
+
 class PenalisedSampling(SamplingInfo, Protocol):
-    """`SamplingBatchInfo` with its penalties and biases."""
+    """`SamplingBatchInfo` with its penalties, biases and processors."""
 
     acc_additive_penalties: torch.Tensor | None  # [B, V]
     acc_scaling_penalties: torch.Tensor | None  # [B, V]
-    logit_bias: torch.Tensor | None
+    logit_bias: torch.Tensor | None  # [B, V]
     has_watermark_candidates: bool
+    has_custom_logit_processor: bool
+    custom_logit_processor: Mapping[int, ProcessorEntry] | None
 
 
 class PenalisedBatch(Protocol):
@@ -209,7 +239,9 @@ class PenalisedBatch(Protocol):
 
     reqs: Sequence[SampledRequest]
     forward_mode: ForwardMode
+    return_hidden_states: bool
     sampling_info: PenalisedSampling
+    seq_lens: torch.Tensor  # [B], committed tokens
 
 
 class DraftBackendFactory(Protocol):

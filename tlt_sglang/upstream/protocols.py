@@ -81,6 +81,8 @@ class VerifyInput(Protocol):
     draft_probs: torch.Tensor | None  # [B, W - 1, V]
     draft_token_num: int  # W
     max_tree_depth: int
+    tree_topk: int
+    """Branches of a node; -1 for SGLang's own n-grams, where it varies."""
     retrieve_index: torch.Tensor  # [B, W]
     retrieve_next_token: torch.Tensor  # [B, W]
     retrieve_next_sibling: torch.Tensor  # [B, W]
@@ -100,7 +102,7 @@ class StepResult(Protocol):
 
     accept_lens: torch.Tensor  # [B], the bonus token counted
     cap_lens: torch.Tensor  # [B], from which SGLang counts what was proposed
-    accept_index: torch.Tensor  # [B, W]
+    accept_index: torch.Tensor | None  # [B, W]; None after a prefill
     next_token_ids: torch.Tensor  # [B * W]
     new_seq_lens: torch.Tensor  # [B]
     logits_output: LogitsOutput
@@ -114,6 +116,8 @@ class Batch(Protocol):
     reqs: list[Request]
     forward_mode: ForwardMode
     is_extend_in_batch: bool
+    return_hidden_states: bool
+    """True if any request of the batch wants them."""
     sampling_info: SamplingInfo
     spec_info: Any
     """A DraftInput before a draft, a VerifyInput after it."""

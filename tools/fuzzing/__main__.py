@@ -24,12 +24,13 @@ def main() -> int:
     """Return 1 if a request was answered wrongly."""
     parser = argparse.ArgumentParser(prog="make fuzz ARGS=...", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0, help="default: an hour")
-    parser.add_argument("--seed", type=int, default=1, help="of the first block of requests")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first block of requests")
     parser.add_argument("--out", type=Path, help="write counts and findings to this JSON file")
+    parser.add_argument("--log", type=Path, help="keep the server's log in this file")
     parser.add_argument("server", nargs="*", help="further flags of the server, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "server.log"
+        log = options.log or Path(folder) / "server.log"
         with ServerProcess([*SERVER, *options.server], log) as server:
             server.wait_ready()
             fuzzing = Fuzzing(server)

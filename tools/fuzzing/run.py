@@ -1,4 +1,4 @@
-"""Send drawn requests to a live server, and check its answers and its state afterwards."""
+"""Send requested requests to a live server, and check its answers and its state afterwards."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Finding:
 
 @dataclass
 class Fuzzing:
-    """What has been sent to one server so far, and what came back."""
+    """Requests to one server, its answers, and what was wrong with them."""
 
     server: ServerProcess
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -55,7 +55,7 @@ class Fuzzing:
     def run(
         self, number: int, seconds: float, report: Callable[[str], None] = lambda line: None
     ) -> None:
-        """Send blocks of requests drawn from the seeds `number`, `number` + 1, ... for `seconds`.
+        """Send the blocks of the seeds `number`, `number` + 1, ... for `seconds`.
 
         Ends early when the server does. `report` gets a line for each block.
         """
@@ -66,12 +66,12 @@ class Fuzzing:
             number += 1
 
     def block(self, number: int, count: int = BLOCK) -> None:
-        """Send `count` requests drawn from the seed `number`, and check the server's state."""
-        drawn = calls(self._schema, number, count)
+        """Send the `count` requests of the seed `number`, and check the server's state."""
+        requested = calls(self._schema, number, count)
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            answers = list(threads.map(self._send, drawn))
+            answers = list(threads.map(self._send, requested))
         unanswered = 0
-        for place, (call, (status, text)) in enumerate(zip(drawn, answers, strict=True)):
+        for place, (call, (status, text)) in enumerate(zip(requested, answers, strict=True)):
             self.answers[f"{call.method} {call.path}", status] += 1
             unanswered += not status
             if is_right(status, text) or unanswered > AT_ONCE:

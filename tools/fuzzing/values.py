@@ -213,9 +213,9 @@ FIELDS: dict[str, SearchStrategy[Any]] = SAMPLING | {
 BROKEN = st.sampled_from(
     [None, True, -1, 0, 2**63, 1e308, float("nan"), "", "x", "\ud83d\ude42", [], {}, [None], [[]]]
 ) | st.sampled_from([{"a": {"a": {}}}, [[[[1]]]], "-1", [-1], ["", None], 0.5])
-"""What a field is replaced by in a body that is broken."""
+"""Values that replace a field of a body that is broken."""
 RAW = ("", "{", "null", "[]", "3", '"text"', '{"text": ', "{}" * 3, "[" * 500, "\x00", "{'a': 1}")
-"""Bodies that are no JSON object."""
+"""Bodies that cannot be read as a JSON object."""
 
 
 @dataclass(frozen=True)
@@ -227,12 +227,12 @@ class Call:
     body: Any
     """The decoded JSON, None for no body."""
     raw: str | None = None
-    """Sent as it is instead, where the body is no JSON object."""
+    """Sent as it is instead, where the body is not a JSON object."""
 
 
 def calls(schema: Mapping[str, Any], number: int, count: int) -> list[Call]:
     """Return `count` requests for the routes of an OpenAPI `schema`; `number` is the seed."""
-    drawn: dict[str, Call] = {}
+    unique: dict[str, Call] = {}
 
     @seed(number)
     @settings(
@@ -244,10 +244,10 @@ def calls(schema: Mapping[str, Any], number: int, count: int) -> list[Call]:
     )
     @given(_any_call(schema))
     def collect(call: Call) -> None:
-        drawn[repr(call)] = call
+        unique[repr(call)] = call
 
     collect()
-    return random.Random(number).sample(list(drawn.values()), min(count, len(drawn)))
+    return random.Random(number).sample(list(unique.values()), min(count, len(unique)))
 
 
 def routes(schema: Mapping[str, Any]) -> list[tuple[str, str]]:

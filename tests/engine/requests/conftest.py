@@ -8,6 +8,10 @@ from tests.support.identity import PINNED, POOL
 from tests.support.servers import Server, Servers
 
 KINDS = ("pool", "one strategy", "store and sidecar")
+ALLOWED = ("--enable-custom-logit-processor", "--enable-return-hidden-states")
+"""Flags of every server here, for what requests have to be allowed to ask for."""
+NGRAMS = "ngram:8"
+"""A strategy that runs in SGLang's own n-gram worker."""
 POOL3 = POOL.replace("eagle:", "eagle3:")
 """The same pool for a drafter that a sidecar trains."""
 
@@ -31,8 +35,8 @@ def speculative(
     """A server of this kind; with a pool, the policy draws a strategy for every step."""
     drafter = drafters["eagle3" if kind == "store and sidecar" else "eagle"]
     if kind == "one strategy":
-        return servers.get(PINNED, drafter=drafter)
-    flags = ["--tlt-policy", "random"]
+        return servers.get(PINNED, *ALLOWED, drafter=drafter)
+    flags = [*ALLOWED, "--tlt-policy", "random"]
     if kind == "pool":
         return servers.get(POOL, *flags, drafter=drafter)
     flags += ["--tlt-store", folder_of_store, "--tlt-sidecar", "always"]
@@ -42,4 +46,4 @@ def speculative(
 @pytest.fixture
 def plain(servers: Servers) -> Server:
     """The server without speculation."""
-    return servers.get("off")
+    return servers.get("off", *ALLOWED)

@@ -231,6 +231,7 @@ def test_defaults_on_cpu(tmp_path: Path) -> None:
         "dtype": "float32",
         "attention_backend": "torch_native",
         "disable_cuda_graph": True,
+        "disable_overlap_schedule": True,
         "sleep_on_idle": True,
         "max_running_requests": 16,
         "speculative_ngram_capacity": 1_000_000,

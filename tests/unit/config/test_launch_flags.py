@@ -19,7 +19,7 @@ from tlt_sglang.config import sglang_flags
 from tlt_sglang.config.settings import Config
 from tlt_sglang.config.sglang_flags import Flags
 from tlt_sglang.errors import EXIT_REPORTED, ConfigError, EnvironmentProblem, FlagError, end_process
-from tlt_sglang.launcher import environment, prefork
+from tlt_sglang.launcher import environment, prefork, sglang_server
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -50,7 +50,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         start.config = os.environ.get("TLT_CONFIG")
         return 0
 
-    monkeypatch.setattr(launch_server, "_run_sglang", run)
+    monkeypatch.setattr(sglang_server, "run", run)
     monkeypatch.setattr(launch_server, "has_accelerator", lambda: False)
     monkeypatch.setattr(prefork, "begin", lambda: setattr(start, "begun", True))
     monkeypatch.setattr(environment, "require_patchable", lambda device: None)
@@ -354,7 +354,7 @@ def test_what_ends_it_while_it_runs(
     def run(argv: list[str], forked: bool) -> int:
         raise error
 
-    monkeypatch.setattr(launch_server, "_run_sglang", run)
+    monkeypatch.setattr(sglang_server, "run", run)
     interrupted = isinstance(error, KeyboardInterrupt)
     assert launch("--model", model) == (130 if interrupted else 1)
     assert capsys.readouterr().err == ("" if interrupted else "tlt-sglang: No room.\n")
@@ -462,7 +462,7 @@ def test_a_flag_without_its_value() -> None:
     ],
 )
 def test_one_flags_value(argv: list[str], value: str | None) -> None:
-    assert launch_server.flag_value(argv, "--device") == value
+    assert sglang_flags.flag_value(argv, "--device") == value
 
 
 def test_a_log_that_does_not_fit_is_refused_before_anything_is_loaded(
@@ -484,7 +484,7 @@ def test_an_engine_process_ends_with_its_sentence(capsys: pytest.CaptureFixture[
 
 
 def test_an_error_of_sglangs_is_cut_to_a_sentence() -> None:
-    reason = launch_server._first_sentence
+    reason = sglang_server._first_sentence
 
     hint = " (TLT_DEBUG=1 shows the traceback)."
     assert reason(ValueError("Bad.\nLong story")) == f"SGLang did not start: Bad{hint}"

@@ -12,6 +12,8 @@ import pytest
 from tlt_sglang.config.settings import Config
 from tlt_sglang.engine import calibration, engine
 
+pytestmark = pytest.mark.sglang
+
 
 class Manager:
     """SGLang's tokenizer manager, reduced to the parts that the warm-up uses."""

@@ -253,3 +253,16 @@ def test_without_plain_runs_every_step_has_its_own_selection(clock: Clock) -> No
     for _ in range(2 * PLAIN_RUN):
         step(driver, clock, 0.01, 0.0, [0] * MANY)
     assert policy.batch_sizes == [MANY] * 2 * PLAIN_RUN
+
+
+def test_a_forced_strategy_is_not_observed(
+    driver: Driver, clock: Clock, policy: RecordingPolicy
+) -> None:
+    """Where drafts have no KV slots, what is accepted says nothing about a strategy."""
+    assert driver.begin(2, forced=OFF) == OFF
+    clock.now += 0.03
+    driver.end()
+    assert driver.outcome([0, 0]) == (OFF, ())
+    assert driver.begin(2) == CHAIN
+    assert policy.batch_sizes == [2]
+    assert policy.steps == []

@@ -181,3 +181,11 @@ def test_matches_are_not_looked_up_with_overlap_or_in_large_batches(
     verify = step(pool(policy, tokens_current), requests, [[9]] * size, [0] * size)
     assert policy.match_lengths == [[]]
     assert set(verify.draft_token.tolist()) == {9}
+
+
+def test_the_narrowest_strategy_runs_where_slots_are_short() -> None:
+    policy = RecordingPolicy(CHAIN)
+    engine = pool(policy)
+    engine.choose(batch(OLD[:6]), slots_short=True)
+    assert engine.states.current == OFF
+    assert policy.match_lengths == []

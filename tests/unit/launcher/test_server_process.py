@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from tlt_sglang.errors import EnvironmentProblem
+from tlt_sglang.launcher import server_process
 from tlt_sglang.launcher.child_process import ChildProcess, wait_for
 from tlt_sglang.launcher.server_process import PORTS, ServerProcess, can_bind, free_port
 
@@ -58,6 +59,7 @@ print(1, flush=True)
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
     monkeypatch.setenv("TLT_CONFIG", "{}")
+    monkeypatch.setattr(server_process, "POLL_SECONDS", 0.02)
     program = (sys.executable, "-c", SERVER)
     log = tmp_path / "log"
     environment = {"COLOUR": "blue"}

@@ -1,0 +1,77 @@
+"""sglang.srt.managers.scheduler_components.batch_result_processor, in the scheduler process.
+
+The accepted run of a verify step is cut where plain decoding ends the answer, before it is counted,
+stored and streamed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tlt_sglang.patching.patch import Patch
+    from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.upstream.results import AnsweredBatch, AnsweredRequest, DecodeResult
+
+
+def _wrapped(name: str, why: str, digest: str) -> Callable[[Upstream], Patch]:
+    return wraps_upstream(
+        "sglang.srt.managers.scheduler_components.batch_result_processor:"
+        f"SchedulerBatchResultProcessor.{name}",
+        why=why,
+        remove_when="SGLang ends an answer at the same token with and without speculation",
+        process="scheduler",
+        digests={"0.5.23": digest},
+    )
+
+
+@_wrapped(
+    "_accept_grammar_tokens",
+    "SGLang ends an accepted run where its grammar terminates; plain decoding, one token later",
+    "ce74f9c6fcc488cc",
+)
+def accept_grammar_tokens(
+    original: Upstream, processor: object, req: AnsweredRequest, tokens: int | list[int]
+) -> list[int]:
+    from tlt_sglang.engine.finishing import FINISHING
+
+    run = [tokens] if isinstance(tokens, int) else tokens
+    return FINISHING.accept_in_grammar(lambda token: original(processor, req, token), req, run)
+
+
+@_wrapped(
+    "advance_grammar_fsm",
+    "with overlap scheduling the grammar accepts the first token before SGLang asks for its end",
+    "80c87feeb1829a79",
+)
+def advance_grammar_fsm(
+    original: Upstream, processor: object, result: DecodeResult, batch: AnsweredBatch
+) -> None:
+    from tlt_sglang.engine.finishing import FINISHING
+
+    advanced_before = result.grammar_advanced
+    original(processor, result, batch)
+    if result.grammar_advanced and not advanced_before and batch.forward_mode.is_extend():
+        FINISHING.prefill_in_grammar(batch)
+
+
+@_wrapped(
+    "_resolve_spec_v2_tokens",
+    "tokens behind the end of an answer are counted as its reasoning tokens and accepted drafts",
+    "7ba3cbdff5af5ab4",
+)
+def resolve_spec_v2_tokens(
+    original: Upstream, processor: object, result: DecodeResult, batch: AnsweredBatch
+) -> list[list[int]]:
+    from tlt_sglang.engine.finishing import FINISHING
+
+    runs: list[list[int]] = original(processor, result, batch)
+    FINISHING.cut(batch, result, runs)
+    return runs
+
+
+PATCHES = (accept_grammar_tokens, advance_grammar_fsm, resolve_spec_v2_tokens)

@@ -1,0 +1,31 @@
+"""sglang.srt.sampling.penaltylib.orchestrator, in the scheduler process: penalties in one order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.layers import PenalizerOrchestrator
+    from tlt_sglang.upstream.protocols import Upstream
+
+
+@wraps_upstream(
+    "sglang.srt.sampling.penaltylib.orchestrator:BatchedPenalizerOrchestrator.__init__",
+    why="the order of penalties is that of a set of classes, which differs between two processes, "
+    "and so do logits where penalties that add and penalties that scale come together",
+    remove_when="SGLang applies penalties in one order",
+    process="scheduler",
+    digests={"0.5.23": "e8a9ded0e1f8e5e5"},
+)
+def init(
+    original: Upstream, orchestrator: PenalizerOrchestrator, *args: object, **kwargs: object
+) -> None:
+    from tlt_sglang.sampling import penalties
+
+    original(orchestrator, *args, **kwargs)
+    orchestrator.penalizers = penalties.in_order(orchestrator.penalizers)
+
+
+PATCHES = (init,)

@@ -1,0 +1,52 @@
+"""sglang.srt.managers.schedule_batch, in the scheduler process: where an answer ends."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.kv_pool import DecodeBatch
+    from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.upstream.results import AnsweredRequest
+
+
+@wraps_upstream(
+    "sglang.srt.managers.schedule_batch:Req.update_finish_state",
+    why="of the stops in an accepted run SGLang takes the one that is listed first, not the one "
+    "that comes first; and an exception for one request ended the engine",
+    remove_when="SGLang ends an answer at the same token with and without speculation",
+    process="scheduler",
+    digests={"0.5.23": "f9b24157222052c1"},
+)
+def update_finish_state(
+    original: Upstream, request: AnsweredRequest, new_accepted_len: int = 1
+) -> None:
+    from tlt_sglang.engine import shield
+    from tlt_sglang.engine.finishing import FINISHING
+
+    with shield.finishing(request):
+        FINISHING.update(original, request, new_accepted_len)
+
+
+@wraps_upstream(
+    "sglang.srt.managers.schedule_batch:ScheduleBatch.check_decode_mem",
+    why="a request is retracted or aborted for want of slots for drafts, which it can do without",
+    remove_when="SGLang finishes with speculation every request that it finishes without",
+    process="scheduler",
+    digests={"0.5.23": "85d4af1606714048"},
+)
+def check_decode_mem(
+    original: Upstream, batch: DecodeBatch, selected_indices: Sequence[int] | None = None
+) -> bool:
+    from tlt_sglang.engine import engine
+
+    current = engine.require()
+    upstream = functools.partial(original, batch, selected_indices)
+    return current.step.slots.fits(upstream, current.scheduler, batch)
+
+
+PATCHES = (update_finish_state, check_decode_mem)

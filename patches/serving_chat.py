@@ -1,0 +1,52 @@
+"""sglang.srt.entrypoints.openai.serving_chat, in the main process: logprobs of streamed chats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tlt_sglang.patching.patch import wraps_upstream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tlt_sglang.serving.chat_stream import Logprobs
+    from tlt_sglang.upstream.protocols import Upstream
+
+
+@wraps_upstream(
+    "sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat._generate_stream_content",
+    why="SGLang drops the logprobs of tokens without text of their own, such as the last",
+    remove_when="SGLang's streamed chats have as many logprobs as tokens",
+    process="main",
+    digests={"0.5.23": "a82a5e999dbfdb4c"},
+)
+def generate_stream_content(
+    original: Upstream, serving: object, **arguments: Any
+) -> AsyncIterator[str]:
+    from sglang.srt.entrypoints.openai.sse_utils import build_sse_content
+
+    from tlt_sglang.serving.chat_stream import with_all_logprobs
+
+    def last(logprobs: Logprobs) -> str:
+        chunk: str = build_sse_content(
+            chunk_id=arguments["content"]["meta_info"]["id"],
+            created=arguments["created"],
+            model=arguments["request"].model,
+            index=arguments["index"],
+            content="",
+            logprobs=logprobs,
+        )
+        return chunk
+
+    return with_all_logprobs(
+        lambda logprobs: original(serving, **arguments | {"choice_logprobs": logprobs}),
+        last,
+        # A dict that SGLang makes for each stream; its own keys are the indices of the choices.
+        arguments["stream_offsets"],
+        arguments["index"],
+        arguments["choice_logprobs"],
+        arguments["finish_reason_type"] is not None,
+    )
+
+
+PATCHES = (generate_stream_content,)

@@ -1,0 +1,85 @@
+"""How SGLang's streams, calls and errors become one sentence with a status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tlt_sglang.engine import admit
+from tlt_sglang.errors import BadRequest
+
+
+def event(**content: Any) -> bytes:
+    return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
+
+
+def abort(status: int | None, ids: list[int]) -> bytes:
+    reason = {"type": "abort", "message": "bad", "status_code": status, "err_type": None}
+    return event(text="", output_ids=ids, meta_info={"id": "a", "finish_reason": reason})
+
+
+TOKEN = event(text="a", output_ids=[5], meta_info={"finish_reason": None})
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (event(error={"message": "bad", "code": 400}), (400, "bad")),
+        (abort(400, []), (400, "bad")),
+        (abort(503, []), (503, "bad")),
+        (abort(None, []), None),
+        (abort(400, [5]), (400, "bad")),
+        (TOKEN, None),
+        (event(text='"type":"abort"', output_ids=[5], meta_info={"finish_reason": None}), None),
+    ],
+)
+def test_refusals_in_streams(first: bytes, expected: tuple[int, str] | None) -> None:
+    assert admit.refusal_in(first) == expected
+
+
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [([], 200), ([TOKEN, TOKEN], 200), ([event(error={"message": "bad", "code": 400})], 400)],
+)
+def test_streams_keep_their_events(events: list[bytes], status: int) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for each in events:
+            yield each
+
+    async def run() -> None:
+        response = SimpleNamespace(status_code=200, body_iterator=body(), background=None)
+        result: Any = await admit.stream(response, True)
+        assert result.status_code == status
+        if status == 200:
+            assert [each async for each in result.body_iterator] == events
+        else:
+            assert json.loads(result.body) == {"error": {"message": "bad"}}
+
+    asyncio.run(run())
+
+
+def test_calls_that_sglang_cannot_split() -> None:
+    def split(call: Any) -> None:
+        raise AttributeError("'str' object has no attribute 'get'")
+
+    with pytest.raises(BadRequest, match="a field of a wrong type or form: 'str' object has no"):
+        admit.split(split, SimpleNamespace(text="a"))
+    with pytest.raises(ValueError, match=r"^text is 5; it must be"):
+        admit.split(split, SimpleNamespace(text=5))
+
+
+@pytest.mark.parametrize("serialized", ["", "x", "{}", '{"callable": "00"}', '{"callable": 5}'])
+def test_processors_that_cannot_be_loaded(serialized: str) -> None:
+    with pytest.raises(BadRequest, match=r"^custom_logit_processor cannot be loaded"):
+        admit.load_processor(serialized)
+
+
+def test_a_processor_that_can_be_loaded() -> None:
+    from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
+
+    assert callable(admit.load_processor(DisallowedTokensLogitsProcessor.to_str()))

@@ -1,0 +1,58 @@
+"""Drafts without a KV slot are not accepted, and the narrowest strategy runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tlt_sglang.engine.kv_slots import KvSlots
+
+WIDTH = 4
+SEQ_LENS = torch.tensor([10, 20, 30])
+
+
+def outcome_of(*rows: list[int]) -> Any:
+    """Return the outcome of a verification that accepts these rows of each request."""
+    lengths = torch.tensor([sum(row >= 0 for row in request) for request in rows])
+    return torch.arange(3 * WIDTH), lengths.to(torch.int32), torch.tensor(rows, dtype=torch.int32)
+
+
+def slots_of(*allocated: int) -> KvSlots:
+    slots = KvSlots()
+    slots._allocated = torch.tensor(allocated)
+    return slots
+
+
+def test_a_pool_that_is_not_short_changes_nothing() -> None:
+    outcome = outcome_of([0, 1, 2, 3], [4, -1, -1, -1], [8, 9, -1, -1])
+    slots = KvSlots()
+    assert not slots.short
+    assert slots.accept(outcome, SEQ_LENS, WIDTH) is outcome
+
+
+def test_a_chain_ends_where_its_slots_end() -> None:
+    outcome = outcome_of([0, 1, 2, 3], [4, 5, -1, -1], [8, 9, 10, 11])
+    tokens, lengths, rows = slots_of(11, 23, 34).accept(outcome, SEQ_LENS, WIDTH)
+    assert tokens is outcome[0]
+    assert lengths.tolist() == [1, 2, 4]
+    assert rows.tolist() == [[0, -1, -1, -1], [4, 5, -1, -1], [8, 9, 10, 11]]
+    assert lengths.dtype == rows.dtype == torch.int32
+
+
+def test_a_path_of_a_tree_ends_at_its_first_node_without_a_slot() -> None:
+    outcome = outcome_of([0, 2, 3], [4, 7, -1], [8, 9, 11])
+    _, lengths, rows = slots_of(12, 22, 33).accept(outcome, SEQ_LENS, WIDTH)
+    assert lengths.tolist() == [1, 1, 2]
+    assert rows.tolist() == [[0, -1, -1], [4, -1, -1], [8, 9, -1]]
+
+
+@pytest.mark.parametrize("reserve", [None, 1])
+def test_sglangs_reservation_is_replaced_only_where_it_does_not_fit(reserve: int | None) -> None:
+    slots = KvSlots()
+    slots._reserve = reserve
+    assert slots.reserve(lambda: 16) == (reserve or 16)
+    assert slots.fits(lambda: True, None, SimpleNamespace())
+    assert slots.reserve(lambda: 16) == 16

@@ -1,0 +1,210 @@
+"""Checks every request before it is scheduled, between SGLang's tokenizer manager and `admission`.
+
+Whatever a request contains, it is answered with one sentence and status 400, or it is scheduled;
+the rules are in `tlt_sglang.admission`. Runs in the HTTP (main) process, and in each tokenizer
+worker. The scheduler has its own last line of defence, in `shield`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tlt_sglang.admission.limits import Limits
+from tlt_sglang.admission.requests import call_problems, request_problems
+from tlt_sglang.errors import BadRequest
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.requests import Call, Manager, Request
+
+ERROR_EVENT = b'data: {"error":'
+ABORT = b'"type":"abort"'
+"""The beginnings of a refusal, and of the finish reason of an aborted request, in a stream."""
+
+_MISREAD = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
+"""SGLang raises them for values of types that it does not expect."""
+
+
+def split(original: Callable[[Call], None], call: Call, *, generates: bool = True) -> None:
+    """Let SGLang split a call into requests; raise BadRequest if its form does not allow that.
+
+    The rules are those of calls that generate; for embeddings there are only SGLang's.
+    """
+    if generates:
+        _refuse(call_problems(vars(call)))
+    with _one_sentence():
+        original(call)
+
+
+def tokenized(
+    original: Callable[..., object],
+    manager: Manager,
+    request: Request,
+    text: str | None,
+    token_ids: Collection[int] | None,
+    *others: object,
+) -> object:
+    """Return the request as it is sent to the scheduler; raise BadRequest if it is refused."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    if not isinstance(request, GenerateReqInput):
+        return original(manager, request, text, token_ids, *others)
+    parameters = {**(manager.preferred_sampling_params or {}), **request.sampling_params}
+    # Placeholders of images and audio may lie outside the vocabulary.
+    ids = None if request.contains_mm_input() else token_ids
+    with _one_sentence():
+        _refuse(request_problems(vars(request), parameters, ids, limits_of(manager)))
+    if request.custom_logit_processor:
+        load_processor(request.custom_logit_processor)
+    with _one_sentence():
+        result = original(manager, request, text, token_ids, *others)
+        _try_to_send(result)
+    return result
+
+
+async def batch(
+    original: Callable[..., AsyncGenerator[object, None]],
+    manager: Manager,
+    call: Call,
+    *others: object,
+) -> AsyncGenerator[object, None]:
+    """Yield the answers to a call with several requests, none of which is sent if one is bad."""
+    await _check_texts(manager, call)
+    async with aclosing(original(manager, call, *others)) as answers:
+        async for answer in answers:
+            yield answer
+
+
+async def stream(response: Any, streams: bool) -> object:
+    """Return SGLang's answer to POST /generate; a stream that begins with an error, as that error.
+
+    SGLang sends status 200 before it looks at the request.
+    """
+    from fastapi.responses import JSONResponse
+
+    if not streams:
+        return response
+    events = response.body_iterator
+    first = await anext(events, None)
+    refusal = refusal_in(first) if first is not None else None
+    if refusal is not None:
+        await events.aclose()
+        status, message = refusal
+        content = {"error": {"message": message}}
+        return JSONResponse(content, status_code=status, background=response.background)
+    response.body_iterator = _resumed(first, events)
+    return response
+
+
+def refusal_in(event: bytes) -> tuple[int, str] | None:
+    """Return the status and the message of an error in the first event of a stream, if any.
+
+    SGLang sends what the main process refuses as {"error": ...}, and what the scheduler refuses as
+    an answer whose finish reason is an abort with a status.
+    """
+    if not event.startswith(ERROR_EVENT) and ABORT not in event:
+        return None
+    content = json.loads(event.removeprefix(b"data: "))
+    if "error" in content:
+        return int(content["error"]["code"]), str(content["error"]["message"])
+    reason = content["meta_info"]["finish_reason"]
+    if reason is None or not reason.get("status_code"):
+        return None
+    return int(reason["status_code"]), str(reason["message"])
+
+
+async def _resumed(
+    first: bytes | None, events: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        if first is not None:
+            yield first
+        async for event in events:
+            yield event
+
+
+def limits_of(manager: Manager) -> Limits:
+    """Return what the model and the engine allow."""
+    context = manager.context_len
+    longest = context - 1 - manager.num_reserved_tokens
+    if manager.max_req_input_len is not None:
+        longest = min(longest, manager.max_req_input_len - 1)
+    return Limits(
+        vocabulary=manager.model_config.vocab_size,
+        context=context,
+        longest_prompt=longest,
+        hidden_size=manager.model_config.hidden_size,
+        truncates=manager.allow_auto_truncate,
+    )
+
+
+def load_processor(serialized: str) -> object:
+    """Return a custom logit processor; raise BadRequest if it cannot be made."""
+    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
+
+    try:
+        processor = CustomLogitProcessor.from_str(serialized)
+    # Unpickling runs the client's own code, which may raise anything.
+    except Exception as error:
+        raise BadRequest(
+            f"custom_logit_processor cannot be loaded ({type(error).__name__}: {error}), but must "
+            "be a string from CustomLogitProcessor.to_str()."
+        ) from error
+    if not callable(processor):
+        raise BadRequest("custom_logit_processor must be a class whose instances can be called.")
+    return processor
+
+
+async def _check_texts(manager: Manager, call: Call) -> None:
+    """Tokenize and check the texts of a call, where SGLang would send each before the next."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    if not isinstance(call, GenerateReqInput) or call.parallel_sample_num != 1:
+        return
+    count = call.batch_size
+    requests: list[Any] = [call[index] for index in range(count)]
+    if manager.tokenizer is None or manager._should_use_batch_tokenization(count, call):
+        return
+    if any(request.contains_mm_input() for request in requests):
+        return
+    texts = [request.text for request in requests]
+    token_ids, _ = await manager._tokenize_texts(texts)
+    for request, ids in zip(requests, token_ids, strict=True):
+        manager._validate_one_request(request, ids)
+        manager._create_tokenized_object(request, request.text, ids)
+    # SGLang then takes the token ids and does not tokenize again.
+    for request, ids in zip(requests, token_ids, strict=True):
+        request.input_ids = ids
+
+
+def _try_to_send(request: Any) -> None:
+    """Encode and decode a request without its prompt, as the scheduler does and must not fail."""
+    import msgspec
+    from sglang.srt.managers import io_struct
+
+    bare = msgspec.structs.replace(
+        request,
+        input_ids=None,
+        input_embeds=None,
+        mm_inputs=None,
+        positional_embed_overrides=None,
+        time_stats=None,
+    )
+    io_struct._msgpack_decoder.decode(io_struct._msgpack_encoder.encode(bare))
+
+
+def _refuse(problems: Iterator[str]) -> None:
+    for problem in problems:
+        raise BadRequest(problem)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn the errors that SGLang raises for unexpected values into BadRequest."""
+    try:
+        yield
+    except _MISREAD as error:
+        text = str(error) or type(error).__name__
+        raise BadRequest(f"The request has a field of a wrong type or form: {text}.") from error

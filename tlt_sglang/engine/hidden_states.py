@@ -1,0 +1,57 @@
+"""The hidden states that a request asks for: the target's last, as plain decoding returns them.
+
+Under EAGLE-3, SGLang returns what the drafter reads instead, three layers side by side; and its
+n-gram worker returns the nodes of a tree in the order of the tree.
+
+Runs in the scheduler process. Shapes: B requests, W rows per request, T tokens of prompts, N hidden
+size, F features a token.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from tlt_sglang.upstream.protocols import LogitsOutput, StepResult, VerifyInput
+
+
+def are_returned() -> bool:
+    """Return whether this engine lets requests ask for hidden states."""
+    from sglang.srt.model_executor.forward_batch_info import get_server_return_hidden_states_mode
+
+    return bool(get_server_return_hidden_states_mode().need_capture())
+
+
+def put_last(result: StepResult) -> None:
+    """Replace the features of a finished step of EAGLE, [B * W, F] or [T, F], by last hidden states
+    [B * W, N] or [T, N], where the drafter reads others. The drafter has read them by now."""
+    output = result.logits_output
+    last = output.last_hidden_states
+    if last is None:
+        return
+    if result.accept_index is not None:
+        # SGLang has moved the accepted rows to the front, but not those of this tensor.
+        last = accepted_first(last, result.accept_index, result.speculative_num_draft_tokens)
+    output.hidden_states = last
+
+
+def order_ngrams(
+    verify_input: VerifyInput, output: LogitsOutput, accept_index: torch.Tensor
+) -> None:
+    """Move the hidden states of the accepted n-grams, at `accept_index` [B, depth], to the front of
+    each request's rows; SGLang does so for its other trees."""
+    if verify_input.tree_topk < 0 and output.hidden_states is not None and len(accept_index):
+        width = verify_input.draft_token_num
+        output.hidden_states = accepted_first(output.hidden_states, accept_index, width)
+
+
+def accepted_first(rows: torch.Tensor, accept_index: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the rows [B * W, ...] of a verify step with each request's accepted ones first; their
+    indices are `accept_index` [B, depth], and `width` is W."""
+    from sglang.srt.speculative.eagle_worker_common import _compact_accept_to_front
+
+    size = len(accept_index)
+    moved: torch.Tensor = _compact_accept_to_front(rows, accept_index, size, num_draft_tokens=width)
+    return moved
