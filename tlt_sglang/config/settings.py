@@ -25,7 +25,7 @@ Device = Literal["cpu", "cuda"]
 
 PolicyName = Literal["cost-model", "beg-mab", "ema", "fixed", "random"]
 DraftDtype = Literal["auto", "float32"]
-DraftSampling = Literal["auto", "on", "off"]
+DraftSampling = Literal["auto", "on", "off", "coupled"]
 Calibrate = Literal["on", "off"]
 SidecarMode = Literal["idle", "always"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)

@@ -1,4 +1,4 @@
-"""The token with the largest noisy score, for each row of logits, on every core.
+"""The tokens with the largest noisy scores, for each row of logits, on every core.
 
 The score of token v is z(v) + g(v): the row's logit, divided by the temperature, and Gumbel noise that
 a hash of (seed, position, v) gives. Its argmax is a sample of softmax(z) (the Gumbel-max rule), and
@@ -49,44 +49,65 @@ def sample(
         top_ps: ``[T]``, None for no limit.
         min_ps: ``[T]``, None for no limit.
     """
-    rows = len(logits)
+    rows, vocab = logits.shape
     ks, ps, mins = limits(rows, top_ks, top_ps, min_ps)
     greedy = ks == 1
-    filtered = ~greedy & (((ks > 0) & (ks < logits.shape[1])) | (ps < 1) | (mins > 0))
-    out = _sample(logits, temperatures, seeds, positions, greedy)
+    tokens = top(logits, temperatures, seeds, positions, 1, greedy=torch.from_numpy(greedy))[1]
+    filtered = ~greedy & (((ks > 0) & (ks < vocab)) | (ps < 1) | (mins > 0))
     if filtered.any():
         chosen = torch.from_numpy(np.nonzero(filtered)[0])
-        warm = temperatures.view(-1, 1)[chosen]
-        probs = torch.softmax(logits[chosen] / warm, dim=-1)
+        probs = torch.softmax(logits[chosen] / temperatures.view(-1, 1)[chosen], dim=-1)
         values = probs.numpy()
         for place, row in enumerate(chosen.tolist()):
             truncate_row(values[place], ks[row], ps[row], mins[row])
-        never = np.zeros(len(chosen), np.bool_)
-        ones = torch.ones_like(warm)
-        out[chosen] = _sample(probs.log_(), ones, seeds[chosen], positions[chosen], never)
-    return out
+        ones = torch.ones(len(chosen))
+        tokens[chosen] = top(probs.log_(), ones, seeds[chosen], positions[chosen], 1)[1]
+    return tokens.view(-1)
 
 
-def _sample(
+def top(
     logits: torch.Tensor,
     temperatures: torch.Tensor,
     seeds: torch.Tensor,
     positions: torch.Tensor,
-    greedy: Array,
-) -> torch.Tensor:
+    k: int,
+    *,
+    token_ids: torch.Tensor | None = None,
+    greedy: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ``k`` largest noisy scores of each row and their columns, the largest first.
+
+    Args:
+        logits: ``[T, D]`` float32, not written.
+        temperatures: as in `sample`.
+        seeds: as in `sample`.
+        positions: as in `sample`.
+        k: at most D.
+        token_ids: ``[D]`` int64, the tokens that the columns stand for; None for the columns.
+        greedy: ``[T]`` bool, rows without noise; None for none of them.
+
+    Returns:
+        ``[T, k]`` float32 and ``[T, k]`` int64.
+    """
     if logits.stride(-1) != 1 or logits.dtype is not torch.float32:
         logits = logits.float().contiguous()
     rows, width = logits.shape
-    out = torch.empty(rows, dtype=torch.int64)
-    warm = temperatures.to(torch.float32).contiguous().view(-1)
-    seed, position = seeds.to(torch.int64).contiguous(), positions.to(torch.int64).contiguous()
-    flags = np.ascontiguousarray(greedy, np.int64)
-    pointers = [tensor.data_ptr() for tensor in (logits, warm, seed, position)]
-    data = np.array(
-        [0, rows, width, logits.stride(0), *pointers, flags.ctypes.data, out.data_ptr()], np.int64
-    )
+    scores, columns = torch.empty(rows, k), torch.empty((rows, k), dtype=torch.int64)
+    inputs = [
+        temperatures.to(torch.float32).contiguous(),
+        seeds.to(torch.int64).contiguous(),
+        positions.to(torch.int64).contiguous(),
+        _NO_IDS if token_ids is None else token_ids.contiguous(),
+        torch.zeros(rows, dtype=torch.bool) if greedy is None else greedy.contiguous(),
+    ]
+    pointers = [tensor.data_ptr() for tensor in (logits, *inputs, scores, columns)]
+    ids = 0 if token_ids is None else len(token_ids)
+    data = np.array([0, rows, width, logits.stride(0), k, ids, *pointers], np.int64)
     start(rows > 1)(_task.address, data.ctypes.data)
-    return out
+    return scores, columns
+
+
+_NO_IDS = torch.empty(0, dtype=torch.int64)
 
 
 @inline(fastmath={"nnan", "nsz", "ninf"})
@@ -108,17 +129,21 @@ def _noise(hashed: np.uint32) -> float:
 
 @inline()
 def _least_hash(needed: float) -> np.uint32:
-    """Return a number below any hash whose noise is at least `needed`."""
-    if needed < -6.5:  # no noise but that of very few hashes is below
+    """Return a number that no hash is below whose noise is at least `needed`."""
+    if needed < -6.5:  # the noise of hardly any hash is less
         return np.uint32(0)
     return np.uint32(max(math.exp(-math.exp(-needed)) * _TOP - 4.0, 0.0))
 
 
 @inline()
-def _hash_block(state: np.uint32, begin: int, hashes: Array) -> np.uint32:
-    """Hash the columns from `begin` on, and return the largest of their hashes."""
-    for i in range(hashes.size):
-        hashes[i] = hash_column(state, np.uint32(begin + i))
+def _hash_block(state: np.uint32, begin: int, ids: Array, hashes: Array) -> np.uint32:
+    """Hash the tokens of the columns from `begin` on, and return the largest hash."""
+    if ids.size > 0:
+        for i in range(hashes.size):
+            hashes[i] = hash_column(state, np.uint32(ids[begin + i]))
+    else:
+        for i in range(hashes.size):
+            hashes[i] = hash_column(state, np.uint32(begin + i))
     largest = np.uint32(0)
     for i in range(hashes.size):
         largest = hashes[i] if hashes[i] > largest else largest
@@ -126,7 +151,27 @@ def _hash_block(state: np.uint32, begin: int, hashes: Array) -> np.uint32:
 
 
 @inline()
-def _sample_row(row: Array, temperature: np.float32, state: np.uint32, greedy: bool) -> int:
+def _insert(scores: Array, columns: Array, score: float, column: int) -> None:
+    """Put a score in its place among the largest; of equal ones the lower column comes first."""
+    place = scores.size - 1
+    while place > 0 and (
+        scores[place - 1] < score or (scores[place - 1] == score and columns[place - 1] > column)
+    ):
+        scores[place], columns[place] = scores[place - 1], columns[place - 1]
+        place -= 1
+    scores[place], columns[place] = score, column
+
+
+@inline()
+def _top_row(
+    row: Array,
+    temperature: np.float32,
+    state: np.uint32,
+    greedy: bool,
+    ids: Array,
+    scores: Array,
+    columns: Array,
+) -> None:
     blocks = (row.size + BLOCK - 1) // BLOCK
     largest = np.empty(blocks, np.float32)
     for block in range(blocks):
@@ -135,52 +180,57 @@ def _sample_row(row: Array, temperature: np.float32, state: np.uint32, greedy: b
     for block in range(1, blocks):
         if largest[block] > largest[first]:
             first = block
-    if greedy:
-        for i in range(first * BLOCK, min((first + 1) * BLOCK, row.size)):
-            if row[i] == largest[first]:
-                return i
-        return first * BLOCK
-    hashes = np.empty(BLOCK, np.uint32)
-    best, token = -np.inf, row.size
+    hashes = np.zeros(BLOCK, np.uint32)
+    scores[:], columns[:] = -np.inf, row.size
+    k = scores.size
+    most = 0.0 if greedy else LARGEST_NOISE
     # The block with the largest logit first: after it most others cannot win any more.
     for turn in range(-1, blocks):
         block = first if turn < 0 else turn
-        if turn == first:
-            continue
         ceiling = np.float64(largest[block] / temperature)
-        if not ceiling + LARGEST_NOISE >= best:
+        if turn == first or not ceiling + most >= scores[k - 1]:
             continue
         begin, end = block * BLOCK, min((block + 1) * BLOCK, row.size)
-        part = hashes[: end - begin]
-        least = _least_hash(best - ceiling)
-        if _hash_block(state, begin, part) < least:
-            continue
+        part, least = hashes[: end - begin], np.uint32(0)
+        if not greedy:
+            least = _least_hash(scores[k - 1] - ceiling)
+            if _hash_block(state, begin, ids, part) < least:
+                continue
         for i in range(part.size):
             if part[i] < least:
                 continue
-            score = np.float64(row[begin + i] / temperature) + _noise(part[i])
-            if score > best or (score == best and begin + i < token):
-                best, token = score, begin + i
-                least = _least_hash(best - ceiling)
-    return token if token < row.size else first * BLOCK
+            score = np.float64(row[begin + i] / temperature)
+            if not greedy:
+                score += _noise(part[i])
+            column = begin + i
+            if score > scores[k - 1] or (score == scores[k - 1] and column < columns[k - 1]):
+                _insert(scores, columns, score, column)
+                if not greedy:
+                    least = _least_hash(scores[k - 1] - ceiling)
 
 
 def _work(pointer: int) -> None:
     """Run on each thread of the team: take one row after the other."""
-    data = carray(pointer, (10,), np.int64)
-    rows, width, stride = data[1], data[2], data[3]
-    temperatures = carray(pointer_to(data[5]), (rows,), np.float32)
-    seeds = carray(pointer_to(data[6]), (rows,), np.uint64)
-    positions = carray(pointer_to(data[7]), (rows,), np.uint64)
-    greedy = carray(pointer_to(data[8]), (rows,), np.int64)
-    out = carray(pointer_to(data[9]), (rows,), np.int64)
+    data = carray(pointer, (14,), np.int64)
+    rows, width, stride, k = data[1], data[2], data[3], data[4]
+    temperatures = carray(pointer_to(data[7]), (rows,), np.float32)
+    seeds = carray(pointer_to(data[8]), (rows,), np.uint64)
+    positions = carray(pointer_to(data[9]), (rows,), np.uint64)
+    ids = carray(pointer_to(data[10]), (data[5],), np.int64)
+    greedy = carray(pointer_to(data[11]), (rows,), np.bool_)
+    scores = carray(pointer_to(data[12]), (rows, k), np.float32)
+    columns = carray(pointer_to(data[13]), (rows, k), np.int64)
+    best = np.empty(k, np.float64)
     while True:
         row = next_item(data.ctypes.data)
         if row >= rows:
             return
-        logits = carray(pointer_to(data[4] + row * stride * 4), (width,), np.float32)
+        logits = carray(pointer_to(data[6] + row * stride * 4), (width,), np.float32)
         state = hash_row(seeds[row], positions[row])
-        out[row] = _sample_row(logits, temperatures[row], state, greedy[row] != 0)
+        _top_row(logits, temperatures[row], state, greedy[row], ids, best, columns[row])
+        for i in range(k):
+            scores[row, i] = best[i]
+            columns[row, i] = min(columns[row, i], width - 1)  # of a row of NaN
 
 
 _task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_work)
