@@ -36,18 +36,33 @@ def calculate_spec_decoding_metrics(
 
 
 @wraps_upstream(
-    f"{_MANAGER}._create_tokenized_object",
+    f"{_MANAGER}._validate_one_request",
     why="a request with a value that SGLang does not check ended the engine; all pass here",
     remove_when="SGLang checks every field of a request against the model before it is scheduled",
+    process="main",
+    digests={"0.5.23": "48c2763afee677ed"},
+)
+def validate_one_request(
+    original: Upstream, manager: Manager, obj: Request, input_ids: list[int] | None
+) -> None:
+    from tlt_sglang.engine import admit
+
+    admit.validated(original, manager, obj, input_ids)
+
+
+@wraps_upstream(
+    f"{_MANAGER}._create_tokenized_object",
+    why="a value of a type that the scheduler cannot decode ended it",
+    remove_when="SGLang checks the types of all fields before it sends a request",
     process="main",
     digests={"0.5.23": "e600bfb9994df796"},
 )
 def create_tokenized_object(
-    original: Upstream, manager: Manager, obj: Request, *args: Any, **kwargs: Any
+    original: Upstream, manager: Manager, obj: Request, *args: Any
 ) -> object:
     from tlt_sglang.engine import admit
 
-    return admit.tokenized(original, manager, obj, *args, **kwargs)
+    return admit.tokenized(original, manager, obj, *args)
 
 
 @wraps_upstream(
@@ -65,4 +80,9 @@ def handle_batch_request(
     return admit.batch(original, manager, obj, *args)
 
 
-PATCHES = (calculate_spec_decoding_metrics, create_tokenized_object, handle_batch_request)
+PATCHES = (
+    calculate_spec_decoding_metrics,
+    validate_one_request,
+    create_tokenized_object,
+    handle_batch_request,
+)

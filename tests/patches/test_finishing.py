@@ -10,13 +10,13 @@ import inspect
 import itertools
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from patches import batch_result_processor, schedule_batch
@@ -293,7 +293,7 @@ def drafts(case: Case, length: int) -> int:
 
 
 letters = st.sampled_from(
-    [EOS, 1, 2, THINK_END, *range(67, 75), 105, 130, 172, 198, *range(259, 273)]
+    [EOS, 1, 2, THINK_END, *range(67, 75), 105, 130, 172, 198, *range(259, 273), -1, VOCABULARY]
 )
 cases = st.builds(
     Case,
@@ -309,6 +309,15 @@ cases = st.builds(
 )
 
 
+# "the cat": a stop listed second comes first; " c" is token 263, and "at" 270.
+SECOND = Case((262, 263, 270), (3,), stops=("cat", " c"))
+
+
+@example(case=SECOND, early=False)
+@example(case=replace(SECOND, stops=("cat",), stop_ids=frozenset([263])), early=False)
+@example(case=replace(SECOND, stops=("cat",), limit=2), early=False)
+@example(case=replace(SECOND, stops=(), regexes=("cat", " c")), early=False)
+@example(case=replace(SECOND, stops=(), regex="", ignore_eos=True), early=True)
 @pytest.mark.filterwarnings("ignore:max_rollback_tokens")
 @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases, early=st.booleans())

@@ -206,7 +206,8 @@ def _prompt(request: Fields, token_ids: Collection[int], limits: Limits) -> Iter
         yield f"{field} is {show(request.get(field))}; it must hold at least one token."
         return
     yield from _tokens(token_ids, limits)
-    if len(token_ids) > limits.longest_prompt and not limits.truncates:
+    # SGLang itself refuses what is longer than the context.
+    if limits.longest_prompt < len(token_ids) < limits.context and not limits.truncates:
         yield (
             f"The prompt has {len(token_ids)} tokens, but must have at most "
             f"{limits.longest_prompt}."

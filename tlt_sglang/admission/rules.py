@@ -21,7 +21,6 @@ Bound = int | float | Callable[[Limits], int | float]
 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
-FLOAT32 = 3.4028234e38
 SHOWN = 60
 """The most characters of a value that a sentence repeats."""
 

@@ -38,29 +38,41 @@ def split(original: Callable[[Call], None], call: Call, *, generates: bool = Tru
         original(call)
 
 
-def tokenized(
-    original: Callable[..., object],
+def validated(
+    original: Callable[..., None],
     manager: Manager,
     request: Request,
-    text: str | None,
     token_ids: Collection[int] | None,
-    *others: object,
-) -> object:
-    """Return the request as it is sent to the scheduler; raise BadRequest if it is refused."""
+) -> None:
+    """Raise BadRequest for a request, and its prompt, that cannot be served."""
     from sglang.srt.managers.io_struct import GenerateReqInput
 
-    if not isinstance(request, GenerateReqInput):
-        return original(manager, request, text, token_ids, *others)
+    generates = isinstance(request, GenerateReqInput)
+    if generates:
+        _check(manager, request, token_ids)
+    with _one_sentence():
+        original(manager, request, token_ids)
+    # Only now: SGLang has refused it where the server does not allow the client's code.
+    if generates and request.custom_logit_processor:
+        load_processor(request.custom_logit_processor)
+
+
+def _check(manager: Manager, request: Request, token_ids: Collection[int] | None) -> None:
     parameters = {**(manager.preferred_sampling_params or {}), **request.sampling_params}
     # Placeholders of images and audio may lie outside the vocabulary.
     ids = None if request.contains_mm_input() else token_ids
     with _one_sentence():
         _refuse(request_problems(vars(request), parameters, ids, limits_of(manager)))
-    if request.custom_logit_processor:
-        load_processor(request.custom_logit_processor)
+
+
+def tokenized(original: Callable[..., object], *arguments: object) -> object:
+    """Return a request as it is sent to the scheduler; raise BadRequest if it cannot be."""
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+
     with _one_sentence():
-        result = original(manager, request, text, token_ids, *others)
-        _try_to_send(result)
+        result = original(*arguments)
+        if isinstance(result, TokenizedGenerateReqInput):
+            _try_to_send(result)
     return result
 
 

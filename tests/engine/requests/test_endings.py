@@ -85,15 +85,13 @@ def test_several_ways_to_stop(
     speculative: Server, plain: Server, reference: Reference, kind: str
 ) -> None:
     requests: list[tuple[Any, dict[str, Any]]] = []
-    for prompt in (0, 6):
-        options = {"return_logprob": True, "return_text_in_logprobs": True}
+    options = {"return_logprob": True, "return_text_in_logprobs": True}
+    for prompt, at in ((0, 2), (0, 7), (6, 12)):
         whole = plain.generate(reference.prompts[prompt], 24, options=options)
-        ids = whole["output_ids"]
         pieces = [text for _, _, text in whole["meta_info"]["output_token_logprobs"]]
-        for at in (2, 7, 12):
-            for sampling in ways_to_stop(pieces, ids, at):
-                parameters = {"max_new_tokens": 24, "temperature": 0.0} | sampling
-                requests.append((reference.prompts[prompt], parameters))
+        for sampling in ways_to_stop(pieces, whole["output_ids"], at):
+            parameters = {"max_new_tokens": 24, "temperature": 0.0} | sampling
+            requests.append((reference.prompts[prompt], parameters))
     for answers in ask_both((speculative, plain), requests):
         check(*answers)
 

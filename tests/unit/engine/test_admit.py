@@ -13,6 +13,8 @@ import pytest
 from tlt_sglang.engine import admit
 from tlt_sglang.errors import BadRequest
 
+pytestmark = pytest.mark.sglang
+
 
 def event(**content: Any) -> bytes:
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
@@ -83,3 +85,27 @@ def test_a_processor_that_can_be_loaded() -> None:
     from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
 
     assert callable(admit.load_processor(DisallowedTokensLogitsProcessor.to_str()))
+
+
+def test_the_clients_code_is_not_loaded_where_sglang_refuses_it() -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    request = GenerateReqInput(input_ids=[1], sampling_params={}, custom_logit_processor="code")
+    manager: Any = SimpleNamespace(
+        model_config=SimpleNamespace(vocab_size=8, hidden_size=4),
+        context_len=64,
+        num_reserved_tokens=0,
+        max_req_input_len=None,
+        allow_auto_truncate=False,
+        preferred_sampling_params=None,
+    )
+
+    def refuse(*arguments: object) -> None:
+        raise ValueError("not enabled")
+
+    with pytest.raises(ValueError, match="not enabled"):
+        admit.validated(refuse, manager, request, [1])
+    with pytest.raises(BadRequest, match="custom_logit_processor cannot be loaded"):
+        admit.validated(lambda *arguments: None, manager, request, [1])
+    with pytest.raises(BadRequest, match="input_ids contains 8"):
+        admit.validated(refuse, manager, request, [8])

@@ -12,6 +12,8 @@ import torch
 from tlt_sglang.engine import shield
 from tlt_sglang.errors import BadRequest, ConfigError, TltError
 
+pytestmark = pytest.mark.sglang
+
 OF_REQUESTS = (
     ValueError("bad"),
     TypeError("bad"),
