@@ -154,7 +154,7 @@ def _verify_coupled(
     batch: PenalisedBatch,
     logits_output: LogitsOutput,
     grammar_mask: GrammarMask | None,
-) -> object:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from tlt_sglang.cpu import head, sampling
     from tlt_sglang.sampling import coupled
 

@@ -22,14 +22,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from tlt_sglang.cpu.kernels import noise
+from tlt_sglang.sampling.seeds import SEED_BITS
 
 if TYPE_CHECKING:
-    from tlt_sglang.upstream.layers import GrammarMask, PenalisedSampling, SampledRequest
+    from tlt_sglang.upstream.layers import (
+        GrammarMask,
+        PenalisedSampling,
+        SeededRequest,
+        SeededSampling,
+    )
     from tlt_sglang.upstream.protocols import SamplingInfo, VerifyInput
 
 Proposals = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 """Given logits [R, D], positions [R] and k: weights [R, k] and columns [R, k] of the best drafts."""
-SEED_BITS = 62
 
 
 class CoupledSampling:
@@ -39,7 +44,7 @@ class CoupledSampling:
         self._generator = random.Random(seed)
 
     def set_seeds(
-        self, info: SamplingInfo, requests: Sequence[SampledRequest], device: torch.device | str
+        self, info: SeededSampling, requests: Sequence[SeededRequest], device: torch.device | str
     ) -> None:
         """Give every request its seed, and the batch's sampling parameters the seeds [B] int64."""
         for request in requests:

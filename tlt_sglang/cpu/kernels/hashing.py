@@ -30,7 +30,7 @@ def hash_row(seed: np.uint64, position: np.uint64) -> np.uint32:
     """Return the state of the hash after a row's seed and position."""
     state = _mix(np.uint32(0), np.uint32(seed & _LOW))
     state = _mix(state, np.uint32(seed >> _32))
-    return _mix(state, np.uint32(position & _LOW))
+    return np.uint32(_mix(state, np.uint32(position & _LOW)))
 
 
 @inline()

@@ -112,8 +112,8 @@ _NO_IDS = torch.empty(0, dtype=torch.int64)
 
 @inline(fastmath={"nnan", "nsz", "ninf"})
 def _largest(block: Array) -> np.float32:
-    largest = block[0]
-    for i in range(1, block.size):
+    largest = np.float32(-np.inf)
+    for i in range(block.size):
         largest = max(largest, block[i])
     return largest
 
