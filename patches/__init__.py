@@ -47,6 +47,7 @@ MODULES = (
     "server_args",
     "serving_chat",
     "spec_utils",
+    "streaming_session",
     "tokenizer_manager",
     "unquant",
     "weight_updater",

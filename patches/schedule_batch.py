@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
-    from tlt_sglang.upstream.kv_pool import DecodeBatch
+    from tlt_sglang.upstream.kv_pool import DecodeBatch, PrefillBatch
     from tlt_sglang.upstream.protocols import Upstream
     from tlt_sglang.upstream.results import AnsweredRequest
 
@@ -49,4 +49,18 @@ def check_decode_mem(
     return current.step.slots.fits(upstream, current.scheduler, batch)
 
 
-PATCHES = (update_finish_state, check_decode_mem)
+@wraps_upstream(
+    "sglang.srt.managers.schedule_batch:ScheduleBatch.prepare_for_extend",
+    why="a prefill of embeddings beside tokens ends the engine: the model gets too few rows",
+    remove_when="SGLang prefills embeddings and tokens in one batch, or in two",
+    process="scheduler",
+    digests={"0.5.23": "9bee3c0345cf4664"},
+)
+def prepare_for_extend(original: Upstream, batch: PrefillBatch) -> None:
+    from tlt_sglang.engine import embeddings
+
+    original(batch)
+    embeddings.place(batch)
+
+
+PATCHES = (update_finish_state, check_decode_mem, prepare_for_extend)

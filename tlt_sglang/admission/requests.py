@@ -109,6 +109,9 @@ CALL_RULES = (
     Rule("rid", each(_name, alone=True), f"{_NAMED}, or a list of them"),
     Rule("text", each(text(), fewest=1, alone=True), "a string, or a list of strings"),
     Rule("received_time", number(0, 1e12), "a time in seconds"),
+    Rule("data_parallel_rank", integer(0, INT32), f"an integer from 0 to {INT32}"),
+    # SGLang compares these with numbers before it looks at the requests.
+    *(rule for rule in RULES if rule.field in ("priority", "routed_dp_rank")),
 )
 
 

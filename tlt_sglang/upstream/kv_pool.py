@@ -28,6 +28,32 @@ class KvRequest(Protocol):
     kv: RequestKv
 
 
+class Turn(Protocol):
+    """`sglang.srt.managers.schedule_batch.Req` of a session."""
+
+    kv: RequestKv
+    origin_input_ids: Sequence[int]
+    """The earlier turns and the prompt of this one."""
+    output_ids: Sequence[int]
+
+
+class EmbeddedRequest(Protocol):
+    """`sglang.srt.managers.schedule_batch.Req` in a prefill."""
+
+    input_embeds: Sequence[Sequence[float]] | None
+
+
+class PrefillBatch(Protocol):
+    """`sglang.srt.managers.schedule_batch.ScheduleBatch` in a prefill."""
+
+    reqs: Sequence[EmbeddedRequest]
+    extend_lens: Sequence[int]
+    """Tokens of each request that are computed."""
+    input_embeds: torch.Tensor | None  # [tokens of requests with embeddings, N]
+    replace_embeds: torch.Tensor | None  # [R, N]
+    replace_positions: torch.Tensor | None  # [R], rows of the batch
+
+
 class SpecAlgorithm(Protocol):
     """`sglang.srt.speculative.spec_info.SpeculativeAlgorithm`."""
 

@@ -75,7 +75,7 @@ def test_ends(speculative: Server, plain: Server, reference: Reference) -> None:
     for sampling in (
         {"max_new_tokens": 1},
         {"max_new_tokens": 2},
-        {"stop_token_ids": [output[9]]},
+        {"stop_token_ids": [output[9]], "ignore_eos": False},
         {"frequency_penalty": 0.5},
     ):
         for server in (speculative, plain):

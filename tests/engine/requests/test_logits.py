@@ -104,7 +104,7 @@ def test_logprobs(
 
 
 MORE: tuple[dict[str, Any], ...] = ({}, COLD, TOGETHER)
-"""What a request with a processor has besides."""
+"""Other parameters of a request with a processor."""
 
 
 @pytest.mark.parametrize("name", processors.PARAMETERS)

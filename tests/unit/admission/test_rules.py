@@ -306,6 +306,8 @@ CALLS: list[tuple[dict[str, Any], str]] = [
     ({"text": "a", "rid": ["b"]}, "rid is ['b']; it must be a string where a call has one"),
     ({"text": ["a"], "token_ids_logprob": [[1], [2]]}, "token_ids_logprob has 2 entries"),
     ({"text": "a", "received_time": NAN}, "received_time is nan"),
+    ({"text": "a", "priority": "high"}, "priority is 'high'"),
+    ({"text": "a", "data_parallel_rank": -1}, "data_parallel_rank is -1"),
 ]
 
 
@@ -331,7 +333,8 @@ def test_lists_of_another_length(field: str) -> None:
 
 def test_rules_of_calls_are_few() -> None:
     """All other rules are those of each request."""
-    assert {rule.field for rule in CALL_RULES} == {"rid", "text", "received_time"}
+    fields = {"rid", "text", "received_time", "data_parallel_rank", "priority", "routed_dp_rank"}
+    assert {rule.field for rule in CALL_RULES} == fields
 
 
 def test_values_are_shortened() -> None:
