@@ -46,6 +46,7 @@ def sample(
     "costs more than the model",
     remove_when="SGLang keys the noise by the token, and verifies drafts by it",
     process="scheduler",
+    only_on="cpu",
     digests={"0.5.23": "da26600528242e31"},
 )
 def sample_from_probs(

@@ -85,6 +85,7 @@ def handle_batch_request(
     why="all samples of a request with a seed were the same text",
     remove_when="SGLang gives each sample of a request a seed of its own",
     process="main",
+    only_on="cpu",
     digests={"0.5.23": "5321224eda671241"},
 )
 async def send_one_request(original: Upstream, manager: object, tokenized_obj: Any) -> None:

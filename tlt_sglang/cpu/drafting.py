@@ -35,7 +35,7 @@ Draft = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 Propose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Given logits [R, D], positions [R] and k: weights [R, k] and columns [R, k] of the best drafts."""
+"""Given logits [R, D], positions [R] and k: weights and columns [R, k] of the best drafts."""
 
 
 class PendingInput(Protocol):

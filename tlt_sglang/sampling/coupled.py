@@ -2,11 +2,11 @@
 
 A token is the argmax over v of log p(v) + g(seed, position, v), the Gumbel-max rule of SGLang's
 seeded sampling (`multinomial_with_seed`), with p filtered by temperature, top-k, top-p and min-p
-as in plain decoding, and the noise g keyed by the request's seed, the position and the token id. The
-target applies the rule to every verified row, so the answer is a function of weights, prompt and
-seed: drafts, batch, strategy and swaps cannot change it. The drafter proposes the tokens with the
-largest log q(v) + g of the same noise, which are the target's the more often the nearer q is to p
-(arXiv 2408.07978; lists of drafts: arXiv 2506.05632).
+as in plain decoding, and the noise g keyed by the request's seed, the position and the token id.
+The target applies the rule to every verified row, so the answer is a function of weights, prompt
+and seed: drafts, batch, strategy and swaps cannot change it. The drafter proposes the tokens with
+the largest log q(v) + g of the same noise, which are the target's the more often the nearer q is to
+p (arXiv 2408.07978; lists of drafts: arXiv 2506.05632).
 
 A request without a seed gets one of the engine's generator, and keeps it until it ends.
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
         SeededRequest,
         SeededSampling,
     )
-    from tlt_sglang.upstream.protocols import SamplingInfo, VerifyInput
+    from tlt_sglang.upstream.protocols import SamplingInfo
 
 Proposals = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-"""Given logits [R, D], positions [R] and k: weights [R, k] and columns [R, k] of the best drafts."""
+"""Given logits [R, D], positions [R] and k: weights and columns [R, k] of the best drafts."""
 
 
 class CoupledSampling:
@@ -73,9 +73,7 @@ def sample(logits: torch.Tensor, info: SamplingInfo, positions: torch.Tensor) ->
     )
 
 
-def sample_probs(
-    probs: torch.Tensor, info: SamplingInfo, positions: torch.Tensor
-) -> torch.Tensor:
+def sample_probs(probs: torch.Tensor, info: SamplingInfo, positions: torch.Tensor) -> torch.Tensor:
     """Return the tokens [B] int32 that `sample` returns, for probabilities [B, V] that have their
     temperature, but are not filtered."""
     tokens = noise.sample(

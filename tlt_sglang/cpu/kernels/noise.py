@@ -1,10 +1,10 @@
 """The tokens with the largest noisy scores, for each row of logits, on every core.
 
-The score of token v is z(v) + g(v): the row's logit, divided by the temperature, and Gumbel noise that
-a hash of (seed, position, v) gives. Its argmax is a sample of softmax(z) (the Gumbel-max rule), and
-SGLang's `multinomial_with_seed` samples by it. Here most of the noise is never computed: g is at
-most 22.2, so a block whose largest z is too far below the best score so far is left out, and within
-a block only a hash above a bound can win.
+The score of token v is z(v) + g(v): the row's logit, divided by the temperature, and Gumbel noise
+that a hash of (seed, position, v) gives. Its argmax is a sample of softmax(z), the Gumbel-max rule:
+SGLang's `multinomial_with_seed` samples by it. Here most of the noise is never computed: g is
+at most 22.2, so a block whose largest z is too far below the best score so far is left out, and
+within a block only a hash above a bound can win.
 
 Runs in the scheduler process. Knows nothing of SGLang.
 """
@@ -26,7 +26,6 @@ BLOCK = 1024
 LARGEST_NOISE = -math.log(2.0**-32)
 """No noise is larger: the hash has 32 bits."""
 _TOP = np.float64(2**32 - 1)
-
 
 
 def sample(
