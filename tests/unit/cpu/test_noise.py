@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.support.distribution import Sampling, p_value
+from tests.support.distribution import Joint, Sampling, p_value
 from tests.support.reference_kernels import murmur_hash32_cpu
 from tlt_sglang.cpu.kernels import noise
 
@@ -97,7 +97,7 @@ def test_samples_over_seeds_have_the_distribution() -> None:
         logits.expand(many, -1), torch.ones(many), seeds, torch.full((many,), 17)
     ).tolist()
     probs = logits.double().softmax(-1).tolist()
-    expected = {(token,): prob for token, prob in enumerate(probs)}
+    expected: Joint = {(token,): prob for token, prob in enumerate(probs)}
     assert p_value(expected, [(token,) for token in tokens]) > 0.01
 
 
@@ -117,5 +117,5 @@ def test_samples_at_two_positions_are_independent() -> None:
         strict=True,
     )
     probs = logits.double().softmax(-1).tolist()
-    expected = {(a, b): probs[a] * probs[b] for a in range(3) for b in range(3)}
+    expected: Joint = {(a, b): probs[a] * probs[b] for a in range(3) for b in range(3)}
     assert p_value(expected, pairs) > 0.01
