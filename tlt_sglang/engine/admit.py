@@ -59,10 +59,17 @@ def validated(
 
 def _check(manager: Manager, request: Request, token_ids: Collection[int] | None) -> None:
     parameters = {**(manager.preferred_sampling_params or {}), **request.sampling_params}
-    # Placeholders of images and audio may lie outside the vocabulary.
-    ids = None if request.contains_mm_input() else token_ids
+    ids = None if token_ids and _has_placeholders(manager, request) else token_ids
     with _one_sentence():
         _refuse(request_problems(vars(request), parameters, ids, limits_of(manager)))
+
+
+def _has_placeholders(manager: Manager, request: Request) -> bool:
+    """Return True if the token ids may lie outside the vocabulary: those of images and audio.
+
+    A model without them ignores the images and audio of a request.
+    """
+    return manager.mm_processor is not None and request.contains_mm_input()
 
 
 def tokenized(original: Callable[..., object], *arguments: object) -> object:
@@ -83,7 +90,7 @@ async def batch(
     *others: object,
 ) -> AsyncGenerator[object, None]:
     """Yield the answers to a call with several requests, none of which is sent if one is bad."""
-    await _check_texts(manager, call)
+    await _check_all(manager, call)
     async with aclosing(original(manager, call, *others)) as answers:
         async for answer in answers:
             yield answer
@@ -169,26 +176,31 @@ def load_processor(serialized: str) -> object:
     return processor
 
 
-async def _check_texts(manager: Manager, call: Call) -> None:
-    """Tokenize and check the texts of a call, where SGLang would send each before the next."""
+async def _check_all(manager: Manager, call: Call) -> None:
+    """Tokenize and check all of a call, where SGLang would send each request before the next."""
     from sglang.srt.managers.io_struct import GenerateReqInput
 
     if not isinstance(call, GenerateReqInput) or call.parallel_sample_num != 1:
         return
     count = call.batch_size
     requests: list[Any] = [call[index] for index in range(count)]
-    if manager.tokenizer is None or manager._should_use_batch_tokenization(count, call):
+    if manager._should_use_batch_tokenization(count, call):
         return
-    if any(request.contains_mm_input() for request in requests):
+    if manager.tokenizer is None and requests[0].text is not None:
         return
-    texts = [request.text for request in requests]
-    token_ids, _ = await manager._tokenize_texts(texts)
-    for request, ids in zip(requests, token_ids, strict=True):
-        manager._validate_one_request(request, ids)
-        manager._create_tokenized_object(request, request.text, ids)
+    # Images and embeddings are left to SGLang, which checks each before it sends it.
+    if any(each.contains_mm_input() or each.input_embeds is not None for each in requests):
+        return
+    if requests[0].text is not None:
+        prompts, _ = await manager._tokenize_texts([each.text for each in requests])
+    else:
+        prompts = [each.input_ids for each in requests]
+    for request, token_ids in zip(requests, prompts, strict=True):
+        manager._validate_one_request(request, token_ids)
+        manager._create_tokenized_object(request, request.text, token_ids)
     # SGLang then takes the token ids and does not tokenize again.
-    for request, ids in zip(requests, token_ids, strict=True):
-        request.input_ids = ids
+    for request, token_ids in zip(requests, prompts, strict=True):
+        request.input_ids = token_ids
 
 
 def _try_to_send(request: Any) -> None:

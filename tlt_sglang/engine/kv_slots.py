@@ -66,7 +66,7 @@ class KvSlots:
         self._reserve = None
         if original():
             return True
-        if not _reserves(batch) or _in_flight(scheduler):
+        if _in_flight(scheduler) or not _reserves(batch):
             return False
         # Nothing is in flight, so a step needs no more than it writes itself.
         self._reserve = _step_slots()
@@ -100,8 +100,9 @@ class KvSlots:
         """
         if self._allocated is None:
             return outcome
+        allocated, self._allocated = self._allocated, None
         tokens, _, rows = outcome
-        slots = (self._allocated - seq_lens).clamp(min=1)[:, None]
+        slots = (allocated - seq_lens).clamp(min=1)[:, None]
         index = torch.arange(len(rows), device=rows.device, dtype=rows.dtype)[:, None]
         kept = ((rows >= 0) & (rows - index * width < slots)).to(torch.int32).cumprod(dim=1)
         lengths = kept.sum(dim=1, dtype=torch.int32)

@@ -49,6 +49,7 @@ class Manager(Protocol):
     allow_auto_truncate: bool
     preferred_sampling_params: Mapping[str, object] | None
     tokenizer: object | None
+    mm_processor: object | None
 
     async def _tokenize_texts(
         self, texts: Sequence[str]

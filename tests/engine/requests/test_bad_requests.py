@@ -22,6 +22,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": [[1, 2], [49152]]}, "input_ids contains 49152;"),
     ({"input_ids": [[1, 2], []]}, "input_ids is empty; it must hold at least one token."),
     ({"input_ids": []}, "input_ids cannot be empty."),
+    ({"text": "a", "input_ids": [], "audio_data": {"url": "x"}}, "input_ids"),
     # Texts.
     ({"text": ""}, "text is ''; it must hold at least one token."),
     ({"text": ["one", ""]}, "text is ''; it must hold at least one token."),

@@ -98,6 +98,7 @@ def test_the_clients_code_is_not_loaded_where_sglang_refuses_it() -> None:
         max_req_input_len=None,
         allow_auto_truncate=False,
         preferred_sampling_params=None,
+        mm_processor=None,
     )
 
     def refuse(*arguments: object) -> None:
@@ -109,3 +110,85 @@ def test_the_clients_code_is_not_loaded_where_sglang_refuses_it() -> None:
         admit.validated(lambda *arguments: None, manager, request, [1])
     with pytest.raises(BadRequest, match="input_ids contains 8"):
         admit.validated(refuse, manager, request, [8])
+
+
+class Manager:
+    """A tokenizer manager that would send each request before it looks at the next."""
+
+    tokenizer = object()
+
+    def __init__(self) -> None:
+        self.checked: list[list[int]] = []
+
+    def _should_use_batch_tokenization(self, batch_size: int, call: Any) -> bool:
+        return False
+
+    async def _tokenize_texts(self, texts: list[str]) -> tuple[list[list[int]], None]:
+        return [list(map(len, text.split())) for text in texts], None
+
+    def _validate_one_request(self, request: Any, token_ids: list[int]) -> None:
+        if not token_ids:
+            raise BadRequest("empty")
+        self.checked.append(token_ids)
+
+    def _create_tokenized_object(self, request: Any, text: str | None, token_ids: Any) -> None:
+        assert (text is None) == (request.text is None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompts"),
+    [
+        ({"text": ["one three", "four"]}, [[3, 5], [4]]),
+        ({"input_ids": [[3, 5], [4]]}, [[3, 5], [4]]),
+        ({"text": ["one", ""]}, None),
+        ({"input_ids": [[3], []]}, None),
+    ],
+)
+def test_all_requests_of_a_call_are_checked_first(
+    fields: dict[str, Any], prompts: list[list[int]] | None
+) -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    call = GenerateReqInput(**fields, sampling_params={})
+    call.normalize_batch_and_arguments()
+    sent: list[list[int] | None] = []
+
+    async def send(manager: Any, call: Any) -> AsyncIterator[int]:
+        for index in range(call.batch_size):
+            sent.append(call[index].input_ids)
+            yield index
+
+    async def run() -> list[Any]:
+        manager: Any = Manager()
+        original: Any = send
+        return [answer async for answer in admit.batch(original, manager, call)]
+
+    if prompts is None:
+        with pytest.raises(BadRequest, match="empty"):
+            asyncio.run(run())
+        assert sent == []
+    else:
+        assert asyncio.run(run()) == [0, 1]
+        assert sent == prompts
+
+
+def test_ids_of_images_are_those_of_a_model_that_sees() -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    request = GenerateReqInput(input_ids=[], audio_data={"url": "x"}, sampling_params={})
+    manager: Any = SimpleNamespace(
+        model_config=SimpleNamespace(vocab_size=8, hidden_size=4),
+        context_len=64,
+        num_reserved_tokens=0,
+        max_req_input_len=None,
+        allow_auto_truncate=False,
+        preferred_sampling_params=None,
+        mm_processor=None,
+    )
+    for ids in ([], [8]):
+        with pytest.raises(BadRequest, match="input_ids"):
+            admit.validated(lambda *arguments: None, manager, request, ids)
+    manager.mm_processor = object()
+    with pytest.raises(BadRequest, match="input_ids"):
+        admit.validated(lambda *arguments: None, manager, request, [])
+    admit.validated(lambda *arguments: None, manager, request, [8])

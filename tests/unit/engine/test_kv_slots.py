@@ -35,7 +35,10 @@ def test_a_pool_that_is_not_short_changes_nothing() -> None:
 
 def test_a_chain_ends_where_its_slots_end() -> None:
     outcome = outcome_of([0, 1, 2, 3], [4, 5, -1, -1], [8, 9, 10, 11])
-    tokens, lengths, rows = slots_of(11, 23, 34).accept(outcome, SEQ_LENS, WIDTH)
+    slots = slots_of(11, 23, 34)
+    assert slots.short
+    tokens, lengths, rows = slots.accept(outcome, SEQ_LENS, WIDTH)
+    assert not slots.short
     assert tokens is outcome[0]
     assert lengths.tolist() == [1, 2, 4]
     assert rows.tolist() == [[0, -1, -1, -1], [4, 5, -1, -1], [8, 9, 10, 11]]
@@ -56,3 +59,16 @@ def test_sglangs_reservation_is_replaced_only_where_it_does_not_fit(reserve: int
     assert slots.reserve(lambda: 16) == (reserve or 16)
     assert slots.fits(lambda: True, None, SimpleNamespace())
     assert slots.reserve(lambda: 16) == 16
+
+
+def test_a_request_is_not_judged_while_a_step_is_in_flight() -> None:
+    """Until its outcome is known, the slots of earlier steps may be in use."""
+    answers: list[int] = []
+
+    def upstream() -> bool:
+        answers.append(slots.reserve(lambda: 16))
+        return False
+
+    slots, scheduler = KvSlots(), SimpleNamespace(result_queue=["a step"])
+    assert not slots.fits(upstream, scheduler, SimpleNamespace())
+    assert answers == [16]
