@@ -80,6 +80,8 @@ def eagle_sample(
         from tlt_sglang.cpu import sampling
 
         outcome = sampling.verify_greedy(verify_input, logits_output.next_token_logits)
+    elif _is_coupled(batch, **kwargs):
+        outcome = _verify_coupled(verify_input, batch, logits_output, grammar_mask)
     elif engine.require().step.rejection is None:
         outcome = original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
     else:
@@ -132,6 +134,34 @@ def _is_merely_greedy(
         and not envs.SGLANG_SANITIZE_NAN_LOGITS.get()
         and SIMULATE_ACC_LEN <= 0
     )
+
+
+def _is_coupled(batch: PenalisedBatch, *, watermark_state: object = None, **_: object) -> bool:
+    """Return whether the target chooses by the noise that the drafter knows."""
+    from tlt_sglang.engine import engine
+
+    info = batch.sampling_info
+    return (
+        engine.require().coupled is not None
+        and not batch.forward_mode.is_idle()
+        and not info.is_all_greedy
+        and (watermark_state is None or not info.has_watermark_candidates)
+    )
+
+
+def _verify_coupled(
+    verify_input: VerifyInput,
+    batch: PenalisedBatch,
+    logits_output: LogitsOutput,
+    grammar_mask: GrammarMask | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from tlt_sglang.cpu import head, sampling
+    from tlt_sglang.sampling import coupled
+
+    logits, info = logits_output.next_token_logits, batch.sampling_info
+    head.invalidate()
+    coupled.change_logits(logits, verify_input.draft_token_num, info, grammar_mask)
+    return sampling.walk(verify_input, coupled.sample(logits, info, verify_input.positions))
 
 
 def _change_logits(

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
     from tlt_sglang.engine.step import SpeculationStep
     from tlt_sglang.patching.patch import Patch
+    from tlt_sglang.sampling.coupled import Proposals
     from tlt_sglang.upstream.layers import DraftForwardBatch
     from tlt_sglang.upstream.protocols import (
         Batch,
         DraftWorker,
         EagleWorker,
+        SamplingInfo,
         StepResult,
         Upstream,
         VerifyInput,
@@ -98,7 +100,8 @@ def draft_forward(
 ) -> object:
     from tlt_sglang.cpu import drafting
 
-    return drafting.draft(original, worker, forward_batch)
+    propose = _proposals(worker, forward_batch.sampling_info)
+    return drafting.draft(original, worker, forward_batch, propose)
 
 
 @_wrapped("EagleDraftWorker._draft_extend_for_decode", "8aba97613607578b")
@@ -121,7 +124,22 @@ def _extend(original: Upstream) -> Upstream:
         return original
     from tlt_sglang.cpu import drafting
 
-    return functools.partial(drafting.extend, original)
+    def extend(worker: DraftWorker, batch: Batch, *args: Any, **kwargs: Any) -> None:
+        propose = _proposals(worker, batch.sampling_info)
+        drafting.extend(original, worker, batch, *args, propose=propose, **kwargs)
+
+    return extend
+
+
+def _proposals(worker: DraftWorker, info: SamplingInfo) -> Proposals | None:
+    """Return how drafts are chosen with the target's noise; None where they are not."""
+    from tlt_sglang.engine import engine
+
+    if engine.require().coupled is None:
+        return None
+    from tlt_sglang.sampling import coupled
+
+    return coupled.proposals(info, worker.hot_token_id)
 
 
 @wraps_upstream(

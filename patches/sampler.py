@@ -9,7 +9,7 @@ from tlt_sglang.patching.patch import wraps_upstream
 if TYPE_CHECKING:
     import torch
 
-    from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.upstream.protocols import SamplingInfo, Upstream
 
 
 @wraps_upstream(
@@ -40,4 +40,30 @@ def sample(
     return original(probs, *rest, **options)
 
 
-PATCHES = (sample,)
+@wraps_upstream(
+    "sglang.srt.layers.sampler:Sampler._sample_from_probs",
+    why="the noise of a seed is keyed by the rank of a token where top-k or top-p are given, and "
+    "costs more than the model",
+    remove_when="SGLang keys the noise by the token, and verifies drafts by it",
+    process="scheduler",
+    only_on="cpu",
+    digests={"0.5.23": "da26600528242e31"},
+)
+def sample_from_probs(
+    original: Upstream,
+    sampler: object,
+    probs: torch.Tensor,
+    sampling_info: SamplingInfo,
+    positions: torch.Tensor,
+    *args: object,
+) -> object:
+    from tlt_sglang.engine import engine
+
+    if engine.require().coupled is None or sampling_info.sampling_mask_batch_indices is not None:
+        return original(sampler, probs, sampling_info, positions, *args)
+    from tlt_sglang.sampling import coupled
+
+    return coupled.sample_probs(probs, sampling_info, positions), None
+
+
+PATCHES = (sample, sample_from_probs)

@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 def from_schedule_batch(
     original: Upstream, cls: type, batch: ScheduledBatch, vocab_size: int
 ) -> ProcessedSampling:
-    from tlt_sglang.engine import shield
+    from tlt_sglang.engine import engine, shield
 
-    return shield.sampling_info(partial(original, cls), batch, vocab_size)
+    info = shield.sampling_info(partial(original, cls), batch, vocab_size)
+    coupled = engine.require().coupled
+    if coupled is not None:
+        coupled.set_seeds(info, batch.reqs, batch.device)
+    return info
 
 
 PATCHES = (from_schedule_batch,)

@@ -31,8 +31,10 @@ def init(original: Upstream, scheduler: Scheduler, *args: Any, **kwargs: Any) ->
     from tlt_sglang.engine import engine
     from tlt_sglang.errors import TltError, end_process
 
+    server_args = args[0] if args else kwargs["server_args"]
     if engine.require().device == "cpu":
-        ranks.begin(args[0] if args else kwargs["server_args"])
+        ranks.begin(server_args)
+    engine.require().begin_scheduler(server_args.random_seed)
     try:
         original(scheduler, *args, **kwargs)
         engine.require().attach(scheduler)

@@ -80,7 +80,29 @@ def handle_batch_request(
     return admit.batch(original, manager, obj, *args)
 
 
+@wraps_upstream(
+    f"{_MANAGER}._send_one_request",
+    why="all samples of a request with a seed were the same text",
+    remove_when="SGLang gives each sample of a request a seed of its own",
+    process="main",
+    only_on="cpu",
+    digests={"0.5.23": "5321224eda671241"},
+)
+async def send_one_request(original: Upstream, manager: object, tokenized_obj: Any) -> None:
+    from tlt_sglang.engine import engine
+    from tlt_sglang.sampling.seeds import next_seed
+
+    await original(manager, tokenized_obj)
+    parameters = getattr(tokenized_obj, "sampling_params", None)
+    if engine.require().config.draft_sampling != "coupled" or parameters is None:
+        return
+    # The samples share this object, and one after the other is sent.
+    if parameters.n > 1 and parameters.sampling_seed is not None and parameters.max_new_tokens:
+        parameters.sampling_seed = next_seed(parameters.sampling_seed)
+
+
 PATCHES = (
+    send_one_request,
     calculate_spec_decoding_metrics,
     validate_one_request,
     create_tokenized_object,

@@ -34,7 +34,7 @@ ALLOWED: dict[str, str] = {
     # Kernels and drafters.
     "cpu": "errors upstream",
     "drafters": "cpu",
-    "sampling": "upstream",
+    "sampling": "upstream cpu",
     # Settings, and what is built from them.
     "config": "errors strategy models graphs cpu config.command_line",
     "graphs.commands": "errors config config.command_line graphs models strategy",

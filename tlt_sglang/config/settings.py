@@ -25,7 +25,7 @@ Device = Literal["cpu", "cuda"]
 
 PolicyName = Literal["cost-model", "beg-mab", "ema", "fixed", "random"]
 DraftDtype = Literal["auto", "float32"]
-DraftSampling = Literal["auto", "on", "off"]
+DraftSampling = Literal["auto", "on", "off", "coupled"]
 Calibrate = Literal["on", "off"]
 SidecarMode = Literal["idle", "always"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
@@ -81,7 +81,8 @@ class Config:
         choice(get_args(DraftSampling)),
         "Sampling of drafts from the drafter's distribution for requests with a temperature, which "
         "raises the accept length and keeps the output distribution; auto is on, except on CUDA "
-        "without --speculative-use-rejection-sampling",
+        "without --speculative-use-rejection-sampling; coupled, on CPU only, draws target and "
+        "drafts from the same noise, so that a seed gives the same answer with any strategy",
         SPECULATION,
     )
     calibrate: Calibrate = setting(

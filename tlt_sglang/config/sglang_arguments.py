@@ -44,6 +44,10 @@ def native_fields(config: Config, args: Arguments, device: Device) -> Fields:
             "--speculative-adaptive is SGLang's own policy and contradicts --adaptive-spec; "
             "leave one of the two out."
         )
+    if config.draft_sampling == "coupled" and device != "cpu":
+        raise ConfigError(
+            "--tlt-draft-sampling coupled is for CPU engines only so far; use on, off or auto."
+        )
     fields = strategy_fields(choose(config, args), args)
     _check_limits(config, args)
     if args.speculative_use_rejection_sampling and config.draft_sampling == "on":

@@ -14,7 +14,7 @@ D draft vocabulary, N hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -34,6 +34,10 @@ Draft = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Parents, indices of the best scores, draft tokens [B, drafts], and draft probs or None."""
 
 
+Propose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Given logits [R, D], positions [R] and k: weights and columns [R, k] of the best drafts."""
+
+
 class PendingInput(Protocol):
     """The tokens that the drafter has not computed yet, of R requests one after the other."""
 
@@ -50,8 +54,13 @@ class PendingInput(Protocol):
         """The target's features [T, 3N] at these positions."""
 
 
-def draft(original: Upstream, worker: Any, forward_batch: DraftForwardBatch) -> Draft:
-    """Draft as `EagleDraftWorker.draft_forward` does, which is called for unsupported drafters."""
+def draft(
+    original: Upstream, worker: Any, forward_batch: DraftForwardBatch, propose: Propose | None
+) -> Draft:
+    """Draft as `EagleDraftWorker.draft_forward` does, which is called for unsupported drafters.
+
+    `propose` chooses drafts of known noise, None where there is none.
+    """
     from sglang.srt.runtime_context import get_spec
     from sglang.srt.speculative import eagle_worker_v2 as upstream
 
@@ -91,7 +100,7 @@ def draft(original: Upstream, worker: Any, forward_batch: DraftForwardBatch) -> 
         backend = worker.draft_attn_backend.attn_backends[step]
         out, hidden = drafter.step(ids, hidden, positions, slots[step], backend)
         probs, topk_p, token = _propose(
-            drafter.logits(out), topk, info if sampling else None, positions + 1, step + 1
+            drafter.logits(out), topk, info if sampling else None, positions + 1, step + 1, propose
         )
         if sampling:
             step_probs.append(probs)
@@ -110,7 +119,13 @@ def draft(original: Upstream, worker: Any, forward_batch: DraftForwardBatch) -> 
 
 
 def extend(
-    original: Upstream, worker: Any, batch: Batch, result: StepResult, **kwargs: object
+    original: Upstream,
+    worker: Any,
+    batch: Batch,
+    result: StepResult,
+    *,
+    propose: Propose | None = None,
+    **kwargs: object,
 ) -> None:
     """Run the drafter over the committed tokens; fills `result.next_draft_input`.
 
@@ -141,7 +156,11 @@ def extend(
     draft_input = result.next_draft_input
     sampling = get_spec().speculative_use_rejection_sampling
     probs, draft_input.topk_p, draft_input.topk_index = _propose(
-        logits, worker.topk, batch.sampling_info if sampling else None, result.new_seq_lens
+        logits,
+        worker.topk,
+        batch.sampling_info if sampling else None,
+        result.new_seq_lens,
+        propose=propose,
     )
     if sampling:
         assert probs is not None
@@ -219,7 +238,12 @@ def _drafter(worker: Any) -> _CpuDrafter | None:
 
 
 def _propose(
-    logits: Tensor, topk: int, info: SamplingInfo | None, positions: Tensor, step: int = 0
+    logits: Tensor,
+    topk: int,
+    info: SamplingInfo | None,
+    positions: Tensor,
+    step: int = 0,
+    propose: Propose | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return draft probs or None, and probs and ids [B, topk] of draft tokens, for logits [B, D].
 
@@ -227,6 +251,8 @@ def _propose(
     """
     from sglang.srt.speculative import eagle_worker_v2 as upstream
 
+    if propose is not None:
+        return None, *propose(logits, positions, topk)
     if info is not None:
         proposal: tuple[Tensor, Tensor, Tensor] = upstream.sample_draft_proposal(
             logits,

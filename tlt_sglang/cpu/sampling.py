@@ -35,8 +35,15 @@ def verify_greedy(
     These are the target's tokens [T], the number of tokens that each request commits [B], and the
     rows of those tokens [B, depth].
     """
+    return walk(verify_input, head.most_likely(logits))
+
+
+def walk(
+    verify_input: VerifyInput, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `eagle_sample` returns where the target chooses `tokens` [T] after its rows."""
     width = verify_input.draft_token_num
-    target = head.most_likely(logits).view(-1, width)
+    target = tokens.view(-1, width)
     if width == 1:  # nothing was drafted
         size = len(target)
         ones, rows = torch.ones(size, dtype=torch.int32), torch.arange(size, dtype=torch.int32)

@@ -46,7 +46,7 @@ def rejection_sampling(
     topks = [strategy.topk for strategy in config.pool if strategy.num_steps] or [worker.topk]
     learned = spec.speculative_algorithm in ("EAGLE", "EAGLE3")
     thresholds = spec.speculative_accept_threshold_single, spec.speculative_accept_threshold_acc
-    if mode == "off" or not learned or 1 not in topks or thresholds != (1, 1):
+    if mode in ("off", "coupled") or not learned or 1 not in topks or thresholds != (1, 1):
         return None
     from tlt_sglang.sampling.rejection import RejectionSampling
 

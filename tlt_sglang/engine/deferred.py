@@ -93,6 +93,9 @@ class DeferredDrafter:
     ) -> None:
         """Run the drafter over what is pending, up to `lengths` [B] committed tokens; what it
         drafts next goes into the rows of `draft_input`."""
+        from tlt_sglang.engine import engine
+        from tlt_sglang.sampling import coupled
+
         worker = self._states.worker._draft_worker
         rows = torch.tensor(pending.rows, device=lengths.device)
         counts = torch.tensor(pending.counts, device=lengths.device)
@@ -102,7 +105,13 @@ class DeferredDrafter:
             info = batch.sampling_info
             self._rejection.caught_up(draft_input, rows, logits, info, lengths[rows])
             return
-        probs, tokens = logits.softmax(-1).topk(self._states.topk, dim=-1)
+        propose = None
+        if engine.require().coupled is not None:
+            propose = coupled.proposals(batch.sampling_info, worker.hot_token_id, rows)
+        if propose is None:
+            probs, tokens = logits.softmax(-1).topk(self._states.topk, dim=-1)
+        else:
+            probs, tokens = propose(logits, lengths[rows], self._states.topk)
         draft_input.topk_p = draft_input.topk_p.index_copy(0, rows, probs)
         draft_input.topk_index = draft_input.topk_index.index_copy(0, rows, tokens)
 

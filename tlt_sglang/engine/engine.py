@@ -22,6 +22,7 @@ from tlt_sglang.patching.patcher import Patcher
 from tlt_sglang.strategy.strategies import parse
 
 if TYPE_CHECKING:
+    from tlt_sglang.sampling.coupled import CoupledSampling
     from tlt_sglang.upstream.protocols import EagleWorker, Scheduler
 
 
@@ -35,6 +36,8 @@ class Engine:
     unsettled: Config | None = None
     """The configuration before its open choices were made."""
     scheduler: Scheduler | None = field(default=None, repr=False)
+    coupled: CoupledSampling | None = field(default=None, repr=False)
+    """Present in the scheduler process where drafter and target share their noise."""
     step: SpeculationStep = field(default_factory=SpeculationStep, repr=False)
     """TLT's part in every decode step; its parts are built with SGLang's worker."""
 
@@ -53,6 +56,13 @@ class Engine:
             os.environ[VARIABLE] = settled.to_json()
 
     # -- what SGLang's start calls, in this order ------------------------------------------------
+
+    def begin_scheduler(self, random_seed: int) -> None:
+        """Prepare for SGLang's scheduler, which is about to be built."""
+        if self.config.draft_sampling == "coupled":
+            from tlt_sglang.sampling.coupled import CoupledSampling
+
+            self.coupled = CoupledSampling(random_seed)
 
     def begin_capture(self, worker: EagleWorker) -> contextlib.AbstractContextManager[None]:
         """Return the context in which SGLang captures the graphs of its EAGLE worker."""

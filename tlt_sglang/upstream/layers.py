@@ -186,6 +186,26 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
 
 
+class SeedParameters(Protocol):
+    """`SamplingParams` with the seed of a request."""
+
+    sampling_seed: int | None
+
+
+class SeededSampling(Protocol):
+    """`SamplingBatchInfo` with the seeds of its requests."""
+
+    sampling_seed: torch.Tensor | None  # [B]
+
+
+class SeededRequest(Protocol):
+    """`sglang.srt.managers.schedule_batch.Req` with its seed."""
+
+    @property
+    def sampling_params(self) -> SeedParameters:
+        """The request's sampling parameters."""
+
+
 class SampledRequest(Protocol):
     """`sglang.srt.managers.schedule_batch.Req` with what its penalties need."""
 

@@ -61,6 +61,7 @@ class SamplingInfo(Protocol):
     need_top_p_sampling: bool
     need_min_p_sampling: bool
     sampling_seed: torch.Tensor | None  # [B]
+    sampling_mask_batch_indices: torch.Tensor | None  # requests that return their filtered tokens
 
 
 class DraftInput(Protocol):
@@ -80,6 +81,7 @@ class VerifyInput(Protocol):
     draft_token: torch.Tensor  # [B * W]
     draft_probs: torch.Tensor | None  # [B, W - 1, V]
     draft_token_num: int  # W
+    positions: torch.Tensor  # [B * W]
     max_tree_depth: int
     tree_topk: int
     """Branches of a node; -1 for SGLang's own n-grams, where it varies."""

@@ -32,6 +32,7 @@ class SamplingParams(Protocol):
     """`sglang.srt.sampling.sampling_params.SamplingParams`."""
 
     min_new_tokens: int
+    sampling_seed: int | None
 
 
 class ScheduledRequest(Protocol):
@@ -84,6 +85,7 @@ class ScheduledBatch(Protocol):
     """`sglang.srt.managers.schedule_batch.ScheduleBatch`."""
 
     reqs: Sequence[ScheduledRequest]
+    device: str
 
 
 class ProcessorEntry(Protocol):
@@ -98,3 +100,4 @@ class ProcessedSampling(Protocol):
 
     custom_logit_processor: Mapping[int, ProcessorEntry] | None
     custom_params: Any
+    sampling_seed: torch.Tensor | None

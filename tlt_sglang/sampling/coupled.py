@@ -1,0 +1,140 @@
+"""Coupled sampling: drafter and target choose by the same noise, so every strategy says the same.
+
+A token is the argmax over v of log p(v) + g(seed, position, v), the Gumbel-max rule of SGLang's
+seeded sampling (`multinomial_with_seed`), with p filtered by temperature, top-k, top-p and min-p
+as in plain decoding, and the noise g keyed by the request's seed, the position and the token id.
+The target applies the rule to every verified row, so the answer is a function of weights, prompt
+and seed: drafts, batch, strategy and swaps cannot change it. The drafter proposes the tokens with
+the largest log q(v) + g of the same noise, which are the target's the more often the nearer q is to
+p (arXiv 2408.07978; lists of drafts: arXiv 2506.05632).
+
+A request without a seed gets one of the engine's generator, and keeps it until it ends.
+
+Runs in the scheduler process. Shapes: B requests, W verified rows of each, T = B * W, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from tlt_sglang.cpu.kernels import noise
+from tlt_sglang.sampling.seeds import SEED_BITS
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.layers import (
+        GrammarMask,
+        PenalisedSampling,
+        SeededRequest,
+        SeededSampling,
+    )
+    from tlt_sglang.upstream.protocols import SamplingInfo
+
+Proposals = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+"""Given logits [R, D], positions [R] and k: weights and columns [R, k] of the best drafts."""
+
+
+class CoupledSampling:
+    """Coupled sampling in one scheduler process; equal `seed`s make equal choices on all ranks."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = random.Random(seed)
+
+    def set_seeds(
+        self, info: SeededSampling, requests: Sequence[SeededRequest], device: torch.device | str
+    ) -> None:
+        """Give every request its seed, and the batch's sampling parameters the seeds [B] int64."""
+        for request in requests:
+            if request.sampling_params.sampling_seed is None:
+                request.sampling_params.sampling_seed = self._generator.getrandbits(SEED_BITS)
+        info.sampling_seed = torch.tensor(
+            [request.sampling_params.sampling_seed for request in requests], device=device
+        )
+
+
+def sample(logits: torch.Tensor, info: SamplingInfo, positions: torch.Tensor) -> torch.Tensor:
+    """Return the tokens [T] int64 that the target chooses after logits [T, V] of a batch.
+
+    `positions` [T] are those of the tokens that the logits follow. T may be a multiple of B: then
+    each request has as many rows, one after the other.
+    """
+    rows = len(logits) // len(info.temperatures)
+    return noise.sample(
+        logits,
+        _repeated(info.temperatures.view(-1), rows),
+        _repeated(_seeds(info), rows),
+        positions,
+        info.top_ks if info.need_top_k_sampling else None,
+        info.top_ps if info.need_top_p_sampling else None,
+        info.min_ps if info.need_min_p_sampling else None,
+    )
+
+
+def sample_probs(probs: torch.Tensor, info: SamplingInfo, positions: torch.Tensor) -> torch.Tensor:
+    """Return the tokens [B] int32 that `sample` returns, for probabilities [B, V] that have their
+    temperature, but are not filtered."""
+    tokens = noise.sample(
+        probs.log(),
+        torch.ones(len(probs)),
+        _seeds(info),
+        positions,
+        info.top_ks if info.need_top_k_sampling else None,
+        info.top_ps if info.need_top_p_sampling else None,
+        info.min_ps if info.need_min_p_sampling else None,
+    )
+    return tokens.to(torch.int32)
+
+
+def proposals(
+    info: SamplingInfo, token_ids: torch.Tensor | None, rows: torch.Tensor | None = None
+) -> Proposals | None:
+    """Return how drafts are chosen for a batch; None where all requests are greedy.
+
+    `token_ids` [D] are the target's ids of the drafter's vocabulary, None if they are the same;
+    `rows` [R] the requests that are drafted for, None for all.
+    """
+    if info.is_all_greedy:
+        return None
+    temperatures, seeds, greedy = info.temperatures.view(-1), _seeds(info), info.top_ks <= 1
+    if rows is not None:
+        temperatures, seeds, greedy = temperatures[rows], seeds[rows], greedy[rows]
+
+    def propose(
+        logits: torch.Tensor, positions: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        times = len(logits) // len(seeds)
+        scores, columns = noise.top(
+            logits,
+            _repeated(temperatures, times),
+            _repeated(seeds, times),
+            positions,
+            k,
+            token_ids=token_ids,
+            greedy=_repeated(greedy, times),
+        )
+        return scores.softmax(-1), columns
+
+    return propose
+
+
+def change_logits(
+    logits: torch.Tensor, width: int, info: PenalisedSampling, mask: GrammarMask | None
+) -> None:
+    """Apply a batch's biases and grammar mask to logits [B * W, V] in place."""
+    if mask is not None:
+        mask.apply(logits)
+    if info.logit_bias is not None:
+        rows = logits.view(-1, width, logits.shape[-1])
+        rows += info.logit_bias.unsqueeze(1)
+
+
+def _seeds(info: SamplingInfo) -> torch.Tensor:
+    assert info.sampling_seed is not None, "a batch without seeds"
+    return info.sampling_seed
+
+
+def _repeated(values: torch.Tensor, times: int) -> torch.Tensor:
+    return values if times == 1 else values.repeat_interleave(times)
