@@ -7,7 +7,8 @@ import pytest
 from tests.support.identity import PINNED, POOL
 from tests.support.servers import Server, Servers
 
-KINDS = ("pool", "one strategy", "store and sidecar")
+STORE = "store and sidecar"
+KINDS = ("pool", "one strategy", STORE)
 ALLOWED = ("--enable-custom-logit-processor", "--enable-return-hidden-states")
 """Flags of every server here, for what requests have to be allowed to ask for."""
 NGRAMS = "ngram:8"
@@ -28,12 +29,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kind", marked)
 
 
+@pytest.fixture(autouse=True)
+def no_sidecar_beside_other_servers(request: pytest.FixtureRequest, servers: Servers) -> None:
+    """Stop the server with the sidecar when its tests are over: it trains on a core of its own."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is None or callspec.params.get("kind") != STORE:
+        for server in [*servers.running.values()]:
+            if "--tlt-sidecar" in server.spec.flags:
+                servers.drop(server)
+
+
 @pytest.fixture
 def speculative(
     servers: Servers, drafters: dict[str, str], folder_of_store: str, kind: str
 ) -> Server:
     """A server of this kind; with a pool, the policy draws a strategy for every step."""
-    drafter = drafters["eagle3" if kind == "store and sidecar" else "eagle"]
+    drafter = drafters["eagle3" if kind == STORE else "eagle"]
     if kind == "one strategy":
         return servers.get(PINNED, *ALLOWED, drafter=drafter)
     flags = [*ALLOWED, "--tlt-policy", "random"]
