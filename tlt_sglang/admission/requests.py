@@ -205,8 +205,8 @@ def _session(session: Fields, limits: Limits) -> Iterator[str]:
 
 def _prompt(request: Fields, token_ids: Collection[int], limits: Limits) -> Iterator[str]:
     if not len(token_ids):
-        text, given = request.get("text"), request.get("input_ids")
-        field = "text" if text == "" or (text is not None and given is None) else "input_ids"
+        text, ids = request.get("text"), request.get("input_ids")
+        field = "text" if text == "" or (text is not None and ids is None) else "input_ids"
         yield f"{field} is {show(request.get(field))}; it must hold at least one token."
         return
     yield from _tokens(token_ids, limits)
