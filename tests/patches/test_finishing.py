@@ -319,7 +319,7 @@ SECOND = Case((262, 263, 270), (3,), stops=("cat", " c"))
 @example(case=replace(SECOND, stops=(), regexes=("cat", " c")), early=False)
 @example(case=replace(SECOND, stops=(), regex="", ignore_eos=True), early=True)
 @pytest.mark.filterwarnings("ignore:max_rollback_tokens")
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases, early=st.booleans())
 def test_runs_end_where_plain_decoding_ends(case: Case, early: bool) -> None:
     compare(case, early)
