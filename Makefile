@@ -90,7 +90,7 @@ style: setup
 types: setup
 	@.venv/bin/mypy
 
-unit: setup ## unit and patch tests, in half a minute
+unit: setup ## unit and patch tests, in under a minute
 	@$(UNIT_TESTS)
 
 # Without paths in ARGS: the checks, then all tests, the quick ones first. mypy runs beside the unit
