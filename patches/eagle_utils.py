@@ -156,12 +156,12 @@ def _verify_coupled(
     grammar_mask: GrammarMask | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from tlt_sglang.cpu import head, sampling
-    from tlt_sglang.sampling import coupled
+    from tlt_sglang.sampling import coupled, logits
 
-    logits, info = logits_output.next_token_logits, batch.sampling_info
+    rows, info = logits_output.next_token_logits, batch.sampling_info
     head.invalidate()
-    coupled.change_logits(logits, verify_input.draft_token_num, info, grammar_mask)
-    return sampling.walk(verify_input, coupled.sample(logits, info, verify_input.positions))
+    logits.apply_mask_and_bias(rows, verify_input.draft_token_num, info, grammar_mask)
+    return sampling.walk(verify_input, coupled.sample(rows, info, verify_input.positions))
 
 
 def _change_logits(

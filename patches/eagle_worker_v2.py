@@ -14,13 +14,11 @@ from tlt_sglang.patching.patch import wraps_upstream
 if TYPE_CHECKING:
     from tlt_sglang.engine.step import SpeculationStep
     from tlt_sglang.patching.patch import Patch
-    from tlt_sglang.sampling.coupled import Proposals
     from tlt_sglang.upstream.layers import DraftForwardBatch
     from tlt_sglang.upstream.protocols import (
         Batch,
         DraftWorker,
         EagleWorker,
-        SamplingInfo,
         StepResult,
         Upstream,
         VerifyInput,
@@ -99,8 +97,9 @@ def draft_forward(
     original: Upstream, worker: DraftWorker, forward_batch: DraftForwardBatch
 ) -> object:
     from tlt_sglang.cpu import drafting
+    from tlt_sglang.engine import engine
 
-    propose = _proposals(worker, forward_batch.sampling_info)
+    propose = engine.require().proposals(worker, forward_batch.sampling_info)
     return drafting.draft(original, worker, forward_batch, propose)
 
 
@@ -125,21 +124,10 @@ def _extend(original: Upstream) -> Upstream:
     from tlt_sglang.cpu import drafting
 
     def extend(worker: DraftWorker, batch: Batch, *args: Any, **kwargs: Any) -> None:
-        propose = _proposals(worker, batch.sampling_info)
+        propose = engine.require().proposals(worker, batch.sampling_info)
         drafting.extend(original, worker, batch, *args, propose=propose, **kwargs)
 
     return extend
-
-
-def _proposals(worker: DraftWorker, info: SamplingInfo) -> Proposals | None:
-    """Return how drafts are chosen with the target's noise; None where they are not."""
-    from tlt_sglang.engine import engine
-
-    if engine.require().coupled is None:
-        return None
-    from tlt_sglang.sampling import coupled
-
-    return coupled.proposals(info, worker.hot_token_id)
 
 
 @wraps_upstream(

@@ -94,7 +94,6 @@ class DeferredDrafter:
         """Run the drafter over what is pending, up to `lengths` [B] committed tokens; what it
         drafts next goes into the rows of `draft_input`."""
         from tlt_sglang.engine import engine
-        from tlt_sglang.sampling import coupled
 
         worker = self._states.worker._draft_worker
         rows = torch.tensor(pending.rows, device=lengths.device)
@@ -105,9 +104,7 @@ class DeferredDrafter:
             info = batch.sampling_info
             self._rejection.caught_up(draft_input, rows, logits, info, lengths[rows])
             return
-        propose = None
-        if engine.require().coupled is not None:
-            propose = coupled.proposals(batch.sampling_info, worker.hot_token_id, rows)
+        propose = engine.require().proposals(worker, batch.sampling_info, rows)
         if propose is None:
             probs, tokens = logits.softmax(-1).topk(self._states.topk, dim=-1)
         else:

@@ -22,8 +22,11 @@ from tlt_sglang.patching.patcher import Patcher
 from tlt_sglang.strategy.strategies import parse
 
 if TYPE_CHECKING:
+    import torch
+
+    from tlt_sglang.cpu.drafting import Propose
     from tlt_sglang.sampling.coupled import CoupledSampling
-    from tlt_sglang.upstream.protocols import EagleWorker, Scheduler
+    from tlt_sglang.upstream.protocols import DraftWorker, EagleWorker, SamplingInfo, Scheduler
 
 
 @dataclass
@@ -96,6 +99,19 @@ class Engine:
             self.step.telemetry = build.telemetry(self.config, [strategy])
         if self.step.online_drafter is not None and first_rank.is_first():
             self.step.online_drafter.report_load(self.config, scheduler)
+
+    # -- what a decode step asks -----------------------------------------------------------------
+
+    def proposals(
+        self, worker: DraftWorker, info: SamplingInfo, rows: torch.Tensor | None = None
+    ) -> Propose | None:
+        """Return how drafts are chosen with the target's noise, for the requests `rows` [R] of a
+        batch or all of them; None where they are chosen without it."""
+        if self.coupled is None:
+            return None
+        from tlt_sglang.sampling import coupled
+
+        return coupled.proposals(info, worker.hot_token_id, rows)
 
     # -- admin -----------------------------------------------------------------------------------
 

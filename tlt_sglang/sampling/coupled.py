@@ -16,7 +16,7 @@ Runs in the scheduler process. Shapes: B requests, W verified rows of each, T = 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,16 +25,9 @@ from tlt_sglang.cpu.kernels import noise
 from tlt_sglang.sampling.seeds import SEED_BITS
 
 if TYPE_CHECKING:
-    from tlt_sglang.upstream.layers import (
-        GrammarMask,
-        PenalisedSampling,
-        SeededRequest,
-        SeededSampling,
-    )
+    from tlt_sglang.cpu.drafting import Propose
+    from tlt_sglang.upstream.layers import SeededRequest, SeededSampling
     from tlt_sglang.upstream.protocols import SamplingInfo
-
-Proposals = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-"""Given logits [R, D], positions [R] and k: weights and columns [R, k] of the best drafts."""
 
 
 class CoupledSampling:
@@ -62,35 +55,33 @@ def sample(logits: torch.Tensor, info: SamplingInfo, positions: torch.Tensor) ->
     each request has as many rows, one after the other.
     """
     rows = len(logits) // len(info.temperatures)
-    return noise.sample(
-        logits,
-        _repeated(info.temperatures.view(-1), rows),
-        _repeated(_seeds(info), rows),
-        positions,
-        info.top_ks if info.need_top_k_sampling else None,
-        info.top_ps if info.need_top_p_sampling else None,
-        info.min_ps if info.need_min_p_sampling else None,
-    )
+    return _sample(logits, _repeated(info.temperatures.view(-1), rows), info, positions)
 
 
 def sample_probs(probs: torch.Tensor, info: SamplingInfo, positions: torch.Tensor) -> torch.Tensor:
     """Return the tokens [B] int32 that `sample` returns, for probabilities [B, V] that have their
     temperature, but are not filtered."""
-    tokens = noise.sample(
-        probs.log(),
-        torch.ones(len(probs)),
-        _seeds(info),
+    return _sample(probs.log(), torch.ones(len(probs)), info, positions).to(torch.int32)
+
+
+def _sample(
+    logits: torch.Tensor, temperatures: torch.Tensor, info: SamplingInfo, positions: torch.Tensor
+) -> torch.Tensor:
+    seeds = _seeds(info)
+    return noise.sample(
+        logits,
+        temperatures,
+        _repeated(seeds, len(logits) // len(seeds)),
         positions,
         info.top_ks if info.need_top_k_sampling else None,
         info.top_ps if info.need_top_p_sampling else None,
         info.min_ps if info.need_min_p_sampling else None,
     )
-    return tokens.to(torch.int32)
 
 
 def proposals(
     info: SamplingInfo, token_ids: torch.Tensor | None, rows: torch.Tensor | None = None
-) -> Proposals | None:
+) -> Propose | None:
     """Return how drafts are chosen for a batch; None where all requests are greedy.
 
     `token_ids` [D] are the target's ids of the drafter's vocabulary, None if they are the same;
@@ -118,17 +109,6 @@ def proposals(
         return scores.softmax(-1), columns
 
     return propose
-
-
-def change_logits(
-    logits: torch.Tensor, width: int, info: PenalisedSampling, mask: GrammarMask | None
-) -> None:
-    """Apply a batch's biases and grammar mask to logits [B * W, V] in place."""
-    if mask is not None:
-        mask.apply(logits)
-    if info.logit_bias is not None:
-        rows = logits.view(-1, width, logits.shape[-1])
-        rows += info.logit_bias.unsqueeze(1)
 
 
 def _seeds(info: SamplingInfo) -> torch.Tensor:

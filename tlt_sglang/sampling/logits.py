@@ -86,9 +86,17 @@ def apply_all(
         rows += info.acc_additive_penalties.unsqueeze(1)
     if info.acc_scaling_penalties is not None:
         apply_scaling_penalties(rows, info.acc_scaling_penalties.unsqueeze(1))
+    apply_mask_and_bias(logits, width, info, mask)
+    apply_custom_logit_processor(rows[:, 0], info)
+    info.acc_additive_penalties = info.acc_scaling_penalties = info.logit_bias = None
+
+
+def apply_mask_and_bias(
+    logits: torch.Tensor, width: int, info: PenalisedSampling, mask: GrammarMask | None
+) -> None:
+    """Change logits [B * W, V] in place by the batch's grammar mask and its biases."""
     if mask is not None:
         mask.apply(logits)
     if info.logit_bias is not None:
+        rows = logits.view(-1, width, logits.shape[-1])
         rows += info.logit_bias.unsqueeze(1)
-    apply_custom_logit_processor(rows[:, 0], info)
-    info.acc_additive_penalties = info.acc_scaling_penalties = info.logit_bias = None

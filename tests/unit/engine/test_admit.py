@@ -87,11 +87,9 @@ def test_a_processor_that_can_be_loaded() -> None:
     assert callable(admit.load_processor(DisallowedTokensLogitsProcessor.to_str()))
 
 
-def test_the_clients_code_is_not_loaded_where_sglang_refuses_it() -> None:
-    from sglang.srt.managers.io_struct import GenerateReqInput
-
-    request = GenerateReqInput(input_ids=[1], sampling_params={}, custom_logit_processor="code")
-    manager: Any = SimpleNamespace(
+def small_manager() -> Any:
+    """Return the limits of a model that reads eight tokens, and no images."""
+    return SimpleNamespace(
         model_config=SimpleNamespace(vocab_size=8, hidden_size=4),
         context_len=64,
         num_reserved_tokens=0,
@@ -100,6 +98,13 @@ def test_the_clients_code_is_not_loaded_where_sglang_refuses_it() -> None:
         preferred_sampling_params=None,
         mm_processor=None,
     )
+
+
+def test_the_clients_code_is_not_loaded_where_sglang_refuses_it() -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    request = GenerateReqInput(input_ids=[1], sampling_params={}, custom_logit_processor="code")
+    manager = small_manager()
 
     def refuse(*arguments: object) -> None:
         raise ValueError("not enabled")
@@ -176,15 +181,7 @@ def test_ids_of_images_are_those_of_a_model_that_sees() -> None:
     from sglang.srt.managers.io_struct import GenerateReqInput
 
     request = GenerateReqInput(input_ids=[], audio_data={"url": "x"}, sampling_params={})
-    manager: Any = SimpleNamespace(
-        model_config=SimpleNamespace(vocab_size=8, hidden_size=4),
-        context_len=64,
-        num_reserved_tokens=0,
-        max_req_input_len=None,
-        allow_auto_truncate=False,
-        preferred_sampling_params=None,
-        mm_processor=None,
-    )
+    manager = small_manager()
     for ids in ([], [8]):
         with pytest.raises(BadRequest, match="input_ids"):
             admit.validated(lambda *arguments: None, manager, request, ids)
