@@ -1,4 +1,4 @@
-"""sglang.srt.entrypoints.openai.serving_chat, in the main process: logprobs of streamed chats."""
+"""sglang.srt.entrypoints.openai.serving_chat, in the main process: limits and logprobs of chats."""
 
 from __future__ import annotations
 
@@ -49,4 +49,19 @@ def generate_stream_content(
     )
 
 
-PATCHES = (generate_stream_content,)
+@wraps_upstream(
+    "sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat._validate_request",
+    why="SGLang takes a limit of 0 tokens for none, and answers up to the end of the context",
+    remove_when="SGLang obeys or refuses max_completion_tokens 0",
+    process="main",
+    digests={"0.5.23": "502870d68927f6f8"},
+)
+def validate_request(original: Upstream, serving: object, request: Any) -> str | None:
+    for limit in ("max_completion_tokens", "max_tokens"):
+        if getattr(request, limit) == 0:
+            return f"{limit} is 0; it must be an integer of at least 1."
+    refusal: str | None = original(serving, request)
+    return refusal
+
+
+PATCHES = (generate_stream_content, validate_request)

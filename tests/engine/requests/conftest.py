@@ -9,8 +9,12 @@ from tests.support.servers import Server, Servers
 
 STORE = "store and sidecar"
 KINDS = ("pool", "one strategy", STORE)
-ALLOWED = ("--enable-custom-logit-processor", "--enable-return-hidden-states")
-"""Flags of every server here, for what requests have to be allowed to ask for."""
+ALLOWED = (
+    *("--enable-custom-logit-processor", "--enable-return-hidden-states"),
+    *("--context-length", "1024"),
+)
+"""Flags of every server here: what requests are allowed to ask for, and how long an answer without
+a limit becomes."""
 NGRAMS = "ngram:8"
 """A strategy that runs in SGLang's own n-gram worker."""
 POOL3 = POOL.replace("eagle:", "eagle3:")

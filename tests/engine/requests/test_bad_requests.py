@@ -115,6 +115,8 @@ OPENAI: list[tuple[str, dict[str, Any], str]] = [
     ("chat/completions", {"logprobs": True, "top_logprobs": 10**6}, "top_logprobs_num is 1000000;"),
     ("chat/completions", {"stop_token_ids": [2**40]}, "stop_token_ids contains 1099511627776;"),
     ("chat/completions", {"n": 0}, "n is 0;"),
+    ("chat/completions", {"max_tokens": 0}, "max_tokens is 0; it must be an integer of at least 1"),
+    ("chat/completions", {"max_completion_tokens": 0}, "max_completion_tokens is 0;"),
     ("chat/completions", {"stop_token_ids": [-1], "stream": True}, "stop_token_ids contains -1;"),
 ]
 """Bodies of POST /v1/..., likewise."""
