@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
@@ -96,6 +98,21 @@ def on_idle(original: Upstream, scheduler: Scheduler) -> None:
 
 
 @wraps_upstream(
+    f"{_MODULE}:Scheduler.process_input_requests",
+    why="a request that raises before it is received ended the engine",
+    remove_when="SGLang aborts a request that raises while it is received",
+    process="scheduler",
+    digests={"0.5.23": "33a08fc3e6a76e18"},
+)
+def process_input_requests(
+    original: Upstream, scheduler: IntakeScheduler, recv_reqs: Sequence[object]
+) -> None:
+    from tlt_sglang.engine import shield
+
+    shield.process(functools.partial(original, scheduler), scheduler, recv_reqs)
+
+
+@wraps_upstream(
     f"{_MODULE}:Scheduler.handle_generate_request",
     why="a request that raises while it is received ended the engine",
     remove_when="SGLang aborts a request that raises while it is received",
@@ -135,5 +152,6 @@ PATCHES = (
     set_internal_state,
     on_idle,
     update_running_batch,
+    process_input_requests,
     handle_generate_request,
 )

@@ -18,6 +18,7 @@ from tlt_sglang.admission.rules import (
     each,
     integer,
     mapping,
+    not_json,
     number,
     problems,
     prompt,
@@ -93,6 +94,11 @@ RULES = (
     Rule("cache_salt", text(), "a string"),
     Rule("return_prompt_token_ids", boolean, "true or false"),
     Rule("session_params", mapping, "an object"),
+    Rule(
+        "positional_embed_overrides",
+        not_json,
+        "a PositionalEmbeds object, which only Engine.generate can pass",
+    ),
 )
 """The rules of one request without its prompt; SGLang itself checks the other fields."""
 

@@ -129,6 +129,12 @@ def mapping(value: object, limits: Limits) -> Iterator[object]:
         yield value
 
 
+def not_json(value: object, limits: Limits) -> Iterator[object]:
+    """Objects of Python that no JSON stands for."""
+    if isinstance(value, (bool, int, float, str, bytes, list, tuple, dict)):
+        yield value
+
+
 # ---- tests of several values ---------------------------------------------------------------------
 
 

@@ -62,6 +62,25 @@ def sentence(error: Exception) -> str:
 # ---- receiving -----------------------------------------------------------------------------------
 
 
+def process(
+    original: Callable[[Sequence[object]], None],
+    scheduler: IntakeScheduler,
+    received: Sequence[object],
+) -> None:
+    """Process what has arrived, one after the other; requests that raise are answered by aborts."""
+    for each in received:
+        requests = scheduler._tokenized_requests(each)
+        try:
+            original([each])
+        except Exception as error:
+            if not requests or not is_of_request(error):
+                raise
+            for request in requests:
+                _refuse(scheduler, request, error)
+    if not received:
+        original(received)
+
+
 def receive(
     original: Callable[..., None],
     scheduler: IntakeScheduler,
@@ -74,9 +93,13 @@ def receive(
     except Exception as error:
         if not is_of_request(error):
             raise
-        _log(arrived.rid, error)
-        _take_back(scheduler, arrived)
-        scheduler.send_abort_output(_abort(arrived, sentence(error)), arrived)
+        _refuse(scheduler, arrived, error)
+
+
+def _refuse(scheduler: IntakeScheduler, arrived: ArrivedRequest, error: Exception) -> None:
+    _log(arrived.rid, error)
+    _take_back(scheduler, arrived)
+    scheduler.send_abort_output(_abort(arrived, sentence(error)), arrived)
 
 
 def _take_back(scheduler: IntakeScheduler, arrived: ArrivedRequest) -> None:
@@ -88,7 +111,7 @@ def _take_back(scheduler: IntakeScheduler, arrived: ArrivedRequest) -> None:
     grammars.grammar_queue = [
         request for request in grammars.grammar_queue if request.rid != arrived.rid
     ]
-    params = arrived.session_params
+    params = getattr(arrived, "session_params", None)  # embeddings have none
     session = scheduler.session_controller.get(params.id) if params and params.id else None
     if session is not None and session.streaming:
         session.abort_req()

@@ -77,6 +77,9 @@ class IntakeScheduler(Protocol):
     grammar_manager: GrammarManager
     session_controller: SessionController
 
+    def _tokenized_requests(self, received: object) -> Sequence[ArrivedRequest]:
+        """Return the requests in what has arrived, which may be a command."""
+
     def send_abort_output(self, abort_req: object, req: ArrivedRequest) -> None:
         """Report a request that has ended outside of a batch."""
 

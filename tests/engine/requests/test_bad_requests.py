@@ -50,6 +50,8 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"session_params": {"id": "a", "offset": -1}}, "session_params: offset is -1;"),
     ({"lora_path": "no such"}, "LoRA adapter 'no such' was requested"),
     ({"custom_logit_processor": "x"}, "custom_logit_processor cannot be loaded"),
+    ({"positional_embed_overrides": 0}, "positional_embed_overrides is 0; it must be a Positional"),
+    ({"positional_embed_overrides": [[0.1], [1]]}, "positional_embed_overrides is [[0.1], [1]];"),
     ({"bootstrap_port": 65536}, "bootstrap_port is 65536;"),
     ({"routed_dp_rank": -1}, "routed_dp_rank is -1;"),
     ({"return_sampling_mask": True}, "return_sampling_mask is not supported with speculative"),

@@ -179,6 +179,7 @@ REQUESTS: dict[str, tuple[list[Any], list[Any]]] = {
     "cache_salt": (["k"], [5]),
     "return_prompt_token_ids": ([True], [1]),
     "session_params": ([{}, {"id": "a", "offset": 0, "replace": True}], [5, [1]]),
+    "positional_embed_overrides": ([object()], [0, True, [[0.1], [1]], {}, "x"]),
     "multi_item_delimiter_indices": ([[], [0, 2]], [[3], [-1], 5, ["x"]]),
     "token_indices_to_pool": ([[0]], [[3], [10**9]]),
     "input_embeds": (

@@ -70,6 +70,9 @@ class Intake:
     def abort_session(self) -> None:
         self.session.aborted += 1
 
+    def _tokenized_requests(self, received: Any) -> tuple[Any, ...]:
+        return (received,) if hasattr(received, "rid") else ()
+
     def send_abort_output(self, abort_req: Any, req: Any) -> None:
         self.sent.append((abort_req, req))
 
@@ -96,6 +99,30 @@ def test_a_request_that_raises_is_answered_and_taken_back() -> None:
     assert to is request and abort.rid == "new"
     assert abort.finished_reason["status_code"] == 400
     assert "KeyError: 'colour'" in abort.finished_reason["message"]
+
+
+def test_what_arrives_after_a_request_that_raises_is_processed() -> None:
+    intake: Any = Intake()
+    processed: list[Any] = []
+
+    def process(received: Any) -> None:
+        for each in received:
+            each.positional_embed_overrides.reconstruct(0)
+            processed.append(each)
+
+    command: Any = SimpleNamespace(positional_embed_overrides=SimpleNamespace(reconstruct=id))
+    shield.process(process, intake, [arrived_with(0), command])
+    assert processed == [command]
+    ((abort, _),) = intake.sent
+    assert "'int' object has no attribute 'reconstruct'" in abort.finished_reason["message"]
+    with pytest.raises(AttributeError):  # a command is not a request
+        shield.process(process, intake, [SimpleNamespace()])
+    shield.process(processed.append, intake, [])
+    assert processed == [command, []]
+
+
+def arrived_with(overrides: object) -> Any:
+    return SimpleNamespace(rid="new", positional_embed_overrides=overrides)
 
 
 def test_a_fault_of_the_engine_goes_on() -> None:
