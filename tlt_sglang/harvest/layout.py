@@ -104,6 +104,12 @@ class Geometry:
         """Return the bytes that a record of `tokens` tokens takes in the ring."""
         return _up(HEAD.size + tokens * (4 + 2 * self.feature_size) + 8, ALIGN)
 
+    @property
+    def most_tokens(self) -> int:
+        """Return the tokens of the largest record that is accepted, at least 1."""
+        spare = self.largest // ALIGN * ALIGN - HEAD.size - 8
+        return max(1, spare // (4 + 2 * self.feature_size))
+
     def pack(self, pid: int) -> bytes:
         """Return the fixed part of the header."""
         kind = FEATURE_TYPES.index(self.feature_type)

@@ -67,6 +67,11 @@ class Writer:
         """Return the values per token."""
         return self._geometry.feature_size
 
+    @property
+    def most_tokens(self) -> int:
+        """Return the tokens of the largest record."""
+        return self._geometry.most_tokens
+
     def wants(self, request: bytes) -> bool:
         """Return whether a request is logged; depends only on its key and `sampling`."""
         return int.from_bytes(request[:4], "little") < self.sampling * 2**32

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tlt_sglang.harvest import logged
 from tlt_sglang.harvest.assemble import Assembler, LoggedSequence
+from tlt_sglang.harvest.host_copies import Copied
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import PROMPT, request_key
 from tlt_sglang.harvest.tap import Tap
@@ -31,6 +33,42 @@ class Request:
 
     def finished(self) -> bool:
         return self.over
+
+
+@dataclass
+class Event:
+    """A CUDA event, reached when the test says so."""
+
+    reached: bool = False
+
+    def query(self) -> bool:
+        return self.reached
+
+
+@dataclass
+class Copies:
+    """Copies that are under way until their event is reached."""
+
+    events: list[Event] = field(default_factory=list)
+    owned: list[Sequence[bool]] = field(default_factory=list)
+
+    def __call__(self, tensors: Sequence[torch.Tensor], owned: Sequence[bool]) -> Copied:
+        self.events.append(Event())
+        self.owned.append(owned)
+        return [tensor.clone() for tensor in tensors], self.events[-1]
+
+
+@pytest.fixture
+def copies() -> Copies:
+    return Copies()
+
+
+@pytest.fixture
+def overlapped(tmp_path: Path, copies: Copies) -> Iterator[Tap]:
+    """A tap as on a GPU: the copy of the step before is under way when the next is launched."""
+    writer = Writer.create(1 << 20, SIZE, "bfloat16", tmp_path)
+    yield Tap(writer, torch.device("cpu"), copies)
+    writer.close()
 
 
 @pytest.fixture
@@ -145,3 +183,76 @@ def test_the_end_is_told_when_the_engine_is_idle(tap: Tap) -> None:
     reader = Reader.open(tap.writer.path)
     assert [record.flags & PROMPT for record in reader.read()] == [PROMPT, 0]
     reader.close()
+
+
+def decode(tap: Tap, start: int, *requests: Request) -> None:
+    """A verify step of one token for each request."""
+    size = len(requests)
+    tap.decode(
+        requests,
+        torch.full((size, 1), start),
+        torch.full((size,), start),
+        torch.ones(size, dtype=torch.int64),
+        features(*[start] * size),
+        None,
+    )
+
+
+def test_a_request_ends_while_the_engine_is_busy(overlapped: Tap, copies: Copies) -> None:
+    """Some copy is always under way, and the request is computed once more after its last token."""
+    one, other = Request("one", origin_input_ids=(0,)), Request("other")
+    for start in range(3):
+        decode(overlapped, start, one, other)
+    one.over, one.output_ids = True, (7, 8)  # as the first two steps have found
+    for start in range(3, 6):
+        for event in copies.events:
+            event.reached = True
+        decode(overlapped, start, other)
+        assert len(overlapped._pending) == 1
+    records = {sequence.request: sequence for sequence in sequences(overlapped)}
+    first = records[request_key("one").hex()]
+    assert (first.ended, first.ids.tolist()) == (True, [0, 1])
+    assert not records[request_key("other").hex()].ended
+    assert len(overlapped._requests) == 1
+
+
+def test_a_request_that_was_aborted_while_it_waited_ends(
+    tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logged, "STALE_STEPS", 3)
+    decode(tap, 0, Request("one"), Request("other"))
+    for start in range(1, 6):
+        decode(tap, start, Request("other"))
+    assert len(tap._requests) == 1
+
+
+def test_a_long_prompt_is_split(tap: Tap) -> None:
+    most = tap.writer.most_tokens
+    count = most + 5
+    tap.prefill([Request("one")], torch.arange(count), [0], [count], features(*range(count)), None)
+    (sequence,) = sequences(tap)
+    assert sequence.ids.tolist() == list(range(count))
+    assert sequence.prompt_length == count
+    assert tap.status() | {"written": 2, "too_large": 0} == tap.status()
+
+
+def test_the_last_tokens_of_a_prompt_beyond_the_log_are_copied(
+    overlapped: Tap, copies: Copies
+) -> None:
+    most = 2 * overlapped.writer.most_tokens
+    count = most + 10
+    numbers = torch.arange(count)
+    values = numbers.unsqueeze(-1).expand(-1, SIZE)
+    requests = [Request("one"), Request("other"), Request("third")]
+    overlapped.prefill(requests, numbers, [0, 4, 0], [3, 9, count - 12], values, None)
+    (step,) = overlapped._pending
+    assert len(step.tokens) == most
+    assert step.starts.tolist() == [3, 11, 0]
+    assert step.counts.tolist() == step.width == [0, 2, count - 12]
+
+
+def test_only_what_others_write_into_is_copied_twice(overlapped: Tap, copies: Copies) -> None:
+    one, rows = Request("one"), features(1).bfloat16()
+    for last in (None, rows[:, :0]):
+        overlapped.prefill([one], torch.tensor([1]), [0], [1], rows, last)
+    assert [flags[-1] for flags in copies.owned] == [False, True]
