@@ -1,9 +1,9 @@
-"""Generate docs/configuration.md from the settings.
+"""Generate docs/configuration.md from the settings, and docs/refused.md from what is refused.
 
-    python -m tlt_sglang.config.page           print the page
-    python -m tlt_sglang.config.page --write   write it to docs/configuration.md of a checkout
+    python -m tlt_sglang.config.page           print the pages
+    python -m tlt_sglang.config.page --write   write them to docs/ of a checkout
 
-A unit test fails when the page is stale.
+A unit test fails when a page is stale.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tlt_sglang.config.refused import rows
 from tlt_sglang.config.setting import Setting
 from tlt_sglang.config.settings import SETTINGS
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+REFUSED = PAGE.with_name("refused.md")
 
 INTRO = """\
 # Configuration
@@ -54,6 +56,26 @@ SGLang's own flags (`--tp`, `--speculative-draft-model-path`, ...) go to the ser
 `TLT_DEBUG=1` in the environment shows the traceback of an error.
 """
 
+REFUSED_INTRO = """\
+# What is refused at the start
+
+<!-- Generated from tlt_sglang/config/refused.py: python -m tlt_sglang.config.page --write -->
+
+Some of SGLang's flags, and some drafters, do not work with a feature of TLT. The engine then ends
+at the start with one sentence, which names both and says what to leave out. Most rows hold on a GPU
+only; the CPU engine has [limits of its own](internals/cpu.md).
+
+| Refused | With | Where | Because |
+|---|---|---|---|
+"""
+
+REFUSED_END = """
+Where SGLang runs a drafter by a worker that TLT does not extend, and several strategies,
+`--tlt-store` or `--tlt-draft-sampling on` are configured, the engine ends at the start, too. After
+the start, `/update_weights_from_disk` with `recapture_cuda_graph` is refused on a GPU while there
+are several strategies.
+"""
+
 PROGRAMS = {
     "engine": "engine",
     "launcher": "server",
@@ -71,6 +93,16 @@ def page() -> str:
         header = ("| Setting | Flag | Values | Default | Used by | Meaning |", "|---" * 6 + "|")
         parts.append("\n".join((f"## {group.title}\n\n{group.intro}\n", *header, *rows, "")))
     return "\n".join(parts)
+
+
+def refused_page() -> str:
+    """Return the page of what is refused."""
+    table = "".join(
+        f"| {row.title} | {', '.join(row.features)} "
+        f"| {'everywhere' if 'cpu' in row.devices else 'on a GPU'} | {row.reason} |\n"
+        for row in rows()
+    )
+    return REFUSED_INTRO + table + REFUSED_END
 
 
 def _row(setting: Setting) -> str:
@@ -110,11 +142,12 @@ def _default(setting: Setting) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the page, or write it with --write; return the exit status."""
+    """Print the pages, or write them with --write; return the exit status."""
     if list(argv) == ["--write"]:
         PAGE.write_text(page(), encoding="utf-8")
+        REFUSED.write_text(refused_page(), encoding="utf-8")
     else:
-        print(page(), end="")
+        print(page(), refused_page(), sep="\n", end="")
     return 0
 
 

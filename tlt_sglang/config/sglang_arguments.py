@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 
 from tlt_sglang.config.cpu_arguments import cpu_fields, refuse_ranks
+from tlt_sglang.config.refusals import require_use
+from tlt_sglang.config.refused import refuse_drafter, refuse_flags
 from tlt_sglang.config.server_args import Arguments, Fields
 from tlt_sglang.config.settings import Config, Device
 from tlt_sglang.errors import ConfigError
@@ -44,12 +46,15 @@ def native_fields(config: Config, args: Arguments, device: Device) -> Fields:
             "--speculative-adaptive is SGLang's own policy and contradicts --adaptive-spec; "
             "leave one of the two out."
         )
+    refuse_flags(config, args, device)
     if config.draft_sampling == "coupled" and device != "cpu":
         raise ConfigError(
             "--tlt-draft-sampling coupled is for CPU engines only so far; use on, off or auto."
         )
-    fields = strategy_fields(choose(config, args), args)
-    _check_limits(config, args)
+    strategy = choose(config, args)
+    require_use(config, strategy)
+    fields = strategy_fields(strategy, args)
+    _check_limits(config, args, device)
     if args.speculative_use_rejection_sampling and config.draft_sampling == "on":
         # SGLang's serves neither trees nor drafters with a smaller vocabulary; ours serves both.
         fields["speculative_use_rejection_sampling"] = False
@@ -60,14 +65,16 @@ def native_fields(config: Config, args: Arguments, device: Device) -> Fields:
     return fields
 
 
-def _check_limits(config: Config, args: Arguments) -> None:
-    """Refuse strategies beyond the KV pool or the drafter, and too little memory for graphs.
+def _check_limits(config: Config, args: Arguments, device: Device) -> None:
+    """Refuse drafters that a feature excludes, strategies beyond the KV pool or the drafter, and
+    too little memory for graphs.
 
     Limits that files and flags do not show are left to the engine.
     """
     # A tree cannot be wider than the drafter's vocabulary, nor a step larger than the KV pool.
     path = args.speculative_draft_model_path
     drafter = (None if path is None else checkpoint.read_config(path, "drafter")) or {}
+    refuse_drafter(config, drafter, device)
     vocab = drafter.get("draft_vocab_size") or drafter.get("vocab_size")
     draft_vocab = vocab if isinstance(vocab, int) else None
     for strategy in config.pool:
@@ -132,7 +139,10 @@ def default_pool(args: Arguments) -> tuple[str, ...]:
 
 
 def check_resolved(config: Config, args: Arguments, device: Device) -> None:
-    """Refuse arguments that were resolved before TLT was loaded, and so lack its strategy."""
+    """Refuse arguments that were resolved before TLT was loaded, and so lack its strategy.
+
+    SGLang may also have set what excludes a feature of TLT.
+    """
     strategy = config.strategy
     if strategy is None and args.speculative_algorithm is None:
         raise ConfigError(f"TLT_CONFIG is set, but {_TOO_EARLY}.")
@@ -144,6 +154,7 @@ def check_resolved(config: Config, args: Arguments, device: Device) -> None:
                     f"TLT_CONFIG asks for {strategy}, but {_TOO_EARLY}: {name} is "
                     f"{getattr(args, name)!r} in place of {value!r}."
                 )
+    refuse_flags(config, args, device)
     if device == "cpu":
         refuse_ranks(args)
 

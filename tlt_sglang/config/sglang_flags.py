@@ -28,6 +28,8 @@ class Flags:
     kv_cache_dtype: str = "auto"
     tp_size: int = 1
     dp_size: int = 1
+    attn_dp_size: int = 1
+    enable_dp_attention: bool = False
     pp_size: int = 1
     page_size: int | None = None
     max_total_tokens: int | None = None
@@ -42,6 +44,16 @@ class Flags:
     speculative_ngram_capacity: int = 10_000_000
     speculative_adaptive: bool = False
     speculative_use_rejection_sampling: bool = False
+    speculative_accept_threshold_single: float = 1.0
+    speculative_accept_threshold_acc: float = 1.0
+    speculative_draft_model_quantization: str | None = None
+    enable_multi_layer_eagle: bool = False
+    enable_two_batch_overlap: bool = False
+    enable_mixed_chunk: bool = False
+    enable_pdmux: bool = False
+    enable_lora: bool = False
+    lora_paths: str | None = None
+    disaggregation_mode: str = "null"
     warmups: str | None = None
 
 
@@ -49,6 +61,7 @@ _ALIASES = {
     "model_path": ["--model"],
     "tp_size": ["--tensor-parallel-size", "--tp"],
     "dp_size": ["--data-parallel-size", "--dp"],
+    "attn_dp_size": ["--attention-data-parallel-size"],
     "pp_size": ["--pipeline-parallel-size", "--pp"],
     "speculative_draft_model_path": ["--speculative-draft-model"],
 }

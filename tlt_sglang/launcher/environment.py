@@ -15,6 +15,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from tlt_sglang.config.refused import by_feature
 from tlt_sglang.config.settings import Device
 from tlt_sglang.errors import EnvironmentProblem, PatchError
 
@@ -213,3 +214,6 @@ def _limits(device: Device) -> Iterator[CheckResult]:
         "An engine that speculates refuses beam search (beam_width) and return_sampling_mask; for "
         "them, start one with --tlt-strategies off.",
     )
+    for feature, titles in by_feature(device).items():
+        text = f"With {feature}, an engine refuses {', '.join(titles)} (docs/refused.md)."
+        yield CheckResult(False, False, text.replace("`", ""))

@@ -1,10 +1,11 @@
-"""docs/configuration.md is generated from the settings, and shows them as they are."""
+"""docs/configuration.md and docs/refused.md are generated, and show the data as it is."""
 
 from __future__ import annotations
 
 import pytest
 
 from tlt_sglang.config import page
+from tlt_sglang.config.refused import rows
 from tlt_sglang.config.settings import SETTINGS
 
 
@@ -14,6 +15,18 @@ def test_the_page_is_not_stale() -> None:
     )
 
 
+def test_the_page_of_refusals_is_not_stale() -> None:
+    assert page.REFUSED.read_text(encoding="utf-8") == page.refused_page(), (
+        "docs/refused.md is stale; run python -m tlt_sglang.config.page --write"
+    )
+
+
+def test_every_refusal_is_on_its_page() -> None:
+    text = page.refused_page()
+    for row in rows():
+        assert text.count(f"| {row.title} |") == 1
+
+
 def test_every_setting_is_on_the_page() -> None:
     text = page.page()
     for setting in SETTINGS.values():
@@ -21,6 +34,6 @@ def test_every_setting_is_on_the_page() -> None:
         assert setting.help in text
 
 
-def test_it_prints_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_the_pages(capsys: pytest.CaptureFixture[str]) -> None:
     assert page.main([]) == 0
-    assert capsys.readouterr().out == page.page()
+    assert capsys.readouterr().out == f"{page.page()}\n{page.refused_page()}"
