@@ -1,15 +1,22 @@
-"""sglang.srt.managers.tokenizer_manager, in the main process: admission, and counts of drafts."""
+"""sglang.srt.managers.tokenizer_manager, in the main process: admission, seeds, draft counts."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
     from tlt_sglang.upstream.protocols import Upstream
-    from tlt_sglang.upstream.requests import Call, Manager, Request
+    from tlt_sglang.upstream.requests import (
+        Answer,
+        Call,
+        Manager,
+        Request,
+        RequestState,
+        TokenizedRequest,
+    )
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
 
@@ -60,9 +67,9 @@ def validate_one_request(
 def create_tokenized_object(
     original: Upstream, manager: Manager, obj: Request, *args: Any
 ) -> object:
-    from tlt_sglang.engine import admit
+    from tlt_sglang.engine import engine
 
-    return admit.tokenized(original, manager, obj, *args)
+    return engine.require().answers.tokenized(original, manager, obj, *args)
 
 
 @wraps_upstream(
@@ -85,24 +92,41 @@ def handle_batch_request(
     why="all samples of a request with a seed were the same text",
     remove_when="SGLang gives each sample of a request a seed of its own",
     process="main",
-    only_on="cpu",
     digests={"0.5.23": "5321224eda671241"},
 )
-async def send_one_request(original: Upstream, manager: object, tokenized_obj: Any) -> None:
+async def send_one_request(
+    original: Upstream, manager: Manager, tokenized_obj: TokenizedRequest
+) -> None:
     from tlt_sglang.engine import engine
-    from tlt_sglang.sampling.seeds import next_seed
 
     await original(manager, tokenized_obj)
-    parameters = getattr(tokenized_obj, "sampling_params", None)
-    if engine.require().config.draft_sampling != "coupled" or parameters is None:
-        return
-    # The samples share this object, and one after the other is sent.
-    if parameters.n > 1 and parameters.sampling_seed is not None and parameters.max_new_tokens:
-        parameters.sampling_seed = next_seed(parameters.sampling_seed)
+    engine.require().answers.sent(manager, tokenized_obj)
+
+
+@wraps_upstream(
+    f"{_MANAGER}._stream_one_response",
+    why="the seed of an answer is not reported, and answers are not logged for a replay",
+    remove_when="SGLang reports the seed of each answer in its meta_info",
+    process="main",
+    digests={"0.5.23": "fe3592178b208ef3"},
+)
+def stream_one_response(
+    original: Upstream,
+    manager: Manager,
+    *,
+    obj: Request,
+    state: RequestState,
+    **options: object,
+) -> AsyncGenerator[Answer, None]:
+    from tlt_sglang.engine import engine
+
+    answers = original(manager, obj=obj, state=state, **options)
+    return engine.require().answers.stream(answers, manager, obj, state)
 
 
 PATCHES = (
     send_one_request,
+    stream_one_response,
     calculate_spec_decoding_metrics,
     validate_one_request,
     create_tokenized_object,

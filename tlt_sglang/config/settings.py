@@ -114,6 +114,13 @@ class Config:
         "statistics of each strategy per second",
         LOGS,
     )
+    log_requests: bool = setting(
+        False,
+        SWITCH,
+        "Add every answered request to the event log, with its seed and token ids, so that tlt "
+        "replay can send it again; needs --tlt-events",
+        LOGS,
+    )
     trace: str | None = setting(
         None,
         _FILE,

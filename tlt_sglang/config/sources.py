@@ -75,6 +75,8 @@ def check_combination(config: Config, source: str) -> None:
     """Raise ConfigError for settings that need others."""
     if config.grow and config.store is None:
         raise ConfigError(f"{source} asks to grow a drafter, which needs a store to grow in.")
+    if config.log_requests and config.events is None:
+        raise ConfigError(f"{source} asks to log requests, which needs events, the file for them.")
 
 
 def engine_device(environ: Mapping[str, str] = os.environ) -> Device:

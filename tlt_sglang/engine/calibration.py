@@ -107,6 +107,7 @@ async def _decode(tokenizer_manager: TokenizerManager, size: int, tokens: int) -
     batch = GenerateReqInput(
         input_ids=[[(97 * i + 7 * j) % vocab for j in range(PROMPT)] for i in range(size)],
         sampling_params={"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True},
+        log_metrics=False,
     )
     async for _ in tokenizer_manager.generate_request(batch, None):
         pass

@@ -16,6 +16,7 @@ from tlt_sglang import __version__
 from tlt_sglang.config.settings import VARIABLE, Config, Device
 from tlt_sglang.config.sglang_arguments import settle
 from tlt_sglang.engine import build, first_rank
+from tlt_sglang.engine.answers import Answers
 from tlt_sglang.engine.step import SpeculationStep
 from tlt_sglang.models import seed
 from tlt_sglang.patching.patcher import Patcher
@@ -43,6 +44,7 @@ class Engine:
     """Present in the scheduler process where drafter and target share their noise."""
     step: SpeculationStep = field(default_factory=SpeculationStep, repr=False)
     """TLT's part in every decode step; its parts are built with SGLang's worker."""
+    _answers: Answers | None = field(default=None, repr=False)
 
     def settle(self, args: Any) -> None:
         """Choose what the configuration leaves open, for this process and those it starts.
@@ -57,12 +59,28 @@ class Engine:
         if settled != self.config:
             self.config = settled
             os.environ[VARIABLE] = settled.to_json()
+        self._answers = None
+        if settled.log_requests:
+            _ = self.answers  # the log must open
+
+    @property
+    def is_coupled(self) -> bool:
+        """True if a seed decides the answer: target and drafts are chosen by the same noise."""
+        return self.config.draft_sampling == "coupled"
+
+    @property
+    def answers(self) -> Answers:
+        """The seeds and the log of requests, in the main process; built at its first use."""
+        if self._answers is None:
+            log = self.config.events if self.config.log_requests else None
+            self._answers = Answers(self.is_coupled, log)
+        return self._answers
 
     # -- what SGLang's start calls, in this order ------------------------------------------------
 
     def begin_scheduler(self, random_seed: int) -> None:
         """Prepare for SGLang's scheduler, which is about to be built."""
-        if self.config.draft_sampling == "coupled":
+        if self.is_coupled:
             from tlt_sglang.sampling.coupled import CoupledSampling
 
             self.coupled = CoupledSampling(random_seed)
@@ -97,8 +115,10 @@ class Engine:
         if self.step.telemetry is None and scheduler.draft_worker is not None:
             strategy = parse(str(_speculation(scheduler)["strategy"]))
             self.step.telemetry = build.telemetry(self.config, [strategy])
-        if self.step.online_drafter is not None and first_rank.is_first():
-            self.step.online_drafter.report_load(self.config, scheduler)
+        if self.step.online_drafter is not None:
+            self.step.online_drafter.begin()
+            if first_rank.is_first():
+                self.step.online_drafter.report_load(self.config, scheduler)
 
     # -- what a decode step asks -----------------------------------------------------------------
 

@@ -110,8 +110,8 @@ class EventLog:
 
     A line is `{"event": "strategy_switch", "time": ..., "pid": ..., "strategy": name,
     "running_requests": n}` or, once a second, `{"event": "summary", ..., "seconds": ...,
-    "strategies": {name: tally}}`; the time is in seconds since 1970. A full disk ends the log, not
-    the engine.
+    "strategies": {name: tally}}`; the time is in seconds since 1970. Requests are lines of
+    `request_log`. A full disk ends the log, not the engine.
     """
 
     def __init__(self, path: str, clock: Callable[[], float] = time.time) -> None:
@@ -130,24 +130,27 @@ class EventLog:
 
     def switched(self, strategy: Strategy, batch_size: int) -> None:
         """Add a line, which the next summary writes."""
-        self._add("strategy_switch", strategy=str(strategy), running_requests=batch_size)
+        self.add("strategy_switch", strategy=str(strategy), running_requests=batch_size)
 
     def summary(self, seconds: float, counts: CountsByStrategy, running: int) -> None:
         """Add a line and write all lines that wait."""
         by_name = {str(strategy): dict(tally) for strategy, tally in counts.items()}
-        self._add(
-            "summary", seconds=round(seconds, 3), running_requests=running, strategies=by_name
-        )
+        self.add("summary", seconds=round(seconds, 3), running_requests=running, strategies=by_name)
+        self.write()
+
+    def add(self, event: str, **fields: object) -> None:
+        """Add a line, which `write` writes; raise TypeError for fields that JSON does not have."""
+        common = {"event": event, "time": round(self._clock(), 3), "pid": os.getpid()}
+        self._lines.append(json.dumps(common | fields) + "\n")
+
+    def write(self) -> None:
+        """Write all lines that wait, or lose them where that is not possible."""
         text = "".join(self._lines).encode()
         try:
             os.write(self._file, text)
         except OSError:
             self.lost += len(self._lines)
         self._lines.clear()
-
-    def _add(self, event: str, **fields: object) -> None:
-        common = {"event": event, "time": round(self._clock(), 3), "pid": os.getpid()}
-        self._lines.append(json.dumps(common | fields) + "\n")
 
 
 class Metrics:

@@ -5,8 +5,8 @@ Imports nothing. Used in the main process and in the scheduler process.
 
 from __future__ import annotations
 
-SEED_BITS = 62
-"""SGLang carries a seed as a signed integer of 64 bits."""
+SEED_BITS = 53
+"""Answers report their seeds in JSON, and some readers hold its numbers as floats of 64 bits."""
 _LARGEST = (1 << SEED_BITS) - 1
 _FACTOR, _SUMMAND = 6364136223846793005, 1442695040888963407
 

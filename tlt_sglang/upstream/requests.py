@@ -6,7 +6,7 @@ Like `protocols`, this is also the list of attributes that an upgrade of SGLang 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 
 class ModelConfig(Protocol):
@@ -32,6 +32,10 @@ class Request(Protocol):
 
     text: str | None
     input_ids: list[int] | None
+    input_embeds: object | None
+    session_params: object | None
+    log_metrics: bool
+    """False for requests of SGLang's own."""
     sampling_params: Mapping[str, object]
     custom_logit_processor: str | None
 
@@ -39,9 +43,47 @@ class Request(Protocol):
         """Return whether it has images, videos or audio."""
 
 
+class Answer(TypedDict):
+    """An answer as SGLang's tokenizer manager yields it, or a part of one in a stream."""
+
+    meta_info: dict[str, object]
+
+
+class RequestState(Protocol):
+    """`sglang.srt.managers.tokenizer_manager.ReqState`: what is known of a request in flight."""
+
+    obj: Request
+    output_ids: list[int]
+    """All tokens so far, of a stream as well."""
+
+
+class SamplingParameters(Protocol):
+    """`sglang.srt.sampling.sampling_params.SamplingParams`, as they are sent to the scheduler."""
+
+    n: int
+    max_new_tokens: int | None
+    sampling_seed: int | None
+
+
+class TokenizedRequest(Protocol):
+    """`sglang.srt.managers.io_struct.TokenizedGenerateReqInput`."""
+
+    rid: str
+    sampling_params: SamplingParameters
+
+
+class MainArgs(Protocol):
+    """`sglang.srt.server_args.ServerArgs`, resolved, in the main process."""
+
+    random_seed: int
+    tokenizer_worker_num: int
+
+
 class Manager(Protocol):
     """`sglang.srt.managers.tokenizer_manager.TokenizerManager`, as admission uses it."""
 
+    server_args: MainArgs
+    rid_to_state: Mapping[str, RequestState]
     model_config: ModelConfig
     context_len: int
     num_reserved_tokens: int

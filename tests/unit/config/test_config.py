@@ -92,6 +92,7 @@ def test_a_wrong_strategy_is_refused_at_once() -> None:
         ({"coordinator": 5}, "gives 5 as coordinator; write ipc:///FOLDER/NAME or tcp://"),
         ({"grow": "yes", "store": "s"}, "gives 'yes' as grow; write true or false"),
         ({"grow": True}, "asks to grow a drafter, which needs a store to grow in"),
+        ({"log_requests": True}, "asks to log requests, which needs events, the file for them"),
         ({"policy": "best"}, "gives 'best' as policy; choose from cost-model, beg-mab, ema,"),
     ],
 )
