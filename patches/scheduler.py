@@ -91,9 +91,8 @@ def on_idle(original: Upstream, scheduler: Scheduler) -> None:
     from tlt_sglang.engine import engine
 
     online_drafter = engine.require().step.online_drafter
-    # Between begin_weight_update and end_weight_update the weights are not whole.
-    if online_drafter is not None and scheduler.weight_updater._session is None:
-        online_drafter.idle()
+    if online_drafter is not None:
+        online_drafter.idle(scheduler.weight_updater)
     original(scheduler)
 
 

@@ -1,5 +1,8 @@
 """How published weights get into the drafter that SGLang runs. Runs in the scheduler process.
 
+Versions are held in host memory, pinned on CUDA: SGLang has given the device's memory to weights
+and KV cache, and may release all of it while an RL stack trains.
+
 SGLang's own loader writes them into the parameters' storage, so that graphs, tensor-parallel shards
 and fused matrices stay as they are. Embedding and head of the drafter are never written: they are
 the target's.
@@ -16,7 +19,7 @@ from tlt_sglang.errors import TltError
 
 if TYPE_CHECKING:
     from tlt_sglang.config.settings import Device
-    from tlt_sglang.upstream.protocols import EagleWorker, ModelRunner
+    from tlt_sglang.upstream.protocols import EagleWorker, ModelRunner, WeightUpdater
     from tlt_sglang.weights.swap import Weights
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -27,12 +30,18 @@ def dtype_name(runner: ModelRunner) -> str:
     return _DTYPES[runner.dtype]
 
 
+def writable(updater: WeightUpdater) -> bool:
+    """Return whether the weights may be written: none are released, or being updated."""
+    return updater._session is None and not updater.offload_tags
+
+
 def copier(worker: EagleWorker, device: Device) -> Callable[[Weights], None]:
     """Return a function that writes published weights into the drafter's own storage.
 
     Raises TltError if a trained weight shares its storage with the target.
     """
-    draft_model: Any = worker._draft_worker.draft_runner.model
+    runner = worker._draft_worker.draft_runner
+    draft_model: Any = runner.model
     target_model = worker.target_worker.model_runner.model
 
     # Embedding and head may be shared with the target; anything else must be the drafter's own.
@@ -49,7 +58,10 @@ def copier(worker: EagleWorker, device: Device) -> Callable[[Weights], None]:
 
     @torch.no_grad()
     def copy_in(weights: Weights) -> None:
-        draft_model.load_weights(iter(weights.items()))
+        # One tensor at a time, and without waiting: the device has room for no whole version.
+        draft_model.load_weights(
+            (name, tensor.to(runner.device, non_blocking=True)) for name, tensor in weights.items()
+        )
         if device == "cpu":
             from tlt_sglang.cpu import linear
 
@@ -60,17 +72,8 @@ def copier(worker: EagleWorker, device: Device) -> Callable[[Weights], None]:
     return copy_in
 
 
-def stager(device_name: str, device: Device) -> Callable[[Weights], Weights]:
-    """Return a function that brings weights to the drafter's device, on a stream of its own."""
+def stager(device: Device) -> Callable[[Weights], Weights]:
+    """Return a function that prepares weights on a thread for `copier`: on CUDA it pins them."""
     if device == "cpu":
         return lambda weights: weights
-
-    def stage(weights: Weights) -> Weights:
-        cuda: Any = torch.cuda
-        stream = cuda.Stream()
-        with torch.cuda.stream(stream):
-            staged = {name: tensor.to(device_name) for name, tensor in weights.items()}
-        stream.synchronize()  # blocks the watching thread, not the engine
-        return staged
-
-    return stage
+    return lambda weights: {name: tensor.pin_memory() for name, tensor in weights.items()}

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Request,
         Scheduler,
         StepResult,
+        WeightUpdater,
     )
 
 VERSION_KEY = "drafter_version"
@@ -82,13 +83,11 @@ class OnlineDrafter:
             expected,
             describe.load(folder),
             drafter_weights.copier(worker, device),
-            stage=drafter_weights.stager(draft_runner.device, device),
+            stage=drafter_weights.stager(device),
             agree=first_rank.exchange(),
         )
         self.swap.look()
         self.swap_in()
-        self.swap.begin()
-        self._cleanup.callback(self.swap.end)
 
         # Harvest: [three layers | last] for EAGLE-3, the last hidden state for EAGLE.
         if config.harvests and first_rank.is_first():
@@ -109,6 +108,14 @@ class OnlineDrafter:
     def tap(self) -> Tap | None:
         """Return what fills the harvest log; None where this rank does not harvest."""
         return None if self.harvester is None else self.harvester.tap
+
+    def begin(self) -> None:
+        """Start watching the store; SGLang has captured its graphs.
+
+        While CUDA captures, no other thread may allocate memory.
+        """
+        self.swap.begin()
+        self._cleanup.callback(self.swap.end)
 
     def report_load(self, config: Config, scheduler: Scheduler) -> None:
         """Report this engine's load to the coordinator, if there is one, until it is closed."""
@@ -136,11 +143,14 @@ class OnlineDrafter:
             self._begin_target_version()
         self.swap.swap_in()
 
-    def idle(self) -> None:
-        """Use the time in which nothing runs: log the ends of requests, take a new version."""
+    def idle(self, updater: WeightUpdater) -> None:
+        """Use the time in which nothing runs: log the ends of requests, take a new version.
+
+        Weights that are released, or being updated, are left alone.
+        """
         if self.tap is not None:
             self.tap.drain()
-        if self.swap.is_single_rank:
+        if self.swap.is_single_rank and drafter_weights.writable(updater):
             self.swap_in()
 
     def log_prefill(

@@ -9,7 +9,7 @@ Shapes: B requests, W verified tokens per request, V vocabulary, N hidden size, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -245,6 +245,8 @@ class WeightUpdater(Protocol):
 
     _session: object
     """Not None between begin_weight_update and end_weight_update."""
+    offload_tags: Collection[str]
+    """The kinds of memory that are released at present."""
 
 
 class Scheduler(Protocol):

@@ -1,6 +1,6 @@
 """Hot swap: versions of the store into the running drafter, between two decode steps.
 
-A thread watches the store, loads and verifies the version to use, and stages it on the device. The
+A thread watches the store, loads and verifies the version to use, and stages it in host memory. The
 main thread copies it into the weights' own storage through SGLang's loader, so that graphs, tensor
 parallel shards and fused matrices stay as they are. Nothing else of the drafter is written: its
 embedding and head are the target's.
@@ -73,7 +73,7 @@ class Swap:
         agree: Callable[[int], int] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`copy_in` writes weights into the drafter; `stage` brings them to its device; `agree`
+        """`copy_in` writes weights into the drafter; `stage` prepares them for it; `agree`
         takes this rank's choice and returns the first rank's, where there are several."""
         self.version = 0
         self.pinned: int | None = None
