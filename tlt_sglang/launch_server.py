@@ -21,7 +21,7 @@ from tlt_sglang.config.settings import SETTINGS, VARIABLE, Config, Device
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, FlagError, TltError
 from tlt_sglang.harvest import segments
 from tlt_sglang.launcher import prefork, sglang_server, supervise
-from tlt_sglang.launcher.environment import has_accelerator
+from tlt_sglang.launcher.environment import has_accelerator, has_cpu_kernels
 from tlt_sglang.models import seed
 
 _SPECULATION = (
@@ -173,7 +173,8 @@ def _use_cpu_engine_if_needed(argv: Sequence[str]) -> bool:
     """Return True if this machine serves on CPU, and then prepare SGLang's CPU engine.
 
     On CPU SGLang imports a module `sgl_kernel` in every process before plugins load. Where its
-    compiled library is missing, ours stands in; child processes inherit sys.path.
+    compiled library is missing, or built for CUDA, ours stands in; the fork server, which does not
+    inherit sys.path, finds it by PYTHONPATH.
     """
     device = sglang_flags.flag_value(argv, "--device")
     if device is None:
@@ -185,10 +186,10 @@ def _use_cpu_engine_if_needed(argv: Sequence[str]) -> bool:
     if device != "cpu":
         return False
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-    from importlib.util import find_spec
-
-    if find_spec("sgl_kernel") is None:
-        sys.path.append(str(STAND_IN))
+    if not has_cpu_kernels():
+        sys.path.insert(0, str(STAND_IN))
+        inherited = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STAND_IN), inherited)))
     return True
 
 

@@ -7,6 +7,7 @@ import would fail.
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from tlt_sglang.config.settings import Device
 from tlt_sglang.errors import EnvironmentProblem, PatchError
 
 SGLANG = "0.5.23"
+
+DEVICE_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+"""Where drivers of GPUs show themselves."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,30 @@ def require_patchable(device: Device) -> None:
 
 def has_accelerator() -> bool:
     """Return True if this machine has a GPU driver; torch is not imported."""
-    nodes = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
-    return any(Path(node).exists() for node in nodes)
+    return any(Path(node).exists() for node in DEVICE_NODES) or _driver_answers()
+
+
+def _driver_answers() -> bool:
+    """Return True if NVIDIA's driver counts a GPU; containers may have its nodes elsewhere."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    ready = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return ready and count.value > 0
+
+
+def has_cpu_kernels() -> bool:
+    """Return True if SGLang's CPU engine can import the `sgl_kernel` that is installed.
+
+    A build for CUDA has its libraries in a folder for each architecture, and ends an import on CPU.
+    """
+    spec = find_spec("sgl_kernel")
+    if spec is None or spec.origin is None:
+        return False
+    folder = Path(spec.origin).parent
+    return any(folder.glob("common_ops*")) or not any(folder.glob("sm*/common_ops*"))
 
 
 def _version(name: str) -> str | None:
@@ -155,12 +181,12 @@ def _kernels(device: Device) -> Iterator[CheckResult]:
                 else f"{name} is missing; pip install sglang=={SGLANG}.",
             )
         return
-    if find_spec("sgl_kernel") is None:
+    if not has_cpu_kernels():
         yield CheckResult(
             False,
             False,
-            "The module sgl_kernel is missing. TLT's launcher supplies it; to start SGLang itself "
-            "on CPU, install it with make setup.",
+            "The module sgl_kernel is missing, or built for CUDA. TLT's launcher supplies it; to "
+            "start SGLang itself on CPU, install it with make setup.",
         )
     else:
         yield CheckResult(True, False, "sgl_kernel can be imported.")
