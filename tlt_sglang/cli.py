@@ -41,6 +41,11 @@ COMMANDS = (
         "report", "Write a page about a run, from its event log", "tlt_sglang.observe.report:main"
     ),
     Command(
+        "replay",
+        "Send logged requests again, and compare the answers",
+        "tlt_sglang.observe.replay:main",
+    ),
+    Command(
         "plan",
         "Plan the CUDA graphs of several strategies, and their memory",
         "tlt_sglang.graphs.commands:main",
