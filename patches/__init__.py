@@ -49,6 +49,7 @@ MODULES = (
     "spec_utils",
     "streaming_session",
     "tokenizer_manager",
+    "tp_worker",
     "unquant",
     "weight_updater",
 )

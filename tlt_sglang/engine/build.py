@@ -64,6 +64,26 @@ def capturing(
     return flag(topk == 1)
 
 
+def first_capture(
+    config: Config, device: Device, rejection: RejectionSampling | None, worker: EagleWorker
+) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which SGLang captures the graphs of its own flags.
+
+    Those of several strategies are as large as all of them together, so that none would use the
+    graphs: the pool captures its own afterwards.
+    """
+    if captures_later(config, device):
+        from tlt_sglang.graphs.states import nothing_captured
+
+        return nothing_captured()
+    return capturing(rejection, worker.topk)
+
+
+def captures_later(config: Config, device: Device) -> bool:
+    """Return whether graphs of decode steps are captured by the pool, not at SGLang's start."""
+    return device == "cuda" and len(config.pool) > 1
+
+
 def pool(
     config: Config,
     device: Device,
@@ -102,6 +122,7 @@ def pool(
         strategies,
         None if graphs is None else graphs.captured(),
         lambda topk: capturing(rejection, topk),
+        started=not captures_later(config, device),
     )
     return Pool(
         states,

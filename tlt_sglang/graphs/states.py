@@ -6,8 +6,8 @@ does the same for whole strategies, topk included. The configuration that sizes 
 stays at the pool's maximum; only the workers' own attributes change, so that a switch is a handful
 of assignments.
 
-Batch sizes outside the plan are not captured. A strategy without a drafter shares the graphs of one
-that verifies as many tokens.
+Batch sizes outside the plan are not captured. A strategy without a drafter has no graphs but those
+of the target's verification, and shares the graphs of one that verifies as many tokens.
 
 Runs in the scheduler process, on SGLang's EAGLE workers. It does not choose a strategy.
 """
@@ -22,7 +22,11 @@ from typing import TYPE_CHECKING
 from tlt_sglang.strategy.strategies import Strategy, depth_of
 
 if TYPE_CHECKING:
+    import torch
+
     from tlt_sglang.upstream.protocols import DraftWorker, EagleWorker, RuntimeState
+
+    ChainTables = tuple[torch.Tensor, torch.Tensor]
 
 
 class RuntimeStates:
@@ -34,18 +38,22 @@ class RuntimeStates:
         strategies: Sequence[Strategy],
         captured: Mapping[Strategy, list[int]] | None = None,
         capturing: Callable[[int], contextlib.AbstractContextManager[None]] | None = None,
+        started: bool = True,
     ) -> None:
         """Build the states that are missing, and capture graphs where SGLang does.
 
         `captured` holds the batch sizes to capture for each strategy; None for those that SGLang
         captures. `capturing` returns the context in which strategies of a topk are captured.
+        `started` tells whether SGLang has built the state of its own flags.
         """
         self._capturing = capturing or (lambda topk: contextlib.nullcontext())
         self.worker = worker
         draft = worker._draft_worker
         self.topk: int = draft.topk
         """The pool's largest topk: so many drafts come out of every draft-extend."""
-        self._started = worker.speculative_num_steps, self.topk, worker.speculative_num_draft_tokens
+        shape = worker.speculative_num_steps, self.topk, worker.speculative_num_draft_tokens
+        self._started = shape if started else None
+        self._tables: dict[Strategy, ChainTables] = {}
         self._states: dict[Strategy, RuntimeState] = {}
         self.strategies = tuple(dict.fromkeys(strategies))
         with _as_sglang_builds(draft):
@@ -92,11 +100,39 @@ class RuntimeStates:
     def _build(self, strategy: Strategy, batch_sizes: list[int] | None) -> RuntimeState:
         self._set_shape(strategy)
         with self._capturing(strategy.topk), _configured(strategy.topk, batch_sizes):
+            if not strategy.num_steps:
+                return self._build_verification(strategy, batch_sizes)
             return self.worker.build_adaptive_runtime_state(
                 speculative_num_steps=depth_of(strategy),
                 speculative_num_draft_tokens=strategy.num_draft_tokens,
                 cuda_graph_bs=batch_sizes,
             )
+
+    def _build_verification(
+        self, strategy: Strategy, batch_sizes: list[int] | None
+    ) -> RuntimeState:
+        """Build the target's part of a state; the drafter's is that of another strategy."""
+        from sglang.srt.model_executor.cuda_graph_config import Phase, check_cuda_graph_backend
+
+        steps, tokens = depth_of(strategy), strategy.num_draft_tokens
+        state = copy.copy(next(iter(self._states.values())))
+        state.speculative_num_steps, state.speculative_num_draft_tokens = steps, tokens
+        target = self.worker._target_worker.model_runner
+        with self.worker._override_worker_state(steps, tokens, cuda_graph_bs=batch_sizes):
+            workspace = target.init_new_workspace
+            try:
+                state.target_attn_backend = target._get_attention_backend(init_new_workspace=True)
+            finally:
+                target.init_new_workspace = workspace
+            state.target_graph_runner = None
+            if not check_cuda_graph_backend(Phase.DECODE, "disabled"):
+                state.target_graph_runner = target._decode_cuda_graph_runner_cls()(
+                    target,
+                    attn_backend=state.target_attn_backend,
+                    speculative_num_steps=steps,
+                    speculative_num_draft_tokens=tokens,
+                )
+        return state
 
     def switch(self, strategy: Strategy) -> None:
         """Make `strategy` the one of the next step."""
@@ -116,17 +152,34 @@ class RuntimeStates:
         if state.draft_extend_attn_backend is not None:
             draft.draft_runner.attn_backend = state.draft_extend_attn_backend
         draft.cuda_graph_runner_for_draft_extend = state.cuda_graph_runner_for_draft_extend
-        draft._rebuild_topk1_chain_buffers()
+        if strategy.topk == 1:
+            self._set_tables(strategy)
         # The target: those of its verification.
         target.attn_backend = state.target_attn_backend
         target.decode_cuda_graph_runner = state.target_graph_runner
         self.current = strategy
+
+    def _set_tables(self, strategy: Strategy) -> None:
+        """Set the constant tables of a chain, which are filled when it is first used."""
+        draft, tables = self.worker._draft_worker, self._tables.get(strategy)
+        if tables is None:
+            draft._rebuild_topk1_chain_buffers()
+            tables = draft._topk1_parents_prealloc, draft._topk1_score_indices_prealloc
+            self._tables[strategy] = tables
+        draft._topk1_parents_prealloc, draft._topk1_score_indices_prealloc = tables
 
     def _set_shape(self, strategy: Strategy) -> None:
         for worker in (self.worker, self.worker._draft_worker):
             worker.topk = strategy.topk
             worker.speculative_num_steps = depth_of(strategy)
             worker.speculative_num_draft_tokens = strategy.num_draft_tokens
+
+
+def nothing_captured() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which SGLang captures no graphs of decode steps."""
+    from sglang.srt.runtime_context import get_spec
+
+    return _configured(get_spec().speculative_eagle_topk, [])
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ Shapes: B requests, W verified tokens per request, V vocabulary, N hidden size, 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -165,10 +166,17 @@ class ModelRunner(Protocol):
     attn_backend: object
     draft_attn_backend: object
     decode_cuda_graph_runner: object
+    init_new_workspace: object
     max_running_requests: int
     shared_read_done_event: object
     """An event that tells the scheduler that a step has read its shared inputs; None if none."""
     forward: Upstream
+
+    def _get_attention_backend(self, *, init_new_workspace: bool) -> object:
+        """Return a new attention backend, as the configuration asks for it."""
+
+    def _decode_cuda_graph_runner_cls(self) -> Callable[..., object]:
+        """Return the class that captures the graphs of decode steps, target verification too."""
 
 
 class TargetWorker(Protocol):
@@ -238,6 +246,14 @@ class EagleWorker(Protocol):
         cuda_graph_bs: list[int] | None = None,
     ) -> RuntimeState:
         """Return a `SpecRuntimeState` with backends and graph runners of its own."""
+
+    def _override_worker_state(
+        self,
+        speculative_num_steps: int,
+        speculative_num_draft_tokens: int,
+        cuda_graph_bs: list[int] | None = None,
+    ) -> AbstractContextManager[None]:
+        """Return a context in which backends and runners are built for this shape."""
 
 
 class WeightUpdater(Protocol):
