@@ -23,4 +23,21 @@ def get_alloc_reserve_per_decode(original: Upstream) -> int:
     return engine.require().step.slots.reserve(original)
 
 
-PATCHES = (get_alloc_reserve_per_decode,)
+@wraps_upstream(
+    "sglang.srt.mem_cache.allocation_sizing:get_req_to_token_extra_context_len",
+    why="drafts of an answer that fills the context are written behind its row of the table",
+    remove_when="SGLang's rows hold what a decode step reserves, for pages of one token, too",
+    process="scheduler",
+    digests={"0.5.23": "ed2e59033f6a1bc7"},
+)
+def get_req_to_token_extra_context_len(original: Upstream) -> int:
+    from sglang.srt.mem_cache import allocation_sizing as upstream
+    from sglang.srt.runtime_context import get_spec
+
+    extra: int = original()
+    if get_spec().speculative_algorithm is None:
+        return extra
+    return max(extra, upstream.get_alloc_reserve_per_decode() + upstream.get_alloc_page_size())
+
+
+PATCHES = (get_alloc_reserve_per_decode, get_req_to_token_extra_context_len)

@@ -123,6 +123,20 @@ def test_a_grammar_that_is_finished(
         check(*answers)
 
 
+def test_answers_that_fill_the_context(
+    speculative: Server, plain: Server, reference: Reference, kind: str
+) -> None:
+    """Drafts of the last steps lie behind the context's end."""
+    prompts = [
+        (prompt * 100)[: 960 + 7 * number] for number, prompt in enumerate(reference.prompts[:4])
+    ]
+    parameters = {"max_new_tokens": None, "temperature": 0.0, "ignore_eos": True}
+    for one, other in ask_both((speculative, plain), [(each, parameters) for each in prompts]):
+        check(one, other)
+        meta = one["meta_info"]
+        assert meta["prompt_tokens"] + meta["completion_tokens"] >= 1023
+
+
 def test_cached_tokens(speculative: Server, plain: Server, kind: str, reference: Reference) -> None:
     prompt = reference.prompts[3]
 
