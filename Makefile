@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve unit check style types test fuzz bench figures lock clean
+.PHONY: help setup prepare serve unit check style types test gpu fuzz bench figures lock clean
 
 PYTHON := .venv/bin/python
 UV := .venv/bin/uv
@@ -108,6 +108,10 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="pa
 	cat "$$log"
 	run $(PYTHON) -m pytest --durations=15 tests/engine tests/gpu $(ARGS)
 	exit $$failed
+
+# On a GPU machine, with the Python that `pip install tlt-sglang` was made for.
+gpu: ## check and time everything on one GPU, in twelve minutes; ARGS="OUT --parts a,b"
+	@exec python -m tests.gpu.run $(or $(ARGS),build/gpu)
 
 fuzz: prepare ## send random requests to a server for an hour; ARGS="--seconds 120"
 	@$(PYTHON) -m tools.fuzzing $(ARGS)

@@ -1,0 +1,121 @@
+"""Parts (a), (b) and (d): the default pool starts, is lossless, and takes the memory planned."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+
+from benchmarks.harness.server import Server
+from tests.gpu.measure import counts, equal_share, pinned
+from tests.gpu.session import Line, Session, gpu_memory_mib, pool_flags
+from tests.gpu.settings import POOL
+
+SWITCH_SECONDS = 0.03
+"""Time between two random switches, a few steps."""
+CAPTURE = re.compile(
+    r"Capture (?P<graphs>.+?) end\. (?:bs=\[.*?\], )?"
+    r"elapsed=(?P<seconds>[\d.]+) s, mem usage=(?P<gb>-?[\d.]+) GB"
+)
+STATE = re.compile(
+    r"Built adaptive runtime state steps=(?P<steps>\d+): "
+    r"elapsed=(?P<seconds>[\d.]+)s, mem=(?P<gb>-?[\d.]+)GB"
+)
+PLANNED = re.compile(r"chosen: (?P<graphs>\d+) graphs +(?P<gb>[\d.]+) GB")
+
+
+def start(session: Session, line: Line) -> None:
+    """Start the default pool, and answer with each of its strategies pinned."""
+    before = gpu_memory_mib()
+    began = time.monotonic()
+    server = session.pool()
+    line |= {"start_s": round(time.monotonic() - began, 1)}
+    line |= {"memory_mib": [before, gpu_memory_mib()]}
+    prompts, tokens = session.prompts(4), session.settings.tokens
+    accept_lengths: dict[str, float] = {}
+    line["accept_lengths"] = accept_lengths
+    outputs = {}
+    for strategy in POOL:
+        pinned(server, strategy)
+        steps, accepted = counts(server)
+        outputs[strategy] = server.generate(prompts, tokens).output_ids
+        after = counts(server)
+        accept_lengths[strategy] = round(1 + (after[1] - accepted) / (after[0] - steps), 3)
+    server.pin(None)
+    # Without deterministic inference, other widths round in another order: only a hint.
+    line["equal_to_off"] = {
+        strategy: equal_share(outputs["off"], output) for strategy, output in outputs.items()
+    }
+
+
+def identity(session: Session, line: Line) -> None:
+    """Compare greedy answers under random switches with those of SGLang without TLT."""
+    flags = session.settings.deterministic_flags
+    plain, pool = session.start(
+        {"plain, deterministic": flags, "pool, deterministic": (*flags, *pool_flags())}
+    )
+    tokens = session.settings.identity_tokens
+    prompts = session.prompts(session.settings.identity_prompts)
+    expected = plain.generate(prompts, tokens).output_ids
+    alone = plain.generate(prompts[:1], tokens).output_ids
+    line["plain_alone_and_in_a_batch"] = equal_share(expected[:1], alone)
+    over = threading.Event()
+    switching = threading.Thread(target=_switch, args=(pool, over))
+    switching.start()
+    try:
+        answers = pool.generate(prompts, tokens).output_ids
+    finally:
+        over.set()
+        switching.join()
+    line |= {"tokens": tokens} | equal_share(expected, answers)
+    status = pool.scheduler() or {}
+    line |= {"switches": status.get("switches"), "strategies": status.get("strategies")}
+    line["ok"] = expected == answers
+
+
+def graph_memory(session: Session, line: Line) -> None:
+    """Compare the memory that each state took, which SGLang logs, with the plan's."""
+    if not any("pool" in name for name in session.logs):
+        session.pool()
+    line["servers"] = {
+        name: captured(log.read_text(errors="replace"))
+        for name, log in session.logs.items()
+        if "pool" in name
+    }
+
+
+def captured(log: str) -> Line:
+    """Return what a server's log says of its graphs: the plan, the states and the captures.
+
+    SGLang's own captures come before the first state; one of the pool's strategies uses them.
+    """
+    states = [_figures(m) for m in STATE.finditer(log)]
+    captures = [_figures(m) for m in CAPTURE.finditer(log)]
+    first = STATE.search(log)
+    own = [_figures(m) for m in CAPTURE.finditer(log, 0, first.start() if first else len(log))]
+    decoding = [one for one in own if "prefill" not in str(one["graphs"])]
+    taken = round(sum(float(str(one["gb"])) for one in [*states, *decoding]), 2)
+    plan = PLANNED.search(log)
+    planned = None if plan is None else float(plan["gb"])
+    return {
+        "planned_gb": planned,
+        "taken_gb": taken,
+        "taken_over_planned": round(taken / planned, 2) if planned else None,
+        "states": states,
+        "captures": captures,
+    }
+
+
+def _figures(match: re.Match[str]) -> Line:
+    words = match.groupdict()
+    numbers = {name: float(words.pop(name)) for name in ("seconds", "gb")}
+    return words | numbers
+
+
+def _switch(server: Server, over: threading.Event) -> None:
+    """Pin one random strategy after the other, in a thread of its own, until `over`."""
+    rng = random.Random(0)
+    while not over.wait(SWITCH_SECONDS):
+        server.pin(rng.choice(POOL))
+    server.pin(None)

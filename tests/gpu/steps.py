@@ -1,0 +1,100 @@
+"""Parts (c) and (g): what steps of every strategy cost, and what overlap scheduling gains."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.harness.prompts import Prompt
+from benchmarks.harness.server import Server
+from tests.gpu import dummy
+from tests.gpu.measure import ADAPTIVE, PLAIN, Timing, decode, pinned
+from tests.gpu.session import Line, Session, pool_flags
+from tests.gpu.settings import CHAIN, POOL
+
+DUMMY = "dummy weights"
+Rows = dict[str, dict[int, Timing]]
+"""Timings by strategy, then by requests at once."""
+
+
+def costs(session: Session, line: Line) -> None:
+    """Time steps of a model that has the shape of an 8B Llama."""
+    shape, tokens = session.settings.dummy, session.settings.dummy_tokens
+    prompts = dummy.prompts(max(session.settings.sizes), shape["vocab_size"])
+    line["shape"] = shape
+    rows: Rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model, drafter = dummy.write(Path(folder), shape)
+        names = f"pool, {DUMMY}", f"plain, {DUMMY}"
+        flags = (*pool_flags(), *dummy.flags(drafter, tokens))
+        pool = session.server(names[0], *flags, model=model)
+        _time(session, line, rows, pool, (*POOL, ADAPTIVE), prompts)
+        session.stop({names[0]})
+        plain = session.server(names[1], *dummy.flags(None, tokens), model=model)
+        _time(session, line, rows, plain, (PLAIN,), prompts)
+        session.stop({names[1]})
+
+
+def acceptance(session: Session, line: Line) -> None:
+    """Time steps of the default model with its drafter, whose drafts are accepted."""
+    prompts = session.prompts(max(session.settings.sizes))
+    rows: Rows = {}
+    plain, pool = session.start({"plain": (), "pool": pool_flags()})
+    _time(session, line, rows, plain, (PLAIN,), prompts)
+    _time(session, line, rows, pool, (*POOL, ADAPTIVE), prompts)
+
+
+def overlap(session: Session, line: Line) -> None:
+    """Time the default pool with and without overlap scheduling."""
+    sizes = session.settings.sizes
+    prompts = session.prompts(max(sizes))
+    flags = pool_flags()
+    servers = session.start({"pool": flags, "serial pool": (*flags, "--disable-overlap-schedule")})
+    for name, server in zip(("overlap", "serial"), servers, strict=True):
+        rows: Rows = {}
+        part: Line = {}
+        line[name] = part
+        _time(session, part, rows, server, ("off", CHAIN), prompts, sizes[::2])
+
+
+def _time(
+    session: Session,
+    line: Line,
+    rows: Rows,
+    server: Server,
+    strategies: Sequence[str],
+    prompts: Sequence[Prompt],
+    sizes: Sequence[int] | None = None,
+) -> None:
+    """Time strategies at all sizes, and keep what has been measured in `line`."""
+    settings = session.settings
+    for size in sizes or settings.sizes:
+        for strategy in strategies:
+            if strategy != PLAIN:
+                pinned(server, strategy)
+            timing = decode(server, prompts[:size], settings.tokens, settings.repetitions)
+            rows.setdefault(strategy, {})[size] = timing
+            line["rows"] = [
+                {"strategy": name, "requests": requests} | row.as_json()
+                for name, by_size in rows.items()
+                for requests, row in by_size.items()
+            ]
+            line["ratios"] = ratios(rows)
+
+
+def ratios(rows: Rows) -> dict[int, dict[str, float]]:
+    """Return, by requests at once, throughputs relative to each other, where both are measured."""
+    result: dict[int, dict[str, float]] = {}
+    for size in sorted({size for by_size in rows.values() for size in by_size}):
+        rates = {
+            name: by_size[size].tokens_per_s for name, by_size in rows.items() if size in by_size
+        }
+        fixed = [rate for name, rate in rates.items() if name not in (PLAIN, ADAPTIVE)]
+        pairs = {
+            "off_over_plain": (rates.get("off"), rates.get(PLAIN)),
+            "adaptive_over_plain": (rates.get(ADAPTIVE), rates.get(PLAIN)),
+            "adaptive_over_best_fixed": (rates.get(ADAPTIVE), max(fixed, default=None)),
+        }
+        result[size] = {name: round(a / b, 3) for name, (a, b) in pairs.items() if a and b}
+    return result
