@@ -20,17 +20,17 @@ SERVES = ("tlt serve", "tlt_sglang.launch_server", "sglang serve", "sglang.launc
 
 def commands() -> dict[str, str]:
     """Return the texts that start a server, by where they stand."""
-    found = {path.name: path.read_text() for path in sorted((ROOT / "launch").glob("*.sh"))}
+    texts = {path.name: path.read_text() for path in sorted((ROOT / "launch").glob("*.sh"))}
     for page in PAGES:
         for block in FENCE.findall(page.read_text(encoding="utf-8")):
             for line in block.replace("\\\n", " ").splitlines():
                 if any(words in line for words in SERVES):
-                    found[f"{page.name}: {line.strip()}"] = line
-    return found
+                    texts[f"{page.name}: {line.strip()}"] = line
+    return texts
 
 
 @pytest.fixture(scope="module")
-def known() -> set[str]:
+def flags_of_parsers() -> set[str]:
     """Return the flags of our launcher and of SGLang's server, in full."""
     from sglang.srt.server_args import ServerArgs
 
@@ -41,11 +41,14 @@ def known() -> set[str]:
 
 
 @pytest.mark.parametrize("text", commands().values(), ids=commands())
-def test_the_flags_of_a_recipe_exist(text: str, known: set[str]) -> None:
+def test_the_flags_of_a_recipe_exist(text: str, flags_of_parsers: set[str]) -> None:
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z0-9]", re.sub(r"#.*", "", text)))
-    assert flags <= known
+    assert flags <= flags_of_parsers
 
 
-def test_the_flags_of_older_versions_do_not(known: set[str]) -> None:
-    assert "--cuda-graph-max-bs-decode" in known and "--cuda-graph-max-bs" not in known
+def test_the_flags_of_older_versions_do_not(flags_of_parsers: set[str]) -> None:
+    assert (
+        "--cuda-graph-max-bs-decode" in flags_of_parsers
+        and "--cuda-graph-max-bs" not in flags_of_parsers
+    )
     assert len(commands()) > 5
