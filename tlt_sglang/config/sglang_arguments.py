@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 from tlt_sglang.config.cpu_arguments import cpu_fields, refuse_ranks
+from tlt_sglang.config.cuda_arguments import cuda_fields
 from tlt_sglang.config.refusals import require_use
 from tlt_sglang.config.refused import refuse_drafter, refuse_flags
 from tlt_sglang.config.server_args import Arguments, Fields
@@ -60,9 +61,7 @@ def native_fields(config: Config, args: Arguments, device: Device) -> Fields:
         fields["speculative_use_rejection_sampling"] = False
     if config.calibrates and CALIBRATION not in (args.warmups or "").split(","):
         fields["warmups"] = ",".join(filter(None, (args.warmups, CALIBRATION)))
-    if device == "cpu":
-        fields |= cpu_fields(args)
-    return fields
+    return fields | (cpu_fields(args) if device == "cpu" else cuda_fields(config, args))
 
 
 def _check_limits(config: Config, args: Arguments, device: Device) -> None:
@@ -114,13 +113,14 @@ def settle(config: Config, args: Arguments, device: Device) -> Config:
         config = dataclasses.replace(config, draft_sampling="on")
     if config.strategies or (device != "cpu" and config.store is None):
         return config
-    return dataclasses.replace(config, strategies=default_pool(args))
+    return dataclasses.replace(config, strategies=default_pool(args, device))
 
 
-def default_pool(args: Arguments) -> tuple[str, ...]:
+def default_pool(args: Arguments, device: Device) -> tuple[str, ...]:
     """Return the strategies of a server with a drafter, where the flags name no strategy; else ().
 
-    Raises ConfigError for an unknown kind of drafter.
+    N-grams are not among them where steps overlap, as they do on CUDA by default. Raises
+    ConfigError for an unknown kind of drafter.
     """
     speculative = (
         args.speculative_algorithm,
@@ -135,7 +135,9 @@ def default_pool(args: Arguments) -> tuple[str, ...]:
     if drafter is None:
         return ()
     kind = checkpoint.drafter_kind(drafter, path)
-    return ("off", *(f"{kind}:{shape}" for shape in DEFAULT_SHAPES), "ngram:8")
+    learned = [f"{kind}:{shape}" for shape in DEFAULT_SHAPES]
+    overlaps = device == "cuda" and not args.disable_overlap_schedule
+    return ("off", *learned, *(() if overlaps else ("ngram:8",)))
 
 
 def check_resolved(config: Config, args: Arguments, device: Device) -> None:

@@ -36,6 +36,8 @@ class Flags:
     max_running_requests: int | None = None
     mem_fraction_static: float | None = None
     attention_backend: str | None = None
+    disable_overlap_schedule: bool = False
+    enable_memory_saver: bool = False
     speculative_algorithm: str | None = None
     speculative_draft_model_path: str | None = None
     speculative_num_steps: int | None = None

@@ -18,6 +18,7 @@ from tlt_sglang.config.sglang_arguments import (
     choose,
     default_pool,
     native_fields,
+    settle,
     strategy_fields,
 )
 from tlt_sglang.config.sglang_flags import Flags
@@ -82,15 +83,52 @@ def test_with_a_drafter_and_no_word_on_strategies_there_are_several(
     tmp_path: Path, kind: str
 ) -> None:
     args = Flags(save(tmp_path / "m"))
-    assert default_pool(args) == ()
+    assert default_pool(args, "cpu") == ()
     args.speculative_draft_model_path = save_drafter(tmp_path / "d", kind)
-    pool = Config(default_pool(args)).pool
+    pool = Config(default_pool(args, "cpu")).pool
     assert {arm.drafter for arm in pool} == {"off", "ngram", kind}
-    native_fields(Config(default_pool(args)), args, "cpu")
+    native_fields(Config(default_pool(args, "cpu")), args, "cpu")
     args.speculative_num_steps = 2
-    assert default_pool(args) == ()
+    assert default_pool(args, "cpu") == ()
     hub = Flags(HUB, speculative_draft_model_path="some/drafter")
-    assert default_pool(hub) == ()
+    assert default_pool(hub, "cpu") == ()
+
+
+def test_n_grams_are_left_out_where_steps_overlap(tmp_path: Path) -> None:
+    args = Flags(save(tmp_path / "m"))
+    args.speculative_draft_model_path = save_drafter(tmp_path / "d")
+    learned = ("off", "eagle:1x1x2", "eagle:3x1x4", "eagle:3x4x8")
+    assert default_pool(args, "cuda") == learned
+    assert settle(Config(store="s"), args, "cuda").strategies == learned
+    with_ngrams = (*learned, "ngram:8")
+    assert message(native_fields, Config(with_ngrams), args, "cuda") == (
+        "Strategy ngram:8 among several does not work with overlap scheduling on CUDA: it would "
+        "continue a text that lacks the tokens of the step in flight; add "
+        "--disable-overlap-schedule, or leave ngram:8 out of --tlt-strategies."
+    )
+    args.disable_overlap_schedule = True
+    assert default_pool(args, "cuda") == with_ngrams
+    native_fields(Config(with_ngrams), args, "cuda")
+    native_fields(Config(("ngram:8",)), Flags(HUB), "cuda")  # a worker of SGLang's own
+
+
+def test_plain_decoding_of_a_pool_has_more_requests_than_sglang_speculates_for() -> None:
+    args = Flags(HUB, speculative_draft_model_path="some/drafter")
+    both, chains = Config(("off", "eagle:3x1x4")), Config(("eagle:3x1x4", "eagle:5x1x6"))
+    assert native_fields(both, args, "cuda")["max_running_requests"] == 256
+    assert "max_running_requests" not in native_fields(chains, args, "cuda")
+    args.max_running_requests = 32
+    assert "max_running_requests" not in native_fields(both, args, "cuda")
+
+
+def test_a_drafter_keeps_its_weights_while_memory_is_released() -> None:
+    args = Flags(HUB, speculative_draft_model_path="some/drafter")
+    backup = "enable_draft_weights_cpu_backup"
+    chain = Config(("eagle:3x1x4",))
+    assert backup not in native_fields(chain, args, "cuda")
+    args.enable_memory_saver = True
+    assert native_fields(chain, args, "cuda")[backup] is True
+    assert backup not in native_fields(Config(("ngram:8",)), args, "cuda")
 
 
 def test_a_drafter_on_the_hub_is_taken_for_eagle() -> None:

@@ -59,7 +59,7 @@ class Worker:
     built: list[tuple[int, int, int, Any]] = field(default_factory=list)
     """Shapes and batch sizes of whole states."""
     verified: list[tuple[int, int, int, Any]] = field(default_factory=list)
-    """Those of the target's part alone."""
+    """Shapes and batch sizes of states whose drafter is another's."""
 
     def __post_init__(self) -> None:
         self.target = SimpleNamespace(

@@ -1,0 +1,42 @@
+"""SGLang's arguments on CUDA: what a pool of strategies and released memory need.
+
+Pure; runs wherever `ServerArgs` is resolved.
+"""
+
+from __future__ import annotations
+
+from tlt_sglang.config.server_args import Arguments, Fields
+from tlt_sglang.config.settings import Config
+from tlt_sglang.errors import ConfigError
+from tlt_sglang.strategy.strategies import Strategy
+
+MAX_RUNNING_REQUESTS = 256
+"""Default of a pool with plain decoding; SGLang's own for any speculative algorithm is 48, which
+holds back plain decoding of large batches."""
+
+
+def cuda_fields(config: Config, args: Arguments) -> Fields:
+    """Return the fields that suit several strategies, and drafters whose memory is released.
+
+    Raises ConfigError for n-grams among several strategies with overlap scheduling.
+    """
+    _refuse_stale_ngrams(config, args)
+    fields: Fields = {}
+    pool = config.pool
+    if len(pool) > 1 and Strategy("off") in pool and args.max_running_requests is None:
+        fields["max_running_requests"] = MAX_RUNNING_REQUESTS
+    drafts = config.strategy is None or any(strategy.num_steps for strategy in pool)
+    if args.enable_memory_saver and drafts and args.speculative_draft_model_path is not None:
+        # Nobody sends the drafter's weights again after a release.
+        fields["enable_draft_weights_cpu_backup"] = True
+    return fields
+
+
+def _refuse_stale_ngrams(config: Config, args: Arguments) -> None:
+    for strategy in config.pool if len(config.pool) > 1 else ():
+        if strategy.drafter == "ngram" and not args.disable_overlap_schedule:
+            raise ConfigError(
+                f"Strategy {strategy} among several does not work with overlap scheduling on CUDA: "
+                "it would continue a text that lacks the tokens of the step in flight; add "
+                f"--disable-overlap-schedule, or leave {strategy} out of --tlt-strategies."
+            )
