@@ -111,13 +111,15 @@ def require_use(config: Config, strategy: Strategy | None) -> None:
         )
 
 
-def require_started(config: Config, missing: Collection[FeatureName]) -> None:
-    """Raise ConfigError if a configured feature is among those that did not come up."""
+def require_started(config: Config, missing: Collection[FeatureName], served: str) -> None:
+    """Raise ConfigError if a configured feature is among those that did not come up.
+
+    `served` says how SGLang serves the model instead, such as "by NGRAMWorker".
+    """
     for name in missing:
         feature = FEATURES[name]
         text = feature.text(config)
         if text is not None:
             raise ConfigError(
-                f"{text} did not come up, as SGLang's worker for this model and drafter is not the "
-                f"one that TLT extends; {feature.remedy}."
+                f"{text} did not come up, as SGLang serves this model {served}; {feature.remedy}."
             )

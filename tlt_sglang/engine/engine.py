@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tlt_sglang import __version__
 from tlt_sglang.config.settings import VARIABLE, Config, Device
 from tlt_sglang.config.sglang_arguments import settle
-from tlt_sglang.engine import build, first_rank
+from tlt_sglang.engine import build, first_rank, served
 from tlt_sglang.engine.answers import Answers
 from tlt_sglang.engine.step import SpeculationStep
 from tlt_sglang.models import seed
@@ -86,7 +86,11 @@ class Engine:
             self.coupled = CoupledSampling(random_seed)
 
     def begin_capture(self, worker: EagleWorker) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which SGLang captures the graphs of its EAGLE worker."""
+        """Return the context in which SGLang captures the graphs of its EAGLE worker.
+
+        Raises ConfigError if the worker or its drafter excludes what is configured.
+        """
+        served.check(self.config, self.device, worker)
         self.step.rejection = build.rejection_sampling(self.config, self.device, worker)
         return build.capturing(self.step.rejection, worker.topk)
 
@@ -108,9 +112,11 @@ class Engine:
     def attach(self, scheduler: Scheduler) -> None:
         """Attach to SGLang's scheduler, which has been built; every patch must be in force by now.
 
-        Raises PatchError if another plugin has undone one.
+        Raises PatchError if another plugin has undone one, and ConfigError if a part that is
+        configured did not come up.
         """
         self.patcher.verify()
+        served.require_parts(self.config, self.step, scheduler.draft_worker)
         self.scheduler = scheduler
         if self.step.telemetry is None and scheduler.draft_worker is not None:
             strategy = parse(str(_speculation(scheduler)["strategy"]))

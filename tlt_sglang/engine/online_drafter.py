@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tlt_sglang.engine import drafter_weights, first_rank
 from tlt_sglang.engine.harvester import Harvester
 from tlt_sglang.engine.load_report import LoadReport, device_name
+from tlt_sglang.engine.served import features_width
 from tlt_sglang.harvest.announce import Announcement
 from tlt_sglang.models.seed import SEED
 from tlt_sglang.weights import describe
@@ -98,7 +99,8 @@ class OnlineDrafter:
                 drafter=str(folder.resolve()),
                 seed=self.is_seed,
             )
-            width = target_config["hidden_size"] * (4 if expected.architecture == "eagle3" else 1)
+            hidden_size = target_config["hidden_size"]
+            width = features_width(draft_runner, expected.architecture, hidden_size)
             target_device = worker.target_worker.model_runner.device
             self.harvester = Harvester(config, self.store.root, width, target_device, announcement)
             self._cleanup.callback(self.harvester.close)

@@ -137,8 +137,10 @@ class ModelConfig(Protocol):
 
     vocab_size: int
     hidden_size: int
-    hf_text_config: Any
+    hf_config: Any
     """transformers' PretrainedConfig."""
+    hf_text_config: Any
+    """The language model's part of it."""
 
     def __hash__(self) -> int:
         """Return a hash by identity."""

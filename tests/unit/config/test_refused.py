@@ -258,6 +258,7 @@ def test_every_row_is_tested() -> None:
     assert len(DRAFTERS) == 4
 
 
+@pytest.mark.sglang
 @pytest.mark.parametrize("words", sorted({case[0] for case in (*ON_A_GPU, *EVERYWHERE)}))
 def test_sglang_reads_these_flags_as_the_launcher_does(words: str) -> None:
     from sglang.srt.server_args import ServerArgs
@@ -371,8 +372,7 @@ def test_features_that_are_used(config: Config) -> None:
 def test_a_feature_that_did_not_come_up(
     config: Config, name: str, feature: str, remedy: str
 ) -> None:
-    assert message(require_started, config, (name,)) == (
-        f"{feature} did not come up, as SGLang's worker for this model and drafter is not the one "
-        f"that TLT extends; {remedy}."
+    assert message(require_started, config, (name,), "by NGRAMWorker") == (
+        f"{feature} did not come up, as SGLang serves this model by NGRAMWorker; {remedy}."
     )
-    require_started(PLAIN, ("pool", "store", "sampling"))
+    require_started(PLAIN, ("pool", "store", "sampling"), "by NGRAMWorker")
