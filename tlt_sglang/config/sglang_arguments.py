@@ -156,6 +156,7 @@ def check_resolved(config: Config, args: Arguments, device: Device) -> None:
                     f"TLT_CONFIG asks for {strategy}, but {_TOO_EARLY}: {name} is "
                     f"{getattr(args, name)!r} in place of {value!r}."
                 )
+    require_use(config, None)
     refuse_flags(config, args, device)
     if device == "cpu":
         refuse_ranks(args)

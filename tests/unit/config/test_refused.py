@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +276,68 @@ def test_sglang_reads_these_flags_as_the_launcher_does(words: str) -> None:
     refuse_flags(POOL, Flags(**{field: before or getattr(Flags(), field)}), "cuda")
     read = getattr(sglang_flags.read(words.split()), field)
     assert read == (after[0] if isinstance(after, list) else after) != before
+
+
+RESOLVE = """
+import json, sys
+from sglang.srt.arg_groups.overrides import resolved_view
+from sglang.srt.server_args import ServerArgs
+from tlt_sglang.config.refused import FLAGS
+
+for words in json.loads(sys.argv[1]):
+    args = ServerArgs(device="cpu", speculative_algorithm="NEXTN", **words)
+    args.resolve_once()
+    things = [row.detect(resolved_view(args)) for row in FLAGS]
+    print(json.dumps([thing for thing in things if thing is not None]))
+"""
+
+
+@pytest.mark.sglang
+def test_what_sglang_resolves_is_refused_by_the_same_rows(tmp_path: Path) -> None:
+    """Nothing is refused by default; a drafter inherits the quantisation of its target."""
+    model = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 100,
+    }
+    drafter = tmp_path / "drafter"
+    drafter.mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    (drafter / "config.json").write_text(json.dumps(model | EAGLE3))
+    common: dict[str, object] = {
+        "model_path": str(tmp_path),
+        "speculative_draft_model_path": str(drafter),
+        "speculative_num_steps": 3,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": 4,
+        "skip_tokenizer_init": True,
+        "attention_backend": "torch_native",
+    }
+    quantised = common | {"quantization": "w8a8_int8"}
+    cases: tuple[dict[str, object], ...] = (
+        common,
+        quantised,
+        quantised | {"speculative_draft_model_quantization": "unquant"},
+        common | {"enable_dp_attention": True, "dp_size": 2, "tp_size": 2},
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", RESOLVE, json.dumps(cases)],
+        env=os.environ | {"TLT_CONFIG": "", "SGLANG_USE_CPU_ENGINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert lines == [
+        [],
+        ["--speculative-draft-model-quantization w8a8_int8"],
+        [],
+        ["--attn-dp-size 2"],
+    ]
 
 
 # -- drafters --------------------------------------------------------------------------------------
