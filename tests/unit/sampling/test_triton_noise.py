@@ -1,0 +1,162 @@
+"""The Triton kernel of the Gumbel-max rule: in Triton's interpreter against SGLang's own function,
+token for token, and compiled for a GPU. Neither needs one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TypedDict
+
+import pytest
+import torch
+
+SHAPES = ((1, 1), (3, 7), (5, 1000), (2, 1024), (4, 1025), (3, 3100))
+"""Rows and vocabularies: below, at and above one block, and several blocks."""
+
+LARGEST_ID = 3000
+HASHES = torch.tensor([0, 1, 2, 12345, 2**31, 2**32 - 3, 2**32 - 2, 2**32 - 1])
+Case = dict[str, torch.Tensor]
+"""Arguments by name."""
+
+PROGRAM = """
+import sys
+import torch
+import triton
+import triton.language as tl
+from tlt_sglang.sampling import triton_noise
+
+cases = torch.load(sys.argv[1])
+results = {name: [getattr(triton_noise, name)(**case) for case in cases[name]]
+           for name in ("argmax", "sample")}
+
+@triton.jit
+def noise(hashes, out, BLOCK: tl.constexpr):
+    places = tl.arange(0, BLOCK)
+    tl.store(out + places, triton_noise._noise(tl.load(hashes + places).to(tl.uint32)))
+
+hashes = cases["hashes"]
+results["noise"] = torch.empty(len(hashes), dtype=torch.float64)
+noise[(1,)](hashes, results["noise"], BLOCK=len(hashes))
+torch.save(results, sys.argv[1])
+"""
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from tlt_sglang.sampling.triton_noise import BLOCK, _argmax
+
+flags = ("FILTERED", "MAY_BE_GREEDY", "RENAMED")
+types = {
+    "logits": "*fp32", "temperatures": "*fp32", "seeds": "*i64", "positions": "*i64",
+    "kept": "*i1", "greedy": "*i1", "token_ids": "*i64", "chosen": "*i64",
+    "width": "i32", "stride": "i32",
+} | dict.fromkeys((*flags, "BLOCK"), "constexpr")
+for value in (False, True):
+    source = ASTSource(_argmax, types, dict.fromkeys(flags, value) | {"BLOCK": BLOCK})
+    kernel = compile(source, target=GPUTarget("cuda", 90, 32))
+    assert kernel.asm["cubin"]
+    # 2 ** 32 - 1 in float64: rounded to float32 it would be 2 ** 32.
+    assert "0d41EFFFFFFFE00000" in kernel.asm["ptx"].replace("0x", "0d")
+"""
+
+
+class Results(TypedDict):
+    """The tokens of every case, and the noise of HASHES."""
+
+    argmax: list[torch.Tensor]
+    sample: list[torch.Tensor]
+    noise: torch.Tensor
+
+
+def run(program: str, *arguments: Path, **environment: str) -> None:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def arguments(rows: int, width: int, seed: int) -> Case:
+    """Return random logits and parameters of rows."""
+    rng = torch.Generator().manual_seed(seed)
+    return {
+        "logits": 3 * torch.randn(rows, width, generator=rng),
+        "temperatures": torch.rand(rows, generator=rng) + 0.5,
+        "seeds": torch.randint(-(2**62), 2**62, (rows,), generator=rng),
+        "positions": torch.randint(0, 9000, (rows,), generator=rng),
+    }
+
+
+def argmax_cases() -> list[Case]:
+    """Return arguments of `argmax`: odd sizes, tokens at -inf, ties, greedy rows, other ids."""
+    cases = [arguments(*shape, seed) for seed, shape in enumerate(SHAPES)]
+    infinite, halves, strided = (arguments(4, width, width) for width in (1025, 1026, 2050))
+    infinite["logits"][:, ::3] = -torch.inf
+    infinite["logits"][3] = -torch.inf
+    halves["logits"] = halves["logits"].to(torch.bfloat16)
+    strided["logits"] = strided["logits"][:, ::2]
+    rng = torch.Generator().manual_seed(1)
+    kept = torch.rand(4, 1027, generator=rng) < 0.1
+    ids = torch.randperm(LARGEST_ID, generator=rng)[:1028].sort().values
+    greedy = torch.tensor([True, False, True, False])
+    renamed = arguments(4, 1028, 1) | {"token_ids": ids}
+    filtered = arguments(4, 1027, 2) | {"greedy": greedy, "kept": kept}
+    return [*cases, infinite, halves, strided, renamed, filtered]
+
+
+def sample_cases() -> list[Case]:
+    """Return arguments of `sample` with filters; the first row has none, the second is greedy."""
+    ks = torch.tensor([1 << 30, 1, 5, 300], dtype=torch.int32)
+    ps = torch.tensor([1.0, 1.0, 0.9, 0.5])
+    mins = torch.tensor([0.0, 0.0, 0.05, 0.3])
+    limits = ({"top_ks": ks}, {"top_ps": ps}, {"min_ps": mins})
+    together = {"top_ks": ks, "top_ps": ps, "min_ps": mins}
+    return [arguments(4, 1025, 20 + i) | part for i, part in enumerate((*limits, together))]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Run the kernel in a process of its own: Triton reads the variable when it is imported."""
+    path = tmp_path_factory.mktemp("interpreted") / "cases.pt"
+    content = {"argmax": argmax_cases(), "sample": sample_cases(), "hashes": HASHES}
+    torch.save(content, path)
+    run(PROGRAM, path, TRITON_INTERPRET="1")
+    result: Results = torch.load(path)
+    return result
+
+
+@pytest.mark.sglang
+def test_tokens_are_those_of_sglang(results: Results) -> None:
+    from sglang.srt.layers.sampler import multinomial_with_seed
+
+    for case, columns in zip(argmax_cases(), results["argmax"], strict=True):
+        z = case["logits"].float() / case["temperatures"].view(-1, 1)
+        if "kept" in case:
+            z = z.masked_fill(~case["kept"], -torch.inf)
+        if "token_ids" in case:  # the scores of all tokens, of which a few may be chosen
+            z = torch.full((len(z), LARGEST_ID), -torch.inf).index_copy(1, case["token_ids"], z)
+        expected = multinomial_with_seed(z, case["seeds"], case["positions"]).view(-1)
+        if "greedy" in case:
+            expected = torch.where(case["greedy"], z.argmax(-1), expected)
+        got = case["token_ids"][columns] if "token_ids" in case else columns
+        assert got.tolist() == expected.tolist()
+
+
+def test_filters_are_those_of_the_cpu_engine(results: Results) -> None:
+    from tlt_sglang.cpu.kernels import noise
+
+    for case, tokens in zip(sample_cases(), results["sample"], strict=True):
+        assert tokens.tolist() == noise.sample(**case).tolist()
+
+
+def test_noise_of_every_hash_is_that_of_sglang(results: Results) -> None:
+    x = HASHES.to(torch.float64) / torch.iinfo(torch.uint32).max
+    x = x.log().clamp(min=torch.finfo(torch.float64).min, max=-(2.0**-32)).neg()
+    torch.testing.assert_close(results["noise"], x.log().neg(), rtol=1e-14, atol=0)
+
+
+def test_it_compiles_for_a_gpu(tmp_path: Path) -> None:
+    run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))

@@ -1,0 +1,204 @@
+"""The Gumbel-max rule on CUDA: the token with the largest noisy score of each row, in one kernel.
+
+The score of token v is z(v) + g(v): the row's logit, divided by the temperature, and the noise that
+a hash of (seed, position, v) gives. Hash and noise are those of SGLang's `multinomial_with_seed`,
+which is the reference that the tests compare with; the CPU engine's kernel is `cpu.kernels.noise`.
+Nothing here waits for the device.
+
+Runs in the scheduler process. No engine uses it yet: coupled sampling is refused on CUDA.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK = 1024
+LARGEST_NOISE = tl.constexpr(22.19)
+"""No noise is as large: the hash has 32 bits, and -log(2 ** -32) is 22.18."""
+_LEAST_NOISE = tl.constexpr(-709.782712893384)
+"""Noise of the hash 0, whose logarithm SGLang replaces by the least float64."""
+
+
+def sample(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    top_ks: torch.Tensor | None = None,
+    top_ps: torch.Tensor | None = None,
+    min_ps: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the sampled token of each row: [T] int64. It depends on nothing but the row.
+
+    Args:
+        logits: ``[T, V]`` floats, not written.
+        temperatures: ``[T]`` or ``[T, 1]``, positive.
+        seeds: ``[T]`` int64, taken as 64 bits.
+        positions: ``[T]``, low 32 bits: of the token that the row's logits follow.
+        top_ks: ``[T]``; 1 takes the largest logit, without noise. None for no limit.
+        top_ps: ``[T]``, None for no limit.
+        min_ps: ``[T]``, None for no limit.
+    """
+    kept = None
+    if any(limits is not None for limits in (top_ks, top_ps, min_ps)):
+        kept = kept_tokens(logits, temperatures, top_ks, top_ps, min_ps)
+    greedy = None if top_ks is None else top_ks.view(-1) == 1
+    return argmax(logits, temperatures, seeds, positions, kept=kept, greedy=greedy)
+
+
+def kept_tokens(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    top_ks: torch.Tensor | None,
+    top_ps: torch.Tensor | None,
+    min_ps: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return which tokens the filters of each row keep, [T, V] bool; arguments as in `sample`.
+
+    All filters look at the unfiltered distribution, as in SGLang's
+    `top_k_top_p_min_p_sampling_from_probs_torch`. Among equal probabilities the lower token id
+    ranks first.
+    """
+    probs = torch.softmax(logits.float() / temperatures.view(-1, 1), dim=-1)
+    descending, order = probs.sort(dim=-1, descending=True, stable=True)
+    kept = torch.ones_like(descending, dtype=torch.bool)
+    if top_ks is not None:
+        limits = top_ks.view(-1, 1)
+        kept &= (torch.arange(probs.shape[1], device=probs.device) < limits) | (limits <= 0)
+    if top_ps is not None:
+        limits = top_ps.view(-1, 1)
+        kept &= (descending.cumsum(dim=-1) - descending <= limits) | (limits >= 1)
+    if min_ps is not None:
+        kept &= descending >= descending[:, :1] * min_ps.view(-1, 1)
+    return torch.empty_like(kept).scatter_(1, order, kept)
+
+
+def argmax(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    kept: torch.Tensor | None = None,
+    greedy: torch.Tensor | None = None,
+    token_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the column with the largest noisy score of each row, the lowest of equal ones.
+
+    Args:
+        logits: ``[T, D]`` floats.
+        temperatures: as in `sample`.
+        seeds: as in `sample`.
+        positions: as in `sample`.
+        kept: ``[T, D]`` bool, the tokens that may be chosen; None for all.
+        greedy: ``[T]`` bool, rows without noise; None for none of them.
+        token_ids: ``[D]`` int64, the tokens that the columns stand for; None for the columns.
+
+    Returns:
+        ``[T]`` int64.
+    """
+    if logits.stride(-1) != 1:
+        logits = logits.contiguous()
+    rows, width = logits.shape
+    columns = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    _argmax[(rows,)](
+        logits,
+        temperatures.float().contiguous(),
+        seeds.contiguous(),
+        positions.contiguous(),
+        logits if kept is None else kept.contiguous(),
+        logits if greedy is None else greedy.contiguous(),
+        logits if token_ids is None else token_ids.contiguous(),
+        columns,
+        width,
+        logits.stride(0),
+        FILTERED=kept is not None,
+        MAY_BE_GREEDY=greedy is not None,
+        RENAMED=token_ids is not None,
+        BLOCK=BLOCK,
+    )
+    return columns
+
+
+@triton.jit
+def _mix(state, block):  # type: ignore[no-untyped-def]
+    block *= 0xCC9E2D51
+    block = ((block << 15) | (block >> 17)) * 0x1B873593
+    state ^= block
+    state = (state << 13) | (state >> 19)
+    return state * 5 + 0xE6546B64
+
+
+@triton.jit
+def _hash(seed, position, tokens):  # type: ignore[no-untyped-def]
+    """Return MurmurHash3 of (seed, position, token), 32 bits of each of the tokens."""
+    nothing = tl.zeros_like(tokens)
+    state = _mix(nothing, nothing + (seed & 0xFFFFFFFF).to(tl.uint32))
+    state = _mix(state, nothing + (seed >> 32).to(tl.uint32))
+    state = _mix(state, nothing + position)
+    state = _mix(state, tokens) ^ 16
+    state = (state ^ (state >> 16)) * 0x85EBCA6B
+    state = (state ^ (state >> 13)) * 0xC2B2AE35
+    return state ^ (state >> 16)
+
+
+@triton.jit
+def _noise(hashed):  # type: ignore[no-untyped-def]
+    """Return -log(-log(x)) in float64 for the x in [0, 1] that 32 bits stand for."""
+    # Constants in float64 from the start: as literals they might be rounded to float32.
+    x = hashed.to(tl.float64) / tl.full(hashed.shape, 4294967295, tl.uint32).to(tl.float64)
+    spacing = tl.full(hashed.shape, 2.3283064365386963e-10, tl.float64)  # 2 ** -32
+    noise = -tl.log(tl.maximum(-tl.log(tl.where(hashed == 0, 1.0, x)), spacing))
+    return tl.where(hashed == 0, tl.full(hashed.shape, _LEAST_NOISE, tl.float64), noise)
+
+
+@triton.jit
+def _argmax(  # type: ignore[no-untyped-def]
+    logits,
+    temperatures,
+    seeds,
+    positions,
+    kept,
+    greedy,
+    token_ids,
+    chosen,
+    width,
+    stride,
+    FILTERED: tl.constexpr,
+    MAY_BE_GREEDY: tl.constexpr,
+    RENAMED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    temperature = tl.load(temperatures + row)
+    seed = tl.load(seeds + row).to(tl.uint64)
+    position = tl.load(positions + row).to(tl.uint32)
+    noiseless = False
+    if MAY_BE_GREEDY:
+        noiseless = tl.load(greedy + row).to(tl.int1)
+    best = tl.full([], float("-inf"), tl.float64)
+    column = tl.full([], 0, tl.int64)
+    for begin in range(0, width, BLOCK):
+        columns = begin + tl.arange(0, BLOCK)
+        inside = columns < width
+        z = tl.load(logits + row * stride + columns, mask=inside, other=float("-inf"))
+        z = tl.div_rn(z.to(tl.float32), temperature)
+        if FILTERED:
+            keep = tl.load(kept + row * width + columns, mask=inside, other=0)
+            z = tl.where(keep.to(tl.int1), z, float("-inf"))
+        # Where the largest noise is not enough, none is computed.
+        if tl.max(z, axis=0).to(tl.float64) + LARGEST_NOISE > best:
+            tokens = columns.to(tl.uint32)
+            if RENAMED:
+                tokens = tl.load(token_ids + columns, mask=inside, other=0).to(tl.uint32)
+            noise = _noise(_hash(seed, position, tokens))
+            if MAY_BE_GREEDY:
+                noise = tl.where(noiseless, 0.0, noise)
+            scores = z.to(tl.float64) + noise
+            largest = tl.max(scores, axis=0)
+            first = tl.min(tl.where(scores == largest, columns, width), axis=0)
+            column = tl.where(largest > best, first.to(tl.int64), column)
+            best = tl.maximum(largest, best)
+    tl.store(chosen + row, column)
