@@ -118,12 +118,13 @@ def release(session: Session, line: Line) -> None:
     before = _answers(session, server, prompts, line, "before")
     server.send("/flush_cache?timeout=30", {})
     used = gpu_memory_mib()
-    server.send("/release_memory_occupation", {})
+    release_route, resume_route = session.settings.release_routes
+    server.send(release_route, {})
     version = publisher.publish()
     time.sleep(PAUSE_SECONDS)
     line["memory_mib"] = [used, gpu_memory_mib()]
     server.check_alive()
-    server.send("/resume_memory_occupation", {})
+    server.send(resume_route, {})
     after = _answers(session, server, prompts, line, "after")
     line |= equal_share(before, after) | {"swapped": publisher.swapped(version)}
     _answers(session, server, prompts, line, "after_the_swap")

@@ -21,6 +21,8 @@ class Settings:
     deterministic_flags: tuple[str, ...]
     saver_flags: tuple[str, ...]
     """For releasing memory: weights keep a copy on the host, so that resuming restores them."""
+    release_routes: tuple[str, str]
+    """The routes that release memory and resume."""
     sizes: tuple[int, ...]
     """Requests at once, of the steps that are timed."""
     tokens: int
@@ -58,6 +60,7 @@ ON_GPU = Settings(
         *("--enable-memory-saver", "--enable-weights-cpu-backup"),
         "--enable-draft-weights-cpu-backup",
     ),
+    release_routes=("/release_memory_occupation", "/resume_memory_occupation"),
     sizes=(1, 4, 16, 64),
     tokens=96,
     repetitions=2,
@@ -89,6 +92,7 @@ REHEARSAL = Settings(
     ),
     deterministic_flags=(),
     saver_flags=(),
+    release_routes=("/pause_generation", "/continue_generation"),
     sizes=(1, 2),
     tokens=40,
     repetitions=1,
@@ -111,3 +115,4 @@ REHEARSAL = Settings(
     kept=1,
     patience=3.0,
 )
+"""On CPU memory cannot be released, so generation is paused in its place."""
