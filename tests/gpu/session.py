@@ -89,7 +89,8 @@ class Session:
                     part.run(self, line)
             except Exception as error:  # the next parts run whatever the reason
                 reason = f"{type(error).__name__}: {error}"
-                logs = {name: ChildProcess.tail(self._servers[name]) for name in self._used}
+                running = {name: self._servers[name] for name in self._used & self._servers.keys()}
+                logs = {name: ChildProcess.tail(server) for name, server in running.items()}
                 line |= {"ok": False, "reason": reason, "logs": logs}
                 self.stop(self._used)
         if not line["ok"]:
