@@ -82,21 +82,30 @@ class Answers:
             _set_seed(manager.rid_to_state[tokenized.rid].obj, parameters.sampling_seed)
             parameters.sampling_seed = next_seed(parameters.sampling_seed)
 
-    async def stream(
+    def stream(
         self,
         answers: AsyncGenerator[Answer, None],
         manager: Manager,
         request: Request,
         state: RequestState,
     ) -> AsyncGenerator[Answer, None]:
-        """Yield the answers to one request, the last of which is complete."""
+        """Return the answers to one request, of which the last is complete, with its seed."""
         from sglang.srt.managers.io_struct import GenerateReqInput
 
-        generates = isinstance(request, GenerateReqInput)
+        if not isinstance(request, GenerateReqInput) or not (self._coupled or self._log):
+            return answers
+        return self._finished(answers, manager, request, state)
+
+    async def _finished(
+        self,
+        answers: AsyncGenerator[Answer, None],
+        manager: Manager,
+        request: Request,
+        state: RequestState,
+    ) -> AsyncGenerator[Answer, None]:
         async with aclosing(answers):
             async for answer in answers:
-                if generates:
-                    self._finish(answer["meta_info"], manager, request, state)
+                self._finish(answer["meta_info"], manager, request, state)
                 yield answer
 
     def _finish(
