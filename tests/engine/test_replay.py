@@ -164,8 +164,8 @@ def test_after_a_kill_answers_go_on_and_the_log_replays(
 
     # Another server goes on with the same tokens, and repeats all that the log holds.
     assert logged.replay() == 0
-    said = capsys.readouterr().out
-    assert f"{count} answers: {count} the same, 0 different." in said
+    report = capsys.readouterr().out
+    assert f"{count} answers: {count} the same, 0 different." in report
     rest = ask(logged.server, [*prompt, *first], TOKENS - len(first), sampling_seed=seed)
     whole = ask(logged.server, prompt, TOKENS, sampling_seed=seed)
     assert [*first, *rest["output_ids"]] == whole["output_ids"]
