@@ -14,11 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.gpu.graph_memory import graph_memory
 from tests.gpu.online import harvest_and_swap, release
 from tests.gpu.profile import profile
 from tests.gpu.session import Part, Session, environment
 from tests.gpu.settings import ON_GPU, REHEARSAL
-from tests.gpu.start import graph_memory, identity, start
+from tests.gpu.start import identity, start
 from tests.gpu.steps import acceptance, costs, overlap
 
 SECONDS = 720.0

@@ -10,6 +10,8 @@ POOL = ("off", *(f"eagle3:{shape}" for shape in DEFAULT_SHAPES), str(DEFAULT_NGR
 """The default pool of an engine with an EAGLE-3 drafter."""
 CHAIN = "eagle3:3x1x4"
 MODEL = "smollm2-135m"
+DUMMY = "dummy weights"
+"""Part of the names of servers with dummy weights."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Settings:
     """For releasing memory: weights keep a copy on the host, so that resuming restores them."""
     release_routes: tuple[str, str]
     """The routes that release memory and resume."""
+    graph_sizes: tuple[int, ...]
+    """Batch sizes of the graphs."""
     sizes: tuple[int, ...]
     """Requests at once, of the steps that are timed."""
     tokens: int
@@ -45,7 +49,7 @@ class Settings:
     """Factor of every part's time limit."""
 
 
-_GRAPH_SIZES = ("1", "2", "4", "8", "16", "32", "64")
+_GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 ON_GPU = Settings(
     model=MODEL,
@@ -53,7 +57,7 @@ ON_GPU = Settings(
         *("--device", "cuda", "--dtype", "bfloat16", "--attention-backend", "triton"),
         *("--sampling-backend", "pytorch", "--mem-fraction-static", "0.7"),
         *("--max-running-requests", "64", "--max-total-tokens", "200000"),
-        *("--cuda-graph-bs-decode", *_GRAPH_SIZES),
+        *("--cuda-graph-bs-decode", *map(str, _GRAPH_SIZES)),
     ),
     deterministic_flags=("--enable-deterministic-inference",),
     saver_flags=(
@@ -61,6 +65,7 @@ ON_GPU = Settings(
         "--enable-draft-weights-cpu-backup",
     ),
     release_routes=("/release_memory_occupation", "/resume_memory_occupation"),
+    graph_sizes=_GRAPH_SIZES,
     sizes=(1, 4, 16, 64),
     tokens=128,
     repetitions=2,
@@ -93,6 +98,7 @@ REHEARSAL = Settings(
     deterministic_flags=(),
     saver_flags=(),
     release_routes=("/pause_generation", "/continue_generation"),
+    graph_sizes=_GRAPH_SIZES,
     sizes=(1, 2),
     tokens=64,
     repetitions=1,

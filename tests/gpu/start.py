@@ -1,9 +1,8 @@
-"""Parts (a), (b) and (d): the default pool starts, is lossless, and takes the memory planned."""
+"""Parts (a) and (b): the default pool starts, and is lossless."""
 
 from __future__ import annotations
 
 import random
-import re
 import threading
 import time
 
@@ -14,15 +13,6 @@ from tests.gpu.settings import POOL
 
 SWITCH_SECONDS = 0.03
 """Time between two random switches, a few steps."""
-CAPTURE = re.compile(
-    r"Capture (?P<graphs>.+?) end\. (?:bs=\[.*?\], )?"
-    r"elapsed=(?P<seconds>[\d.]+) s, mem usage=(?P<gb>-?[\d.]+) GB"
-)
-STATE = re.compile(
-    r"Built adaptive runtime state steps=(?P<steps>\d+): "
-    r"elapsed=(?P<seconds>[\d.]+)s, mem=(?P<gb>-?[\d.]+)GB"
-)
-PLANNED = re.compile(r"chosen: (?P<graphs>\d+) graphs +(?P<gb>[\d.]+) GB")
 
 
 def start(session: Session, line: Line) -> None:
@@ -72,45 +62,6 @@ def identity(session: Session, line: Line) -> None:
     status = pool.scheduler() or {}
     line |= {"switches": status.get("switches"), "strategies": status.get("strategies")}
     line["ok"] = expected == answers
-
-
-def graph_memory(session: Session, line: Line) -> None:
-    """Compare the memory that each state took, which SGLang logs, with the plan's."""
-    if not any("pool" in name for name in session.logs):
-        session.pool()
-    line["servers"] = {
-        name: captured(log.read_text(errors="replace"))
-        for name, log in session.logs.items()
-        if "pool" in name
-    }
-
-
-def captured(log: str) -> Line:
-    """Return what a server's log says of its graphs: the plan, the states and the captures.
-
-    SGLang's own captures come before the first state; one of the pool's strategies uses them.
-    """
-    states = [_figures(m) for m in STATE.finditer(log)]
-    captures = [_figures(m) for m in CAPTURE.finditer(log)]
-    first = STATE.search(log)
-    own = [_figures(m) for m in CAPTURE.finditer(log, 0, first.start() if first else len(log))]
-    decoding = [one for one in own if "prefill" not in str(one["graphs"])]
-    taken = round(sum(float(str(one["gb"])) for one in [*states, *decoding]), 2)
-    plan = PLANNED.search(log)
-    planned = None if plan is None else float(plan["gb"])
-    return {
-        "planned_gb": planned,
-        "taken_gb": taken,
-        "taken_over_planned": round(taken / planned, 2) if planned else None,
-        "states": states,
-        "captures": captures,
-    }
-
-
-def _figures(match: re.Match[str]) -> Line:
-    words = match.groupdict()
-    numbers = {name: float(words.pop(name)) for name in ("seconds", "gb")}
-    return words | numbers
 
 
 def _switch(server: Server, over: threading.Event) -> None:

@@ -11,9 +11,8 @@ from benchmarks.harness.server import Server
 from tests.gpu import dummy
 from tests.gpu.measure import ADAPTIVE, PLAIN, Timing, decode, pinned
 from tests.gpu.session import Line, Session, pool_flags
-from tests.gpu.settings import CHAIN, POOL
+from tests.gpu.settings import CHAIN, DUMMY, POOL
 
-DUMMY = "dummy weights"
 Rows = dict[str, dict[int, Timing]]
 """Timings by strategy, then by requests at once."""
 
