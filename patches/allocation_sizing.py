@@ -37,7 +37,26 @@ def get_req_to_token_extra_context_len(original: Upstream) -> int:
     extra: int = original()
     if get_spec().speculative_algorithm is None:
         return extra
-    return max(extra, upstream.get_alloc_reserve_per_decode() + upstream.get_alloc_page_size())
+    reserve: int = upstream.get_alloc_reserve_per_decode() + upstream.get_alloc_page_size()
+    return max(extra, reserve)
 
 
-PATCHES = (get_alloc_reserve_per_decode, get_req_to_token_extra_context_len)
+@wraps_upstream(
+    "sglang.srt.mem_cache.allocation_sizing:get_alloc_len_per_decode",
+    why="a pool's flags are as deep and as wide as its strategies together, which none of them is",
+    remove_when="SGLang's runtime states hold whole strategies",
+    process="scheduler",
+    only_on="cuda",
+    digests={"0.5.23": "94a739cd4eba0db1"},
+)
+def get_alloc_len_per_decode(original: Upstream) -> int:
+    from tlt_sglang.engine import engine
+
+    return engine.require().step.slots.of_pool(original, engine.require().config.pool)
+
+
+PATCHES = (
+    get_alloc_len_per_decode,
+    get_alloc_reserve_per_decode,
+    get_req_to_token_extra_context_len,
+)

@@ -56,6 +56,22 @@ def init_cuda_graphs(original: Upstream, worker: EagleWorker) -> None:
     engine.require().build_step(worker)
 
 
+@wraps_upstream(
+    f"{_MODULE}:EagleDraftWorker._capture_cuda_graphs",
+    why="graphs as large as several strategies together are used by none of them",
+    remove_when="SGLang captures graphs for whole strategies",
+    process="scheduler",
+    only_on="cuda",
+    digests={"0.5.23": "6f166c50498ca204"},
+)
+def capture_cuda_graphs(original: Upstream, worker: DraftWorker) -> None:
+    from tlt_sglang.engine import build, engine
+
+    one = engine.require()
+    with build.drafter_capture(one.config, one.device, one.step):
+        original(worker)
+
+
 # -- a decode step, in this order --------------------------------------------------------------
 
 
@@ -189,6 +205,7 @@ def sample_draft_proposal(original: Upstream, *args: object, **kwargs: object) -
 
 PATCHES = (
     init_cuda_graphs,
+    capture_cuda_graphs,
     forward_batch_generation,
     draft,
     draft_forward,

@@ -25,6 +25,7 @@ from tlt_sglang.strategy.strategies import Strategy
 if TYPE_CHECKING:
     from tlt_sglang.engine.online_drafter import OnlineDrafter
     from tlt_sglang.engine.pool import Pool
+    from tlt_sglang.engine.step import SpeculationStep
     from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.upstream.protocols import EagleWorker
 
@@ -64,19 +65,19 @@ def capturing(
     return flag(topk == 1)
 
 
-def first_capture(
-    config: Config, device: Device, rejection: RejectionSampling | None, worker: EagleWorker
+def drafter_capture(
+    config: Config, device: Device, step: SpeculationStep
 ) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which SGLang captures the graphs of its own flags.
+    """Return the context in which SGLang's drafter captures its graphs.
 
-    Those of several strategies are as large as all of them together, so that none would use the
-    graphs: the pool captures its own afterwards.
+    The flags of several strategies are as large as all of them together, so that none would use
+    their graphs: until the strategies of `step` are known, nothing is captured.
     """
-    if captures_later(config, device):
+    if captures_later(config, device) and step.telemetry is None:
         from tlt_sglang.graphs.states import nothing_captured
 
         return nothing_captured()
-    return capturing(rejection, worker.topk)
+    return contextlib.nullcontext()
 
 
 def captures_later(config: Config, device: Device) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tlt_sglang.engine.pending import PendingBatch, PendingTokens
+from tlt_sglang.engine.to_device import to_device
 
 if TYPE_CHECKING:
     from tlt_sglang.graphs.states import RuntimeStates
@@ -43,6 +44,15 @@ class DeferredDrafter:
         self._rejection = rejection
         self.pending = PendingTokens(limit)
         self._no_drafts: _NoDrafts | None = None
+        self._steps_open = 0
+
+    def begin_step(self) -> None:
+        """Note that a decode step is launched, whose outcome is not known yet."""
+        self._steps_open += 1
+
+    def end_step(self) -> None:
+        """Note that SGLang has put the tokens of the oldest open step into its requests."""
+        self._steps_open = max(0, self._steps_open - 1)
 
     def defer(self, batch: Batch, result: StepResult) -> None:
         """Leave a verified step pending, and give the next draft input its shape."""
@@ -70,10 +80,12 @@ class DeferredDrafter:
 
     def catch_up(self, batch: Batch) -> bool:
         """Bring the drafter up to date before it drafts; return whether anything was pending."""
-        pending = self.pending.take(request_ids(batch))
+        pending = self.pending.take(request_ids(batch), self._steps_open)
         if pending is None:
             return False
-        self._catch_up(batch, pending, batch.seq_lens, batch.spec_info)
+        self._catch_up(
+            batch, pending, batch.seq_lens, batch.spec_info, _lengths_on_host(batch, pending)
+        )
         return True
 
     def _no_drafts_for(self, size: int, hidden_states: torch.Tensor) -> _NoDrafts:
@@ -89,16 +101,24 @@ class DeferredDrafter:
         return self._no_drafts
 
     def _catch_up(
-        self, batch: Batch, pending: PendingBatch, lengths: torch.Tensor, draft_input: DraftInput
+        self,
+        batch: Batch,
+        pending: PendingBatch,
+        lengths: torch.Tensor,
+        draft_input: DraftInput,
+        host_lengths: torch.Tensor | None = None,
     ) -> None:
         """Run the drafter over what is pending, up to `lengths` [B] committed tokens; what it
-        drafts next goes into the rows of `draft_input`."""
+        drafts next goes into the rows of `draft_input`.
+
+        `host_lengths` [R] are those of the pending requests; without them the host waits.
+        """
         from tlt_sglang.engine import engine
 
         worker = self._states.worker._draft_worker
-        rows = torch.tensor(pending.rows, device=lengths.device)
-        counts = torch.tensor(pending.counts, device=lengths.device)
-        logits, hidden = _extend(worker, batch, pending, lengths[rows], counts, rows)
+        rows = to_device(pending.rows, lengths.device)
+        counts = to_device(pending.counts, lengths.device)
+        logits, hidden = _extend(worker, batch, pending, lengths[rows], counts, rows, host_lengths)
         draft_input.hidden_states = draft_input.hidden_states.index_copy(0, rows, hidden)
         if self._rejection is not None:
             info = batch.sampling_info
@@ -118,6 +138,21 @@ def request_ids(batch: Batch) -> list[str]:
     return [request.rid for request in batch.reqs]
 
 
+def _lengths_on_host(batch: Batch, pending: PendingBatch) -> torch.Tensor | None:
+    """Return the committed tokens of the pending requests [R]; None if the host cannot know.
+
+    With overlap scheduling requests lack the tokens of the step in flight, which is pending.
+    """
+    if batch.seq_lens_cpu is not None:
+        return batch.seq_lens_cpu[pending.rows]
+    if pending.recent is None:
+        return None
+    requests = [batch.reqs[row] for row in pending.rows]
+    # The last token of a request was sampled, and is not computed yet.
+    held = [len(one.origin_input_ids) + len(one.output_ids) - 1 for one in requests]
+    return torch.tensor([a + b for a, b in zip(held, pending.recent, strict=True)])
+
+
 def _extend(
     worker: DraftWorker,
     batch: Batch,
@@ -125,17 +160,20 @@ def _extend(
     lengths: torch.Tensor,
     counts: torch.Tensor,
     rows: torch.Tensor,
+    host_lengths: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the drafter's logits [R, D] and hidden states [R, N] after each request's last
     pending token. `lengths`, `counts` and `rows` are [R]: committed and pending tokens, and rows of
-    the batch."""
+    the batch; `host_lengths` are the lengths on the host, or None."""
     if lengths.device.type == "cpu":
         from tlt_sglang.cpu import drafting
 
         output = drafting.catch_up(worker, batch.req_pool_indices[rows], pending, lengths, counts)
         if output is not None:
             return output
-    return _extend_with_sglang(worker, batch, pending, lengths, counts, rows)
+    if host_lengths is None:
+        host_lengths = lengths.cpu()
+    return _extend_with_sglang(worker, batch, pending, lengths, counts, rows, host_lengths)
 
 
 def _extend_with_sglang(
@@ -145,6 +183,7 @@ def _extend_with_sglang(
     lengths: torch.Tensor,
     counts: torch.Tensor,
     rows: torch.Tensor,
+    host_lengths: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do the work of `_extend` in SGLang's own forward pass."""
     from sglang.srt.model_executor.forward_batch_info import (
@@ -162,7 +201,6 @@ def _extend_with_sglang(
     slots = worker.req_to_token_pool.req_to_token[pool_rows[request], positions]
 
     # A ragged extend, as after a prefill: every attention backend has it.
-    host_lengths = lengths.cpu()
     part = copy.copy(batch)
     changes = {
         "reqs": [batch.reqs[row] for row in pending.rows],

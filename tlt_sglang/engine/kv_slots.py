@@ -14,10 +14,12 @@ Runs in the scheduler process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+
+from tlt_sglang.strategy.strategies import Strategy, depth_of
 
 if TYPE_CHECKING:
     from tlt_sglang.upstream.kv_pool import DecodeBatch, RequestKv
@@ -36,6 +38,7 @@ class KvSlots:
     def __init__(self) -> None:
         self._reserve: int | None = None
         """Slots of each request in the next step; None for what SGLang reserves."""
+        self._pool_slots: int | None = None
         self._allocated: torch.Tensor | None = None
         """Positions [B] with a slot, in a step that lacks slots for drafts; else None."""
 
@@ -43,6 +46,18 @@ class KvSlots:
     def short(self) -> bool:
         """True if the step that begins lacks slots for drafts."""
         return self._allocated is not None
+
+    def of_pool(self, original: Callable[[], int], pool: Sequence[Strategy]) -> int:
+        """Return the slots that a request may write in a step of any strategy of `pool`.
+
+        `original` returns those of SGLang's flags, which are as deep as the deepest strategy and as
+        wide as the widest.
+        """
+        if len(pool) < 2:
+            return original()
+        if self._pool_slots is None:
+            self._pool_slots = max(_slots_of(strategy, original) for strategy in pool)
+        return self._pool_slots
 
     # -- what the scheduler asks -----------------------------------------------------------------
 
@@ -107,6 +122,15 @@ class KvSlots:
         kept = ((rows >= 0) & (rows - index * width < slots)).to(torch.int32).cumprod(dim=1)
         lengths = kept.sum(dim=1, dtype=torch.int32)
         return tokens, lengths, rows.masked_fill(kept == 0, -1)
+
+
+def _slots_of(strategy: Strategy, original: Callable[[], int]) -> int:
+    """Return what SGLang's `original` says of a strategy; the tokens stay those of the flags."""
+    from sglang.srt.runtime_context import get_spec
+
+    steps = max(1, depth_of(strategy))
+    with get_spec().override(speculative_num_steps=steps, speculative_eagle_topk=strategy.topk):
+        return original()
 
 
 def _reserves(batch: DecodeBatch) -> bool:

@@ -17,6 +17,7 @@ import torch
 
 from tlt_sglang.drafters.ngram import Matches, NgramIndex
 from tlt_sglang.engine.deferred import request_ids
+from tlt_sglang.engine.to_device import to_device
 from tlt_sglang.strategy.strategies import Strategy, depth_of, uses_match
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class NgramDrafting:
             batch.spec_info,
             worker._topk1_parents_prealloc[:size],
             worker._topk1_score_indices_prealloc[:size],
-            drafts.to(batch.seq_lens.device),
+            to_device(drafts, batch.seq_lens.device),
             None,
             target_worker=worker.target_worker,
             topk=1,
@@ -91,7 +92,7 @@ class NgramDrafting:
         drafts = verify_input.draft_token.view(-1, depth + 1)
         for row in rows:
             count = min(depth, matches.counts[row])
-            tokens = torch.from_numpy(matches.drafts[row, :count]).to(drafts.device)
+            tokens = to_device(torch.from_numpy(matches.drafts[row, :count]), drafts.device)
             drafts[row, 1 : count + 1] = tokens
             if probs is not None:  # the distribution it is verified against: one token, certain
                 probs[row, :count] = 0.0

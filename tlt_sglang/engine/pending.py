@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tlt_sglang.engine.to_device import to_device
+
 
 @dataclass(slots=True)
 class _Block:
@@ -34,6 +36,12 @@ class _Pending:
     """Per step: the block, the index of its first token, and the index behind its last."""
     count: int = 0
 
+    def recent(self, steps: int) -> int | None:
+        """Return the tokens of the last `steps` steps; None if fewer steps are pending."""
+        if steps > len(self.parts):
+            return None
+        return sum(end - start for _, start, end in self.parts[len(self.parts) - steps :])
+
 
 @dataclass(frozen=True, slots=True)
 class PendingBatch:
@@ -43,6 +51,7 @@ class PendingBatch:
     counts: list[int]  # [R]
     features: torch.Tensor  # [M, F] at the positions the drafter has not computed
     tokens: torch.Tensor  # [M] int64, each the token after its position
+    recent: list[int] | None  # [R] tokens of the last steps; None where some step is not pending
 
 
 class PendingTokens:
@@ -74,7 +83,7 @@ class PendingTokens:
             features, tokens = (x.clone() if copy else x for x in (features, tokens))
         else:
             rows = [row * width + i for row, count in enumerate(counts) for i in range(count)]
-            index = torch.tensor(rows, device=features.device)
+            index = to_device(rows, features.device)
             features, tokens = features[index], tokens[index]
         block = _Block(features, tokens, len(requests))
         self.nbytes += features.nbytes
@@ -86,8 +95,11 @@ class PendingTokens:
             start += count
         return self.nbytes > self._limit
 
-    def take(self, requests: Sequence[str]) -> PendingBatch | None:
-        """Remove and return what is pending for `requests`; None if nothing is."""
+    def take(self, requests: Sequence[str], last_steps: int = 0) -> PendingBatch | None:
+        """Remove and return what is pending for `requests`; None if nothing is.
+
+        Its `recent` are the tokens of the `last_steps` steps.
+        """
         taken = [
             (row, self._pop(request))
             for row, request in enumerate(requests)
@@ -96,11 +108,13 @@ class PendingTokens:
         if not taken:
             return None
         parts = [part for _, pending in taken for part in pending.parts]
+        recent = [pending.recent(last_steps) for _, pending in taken]
         return PendingBatch(
             [row for row, _ in taken],
             [pending.count for _, pending in taken],
             torch.cat([block.features[start:end] for block, start, end in parts]),
             torch.cat([block.tokens[start:end] for block, start, end in parts]),
+            [count for count in recent if count is not None] if None not in recent else None,
         )
 
     def drop(self, requests: Sequence[str]) -> None:

@@ -105,6 +105,7 @@ class Pool:
 
     def draft_extend(self, original: Callable[[], None], batch: Batch, result: StepResult) -> None:
         """Let the drafter see a verified step, or defer that; fills `result.next_draft_input`."""
+        self.deferred.begin_step()
         # From these SGLang counts what each request had verified, and so what was proposed.
         result.cap_lens = torch.full_like(result.accept_lens, self.states.current.num_draft_tokens)
         if self.states.current.drafter in ("off", "ngram"):
@@ -127,6 +128,7 @@ class Pool:
     def verified(self, accepted: Sequence[int]) -> tuple[Strategy | None, Sequence[int]]:
         """Note the drafts accepted per request in the oldest step that is still open; return its
         strategy, and the requests that n-grams drafted for."""
+        self.deferred.end_step()
         outcome = self.driver.outcome(accepted)
         if outcome is None:
             return None, ()

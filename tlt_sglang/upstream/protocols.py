@@ -125,6 +125,7 @@ class Batch(Protocol):
     spec_info: Any
     """A DraftInput before a draft, a VerifyInput after it."""
     seq_lens: torch.Tensor  # [B], committed tokens
+    seq_lens_cpu: torch.Tensor | None  # [B], where the attention backend needs them on the host
     req_pool_indices: torch.Tensor  # [B]
     out_cache_loc: torch.Tensor  # KV slots of the tokens that a forward writes
     input_ids: torch.Tensor

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import contextlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from tlt_sglang.engine.kv_slots import KvSlots
+from tlt_sglang.strategy.strategies import parse
 
 WIDTH = 4
 SEQ_LENS = torch.tensor([10, 20, 30])
@@ -72,3 +76,29 @@ def test_a_request_is_not_judged_while_a_step_is_in_flight() -> None:
     slots, scheduler = KvSlots(), SimpleNamespace(result_queue=["a step"])
     assert not slots.fits(upstream, scheduler, SimpleNamespace())
     assert answers == [16]
+
+
+def test_slots_of_a_pool_are_those_of_its_largest_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flags are seven deep, as the n-grams, and four wide, as the tree: 28 slots."""
+    spec = SimpleNamespace(speculative_num_steps=7, speculative_eagle_topk=4)
+
+    @contextlib.contextmanager
+    def override(**changes: int) -> Iterator[None]:
+        before = dict(vars(spec))
+        vars(spec).update(changes)
+        yield
+        vars(spec).update(before)
+
+    def upstream() -> int:
+        slots: int = spec.speculative_num_steps * spec.speculative_eagle_topk
+        return max(8, slots)
+
+    context: Any = ModuleType("runtime_context")
+    context.get_spec = lambda: SimpleNamespace(override=override)
+    for name in ("sglang", "sglang.srt"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", context)
+    pool = [parse(text) for text in ("off", "eagle3:3x1x4", "eagle3:3x4x8", "ngram:8")]
+    assert KvSlots().of_pool(upstream, pool[:1]) == 28
+    assert KvSlots().of_pool(upstream, pool) == 12
+    assert KvSlots().of_pool(upstream, pool[:2]) == 8

@@ -60,3 +60,17 @@ def test_ended_requests_are_dropped() -> None:
     assert pending.take(["a"]) is None
     pending.put(["b"], features(1), torch.tensor([1]), [1])
     assert len(pending) == 1
+
+
+def test_tokens_of_the_last_steps() -> None:
+    """Requests do not hold the tokens of steps in flight themselves."""
+    pending = PendingTokens(1000)
+    pending.put(["a"], features(1), torch.tensor([1]), [1])
+    pending.put(["a", "b"], features(2, 3, 4, 5), torch.arange(4), [2, 1])
+    for steps, recent in ((0, [0]), (1, [2]), (2, [3]), (3, None)):
+        batch = pending.take(["a"], steps)
+        assert batch is not None and batch.recent == recent
+        pending.put(["a"], features(1), torch.tensor([1]), [1])
+        pending.put(["a"], features(2, 3), torch.arange(2), [2])
+    batch = pending.take(["a", "b"], 2)
+    assert batch is not None and batch.recent is None  # b has one step
