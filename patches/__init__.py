@@ -46,6 +46,7 @@ MODULES = (
     "scheduler_weight_updater",
     "server_args",
     "serving_chat",
+    "serving_tokenize",
     "spec_utils",
     "streaming_session",
     "tokenizer_manager",

@@ -43,6 +43,19 @@ def calculate_spec_decoding_metrics(
 
 
 @wraps_upstream(
+    f"{_MANAGER}._init_req_state",
+    why="a list that is too short for the requests of a call is answered with status 500",
+    remove_when="SGLang checks the lengths of all lists of a call",
+    process="main",
+    digests={"0.5.23": "e59db6379f53d1e0"},
+)
+def init_req_state(original: Upstream, manager: Manager, obj: Call, *args: Any) -> None:
+    from tlt_sglang.engine import admit
+
+    admit.begin(original, manager, obj, *args)
+
+
+@wraps_upstream(
     f"{_MANAGER}._validate_one_request",
     why="a request with a value that SGLang does not check ended the engine; all pass here",
     remove_when="SGLang checks every field of a request against the model before it is scheduled",
@@ -125,6 +138,7 @@ def stream_one_response(
 
 
 PATCHES = (
+    init_req_state,
     send_one_request,
     stream_one_response,
     calculate_spec_decoding_metrics,

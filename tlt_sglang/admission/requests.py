@@ -6,7 +6,7 @@ A call of `GenerateReqInput` holds one request, or lists of fields for several. 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from tlt_sglang.admission.limits import Limits
 from tlt_sglang.admission.rules import (
@@ -131,9 +131,10 @@ def call_problems(call: Fields) -> Iterator[str]:
         return
     size = batch_size(call)
     if size is None:
-        rid = call.get("rid")
-        if isinstance(rid, list):
-            yield f"rid is {show(rid)}; it must be a string where a call has one prompt."
+        for field in ("rid", *PER_REQUEST):
+            entries = call.get(field)
+            if isinstance(entries, list) and field != "sampling_params":
+                yield f"{field} is {show(entries)}; it must be a value where a call has one prompt."
     else:
         lists = list(PER_REQUEST)
         ids = call.get("token_ids_logprob")
@@ -173,6 +174,13 @@ def batch_size(call: Fields) -> int | None:
     if isinstance(embeds, list) and embeds and isinstance(embeds[0], list):
         return len(embeds) if embeds[0] and isinstance(embeds[0][0], list) else None
     return None
+
+
+def tokens_problem(tokens: Sequence[object], limits: Limits) -> str | None:
+    """Return a sentence if `tokens`, ids or lists of ids, cannot be decoded; None if they can."""
+    rule = Rule("tokens", token_ids, "a list of token ids from 0 to {last_token}, or several")
+    lists = tokens if tokens and isinstance(tokens[0], list) else [tokens]
+    return next(filter(None, (rule.problem(ids, limits) for ids in lists)), None)
 
 
 def request_problems(

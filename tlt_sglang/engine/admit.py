@@ -41,6 +41,12 @@ def split(original: Callable[[Call], None], call: Call, *, generates: bool = Tru
         original(call)
 
 
+def begin(original: Callable[..., None], manager: Manager, call: Call, *others: object) -> None:
+    """Let SGLang begin a call, whose requests are read here for the first time."""
+    with _one_sentence():
+        original(manager, call, *others)
+
+
 def validated(
     original: Callable[..., None],
     manager: Manager,

@@ -44,6 +44,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     # Others.
     ({"rid": ""}, "rid is ''; it must be a string of 1 to 1024 characters"),
     ({"rid": ["a"]}, "rid is ['a'];"),
+    (
+        {"bootstrap_port": [], "sampling_params": {"n": 2}},
+        "bootstrap_port is empty; it must be a value where a call has one prompt.",
+    ),
     ({"priority": 2**63}, "priority is 9223372036854775808;"),
     ({"session_params": {"colour": 1}}, "session_params has the unknown field 'colour'"),
     ({"session_params": {"id": "no such"}}, "Invalid request: session id no such does not exist"),
@@ -116,6 +120,8 @@ OPENAI: list[tuple[str, dict[str, Any], str]] = [
     ("completions", {"stop_token_ids": [-1], "stream": True}, "stop_token_ids contains -1;"),
     ("chat/completions", {"logprobs": True, "top_logprobs": 10**6}, "top_logprobs_num is 1000000;"),
     ("chat/completions", {"stop_token_ids": [2**40]}, "stop_token_ids contains 1099511627776;"),
+    ("detokenize", {"tokens": [1, -1]}, "tokens contains -1; it must be a list of token ids from"),
+    ("detokenize", {"tokens": [[1], [2**40]]}, "tokens contains 1099511627776;"),
     ("chat/completions", {"n": 0}, "n is 0;"),
     ("chat/completions", {"max_tokens": 0}, "max_tokens is 0; it must be an integer of at least 1"),
     ("chat/completions", {"max_completion_tokens": 0}, "max_completion_tokens is 0;"),
@@ -182,7 +188,7 @@ def test_bad_openai_requests(watched: Server) -> None:
         valid: dict[str, Any] = {"model": "x", "max_tokens": 8}
         if path == "completions":
             valid["prompt"] = "One two"
-        else:
+        elif path.startswith("chat"):
             valid["messages"] = [{"role": "user", "content": "One two"}]
         answer = watched.request("POST", f"/v1/{path}", json=valid | changes)
         error = answer.json()

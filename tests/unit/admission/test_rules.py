@@ -16,6 +16,7 @@ from tlt_sglang.admission.requests import (
     batch_size,
     call_problems,
     request_problems,
+    tokens_problem,
 )
 from tlt_sglang.admission.rules import show
 from tlt_sglang.admission.sampling import RULES as SAMPLING_RULES
@@ -190,6 +191,14 @@ REQUESTS: dict[str, tuple[list[Any], list[Any]]] = {
 }
 
 
+def test_tokens_to_decode() -> None:
+    for tokens in ([], [0, 49151], [[], [5]], [[1, 2], [3]]):
+        assert tokens_problem(tokens, LIMITS) is None
+    says = "it must be a list of token ids from 0 to 49151, or several."
+    assert tokens_problem([1, -1], LIMITS) == f"tokens contains -1; {says}"
+    assert tokens_problem([[1], [49152]], LIMITS) == f"tokens contains 49152; {says}"
+
+
 def test_every_rule_of_a_request_is_tried() -> None:
     assert {rule.field for rule in RULES} <= set(REQUESTS)
 
@@ -304,7 +313,7 @@ CALLS: list[tuple[dict[str, Any], str]] = [
     ({"text": ["a"], "sampling_params": {"n": "x"}}, "n is 'x'"),
     ({"text": ["a"] * 3, "sampling_params": {"n": 65536}}, "The call asks for 196608 answers"),
     ({"text": "a", "rid": ""}, "rid is ''"),
-    ({"text": "a", "rid": ["b"]}, "rid is ['b']; it must be a string where a call has one"),
+    ({"text": "a", "rid": ["b"]}, "rid is ['b']; it must be a value where a call has one"),
     ({"text": ["a"], "token_ids_logprob": [[1], [2]]}, "token_ids_logprob has 2 entries"),
     ({"text": "a", "received_time": NAN}, "received_time is nan"),
     ({"text": "a", "priority": "high"}, "priority is 'high'"),
@@ -330,6 +339,13 @@ def test_lists_of_another_length(field: str) -> None:
     entry: object = {} if field == "sampling_params" else None
     (sentence,) = call_problems({"text": ["a", "b"], field: [entry] * 3})
     assert sentence == f"{field} has 3 entries, but the call has 2 prompts."
+
+
+def test_lists_for_one_prompt() -> None:
+    for field in PER_REQUEST:
+        if field != "sampling_params":
+            (sentence,) = call_problems({"text": "a", field: []})
+            assert sentence == f"{field} is empty; it must be a value where a call has one prompt."
 
 
 def test_rules_of_calls_are_few() -> None:
