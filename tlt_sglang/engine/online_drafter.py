@@ -177,14 +177,20 @@ class OnlineDrafter:
             self.harvester.log_verify_step(batch, result)
 
     def count_accepted(
-        self, accepted: Sequence[int], strategy: str | None, matched: Sequence[int] = ()
+        self,
+        accepted: Sequence[int],
+        strategy: str | None,
+        matched: Sequence[int] = (),
+        ended: Sequence[int] = (),
     ) -> None:
         """Count the drafts accepted per request in the oldest step that is not counted yet.
 
         `strategy` names what drafted, and is None where that was not the drafter; rows in `matched`
-        were drafted for by n-gram matches instead.
+        were drafted for by n-gram matches instead. `accepted` lacks the requests of the step that
+        had `ended` before it.
         """
         request_ids = self._verifying.popleft() if self._verifying else []
+        request_ids = [one for row, one in enumerate(request_ids) if row not in ended]
         self._committed += len(accepted) + sum(accepted)
         if strategy is not None and len(request_ids) == len(accepted):
             rows = [row for row in range(len(accepted)) if row not in matched]

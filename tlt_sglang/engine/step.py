@@ -17,10 +17,12 @@ Runs in the scheduler process.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tlt_sglang.engine.driver import IN_FLIGHT
 from tlt_sglang.engine.kv_slots import KvSlots
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from tlt_sglang.engine.telemetry import Telemetry
     from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.strategy.strategies import Strategy
-    from tlt_sglang.upstream.protocols import Batch, StepResult, Upstream, VerifyInput
+    from tlt_sglang.upstream.protocols import Batch, Request, StepResult, Upstream, VerifyInput
 
 
 @dataclass
@@ -46,6 +48,8 @@ class SpeculationStep:
     """Present where there is a store of drafter versions."""
     slots: KvSlots = field(default_factory=KvSlots)
     """The KV slots for drafts, which may be short."""
+    _open: deque[list[Request]] = field(default_factory=lambda: deque(maxlen=IN_FLIGHT), repr=False)
+    """The requests of the steps whose accepted drafts are not known yet."""
 
     def choose(self, batch: Batch) -> None:
         """Begin the decode step of `batch`: take a new drafter version, choose the strategy."""
@@ -66,6 +70,7 @@ class SpeculationStep:
 
     def draft_extend(self, original: Callable[[], None], batch: Batch, result: StepResult) -> None:
         """Follow a verified step: log its hidden states and fill `result.next_draft_input`."""
+        self._open.append(list(batch.reqs))
         if self.online_drafter is not None:
             self.online_drafter.log_verify_step(batch, result)
 
@@ -103,7 +108,14 @@ class SpeculationStep:
 
     def verified(self, accepted: Sequence[int]) -> None:
         """Note the drafts accepted per request in a step that is complete, without the bonus
-        token. With overlap scheduling the next step has begun by then."""
+        token. With overlap scheduling the next step has begun by then.
+
+        What a step has computed of requests that the step before has ended does not count.
+        """
+        requests = self._open.popleft() if self._open else []
+        ended = [row for row, one in enumerate(requests) if one.finished() or one.is_retracted]
+        if ended:
+            accepted = [count for row, count in enumerate(accepted) if row not in ended]
         strategy: Strategy | None = None
         matched: Sequence[int] = ()
         if self.pool is not None:
@@ -114,4 +126,4 @@ class SpeculationStep:
         if self.online_drafter is not None:
             learned = strategy is not None and strategy.num_steps
             name = str(strategy) if learned else None
-            self.online_drafter.count_accepted(accepted, name, matched)
+            self.online_drafter.count_accepted(accepted, name, matched, ended)

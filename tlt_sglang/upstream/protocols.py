@@ -27,6 +27,7 @@ class Request(Protocol):
     output_ids: Sequence[int]
     finished_len: int | None
     """Output tokens up to the end of the text, where a stop has cut them."""
+    is_retracted: bool
     customized_info: dict[str, list[int]] | None
     """Merged into the request's `meta_info`."""
 

@@ -12,6 +12,7 @@ import torch
 from tlt_sglang.engine.driver import Driver
 from tlt_sglang.engine.ngram_drafting import MAX_LOOKUP_BATCH
 from tlt_sglang.engine.pool import Pool
+from tlt_sglang.engine.step import SpeculationStep
 from tlt_sglang.engine.telemetry import Telemetry
 from tlt_sglang.strategy.policy import Observation
 from tlt_sglang.strategy.strategies import Strategy, parse
@@ -189,3 +190,27 @@ def test_the_narrowest_strategy_runs_where_slots_are_short() -> None:
     engine.choose(batch(OLD[:6]), slots_short=True)
     assert engine.states.current == OFF
     assert policy.match_lengths == []
+
+
+def test_what_a_step_computes_of_an_ended_request_does_not_count() -> None:
+    """With overlap scheduling the step after its last token has begun when its end is known."""
+    counted: list[Any] = []
+    online: Any = SimpleNamespace(
+        log_verify_step=lambda batch, result: None,
+        count_accepted=lambda *arguments: counted.append(arguments),
+    )
+    one = SpeculationStep(telemetry=Telemetry([CHAIN]), online_drafter=online)
+    requests = [
+        SimpleNamespace(finished=lambda: False, is_retracted=False),
+        SimpleNamespace(finished=lambda: True, is_retracted=False),
+        SimpleNamespace(finished=lambda: False, is_retracted=True),
+    ]
+    for reqs in (requests[:1], requests):
+        stepped: Any = SimpleNamespace(reqs=reqs)
+        one.draft_extend(lambda: None, stepped, stepped)
+    one.verified([3])
+    one.verified([2, 1, 1])
+    assert counted == [([3], str(CHAIN), (), []), ([2], str(CHAIN), (), [1, 2])]
+    assert one.telemetry is not None
+    tally = one.telemetry.tallies[CHAIN]
+    assert (tally.verify_steps, tally.accepted) == (2, 5)
