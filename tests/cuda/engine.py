@@ -1,0 +1,112 @@
+"""SGLang's scheduler with its workers and graph runners on the simulated device, in this process.
+
+Left out are only SGLang's other processes (HTTP server, tokenizer, detokenizer): requests come as
+token ids, and answers are read from the scheduler's own requests.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.cuda import graphs, kernels
+from tests.support.fitting import Tiny, make_tiny
+from tests.support.tiny import greedily
+
+MOST_REQUESTS = 4
+FLAGS = [
+    *("--device", "cuda", "--dtype", "float32", "--skip-tokenizer-init", "--random-seed", "1"),
+    *("--attention-backend", "triton", "--sampling-backend", "pytorch"),
+    *("--max-total-tokens", "4096", "--max-running-requests", str(MOST_REQUESTS)),
+    *("--cuda-graph-max-bs-decode", str(MOST_REQUESTS), "--chunked-prefill-size", "64"),
+    *("--disable-prefill-cuda-graph", "--log-level", "warning"),
+]  # fmt: skip
+
+
+class Engine:
+    """A scheduler on tiny models with a drafter that is often right, and prompts for it."""
+
+    def __init__(self, folder: Path, strategies: str = "", **settings: object) -> None:
+        """Start with the pool `strategies` and other settings of TLT, or plain SGLang."""
+        torch.set_num_threads(1)
+        self.models = make_tiny(folder)
+        flags = ["--model-path", self.models.path]
+        os.environ["TLT_CONFIG"] = ""
+        if strategies:
+            os.environ["TLT_CONFIG"] = json.dumps({"strategies": strategies} | settings)
+            flags += ["--speculative-draft-model-path", self.models.drafters["eagle3"]]
+        lengths = (3, 17, 40, 90)
+        self.prompts = [torch.randint(3, Tiny.vocab, (length,)).tolist() for length in lengths]
+        graphs.install()
+        kernels.install()
+        self.scheduler = _scheduler([*FLAGS, *flags])
+
+    def expected(self, length: int) -> list[list[int]]:
+        """Return what transformers generates greedily, on the host."""
+        with graphs.busy():
+            prompts = [torch.tensor([prompt]) for prompt in self.prompts]
+            return [greedily(self.models.model, prompt, length)[0] for prompt in prompts]
+
+    def generate(self, length: int, before_step: Callable[[], object] = int) -> list[list[int]]:
+        """Return what the scheduler's own loop greedily generates after all prompts at once."""
+        requests = [self._submit(prompt, length) for prompt in self.prompts]
+
+        def ingest(stop_at_pause: bool = False) -> list[Any]:
+            if self.scheduler.last_batch is None and all(one.finished() for one in requests):
+                raise _Done
+            before_step()
+            return []
+
+        self.scheduler.ingest_requests = ingest
+        with contextlib.suppress(_Done):
+            self.scheduler.run_event_loop()
+        return [list(request.output_ids) for request in requests]
+
+    def _submit(self, prompt: Sequence[int], length: int) -> Any:
+        from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+        from sglang.srt.sampling.sampling_params import SamplingParams
+
+        params = SamplingParams(max_new_tokens=length, temperature=0, ignore_eos=True)
+        params.normalize(None)
+        fields = dict.fromkeys(
+            ("input_embeds", "mm_inputs", "token_type_ids", "token_ids_logprob"), None
+        )
+        request = TokenizedGenerateReqInput(
+            rid=str(len(prompt)),
+            input_text="",
+            input_ids=array.array("q", prompt),
+            sampling_params=params,
+            return_logprob=False,
+            logprob_start_len=-1,
+            top_logprobs_num=0,
+            stream=False,
+            **fields,
+        )
+        self.scheduler.handle_generate_request(request)
+        return self.scheduler.waiting_queue[-1]
+
+
+class _Done(Exception):
+    """Ends the scheduler's endless loop."""
+
+
+def _scheduler(flags: Sequence[str]) -> Any:
+    """Start a scheduler as `run_scheduler_process` does."""
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.runtime_context import SpawnRanks, publish
+    from sglang.srt.server_args import PortArgs, prepare_server_args
+
+    arguments = prepare_server_args(list(flags))
+    ports = PortArgs.init_new(arguments)
+    publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
+    return Scheduler(arguments, ports)
