@@ -31,6 +31,7 @@ MODULES = (
     "logits_processor",
     "logprob_processor",
     "mem_cache_registry",
+    "memory_hook",
     "model_runner",
     "ngram_worker",
     "orchestrator",

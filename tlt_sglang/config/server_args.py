@@ -23,6 +23,8 @@ class Arguments(Protocol):
     dp_size: int
     pp_size: int
     page_size: int | None
+    context_length: int | None
+    chunked_prefill_size: int | None
     max_total_tokens: int | None
     max_running_requests: int | None
     mem_fraction_static: float | None

@@ -32,6 +32,8 @@ class Flags:
     enable_dp_attention: bool = False
     pp_size: int = 1
     page_size: int | None = None
+    context_length: int | None = None
+    chunked_prefill_size: int | None = None
     max_total_tokens: int | None = None
     max_running_requests: int | None = None
     mem_fraction_static: float | None = None

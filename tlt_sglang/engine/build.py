@@ -144,13 +144,14 @@ def plan(config: Config, device: Device, worker: EagleWorker) -> CapturePlan | N
     """
     from sglang.srt.runtime_context import get_exec
 
+    model = worker.target_worker.model_config
     max_requests = worker.target_worker.model_runner.max_running_requests
     graphs = get_exec().graph.cuda_graph_config
     sizes = (graphs.decode.bs if graphs is not None else None) or BATCH_SIZES
     try:
         made = plan_for_model(
             config.pool,
-            worker.target_worker.model_config.hf_text_config.to_dict(),
+            model.hf_text_config.to_dict() | {"max_position_embeddings": model.context_len},
             draft_vocab=worker._draft_worker.draft_runner.model_config.vocab_size,
             batch_sizes=sorted({min(size, max_requests) for size in sizes}),
             max_batch=config.max_batch,

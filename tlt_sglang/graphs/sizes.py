@@ -20,6 +20,9 @@ from tlt_sglang.strategy.strategies import Strategy
 
 KERNELS = 11
 """Kernels of a decoder layer in SGLang's graphs of Llama-like models."""
+POSITION_BYTES = 16
+"""Device memory that an attention backend keeps for each position of a request it can replay: four
+tables of int32, as FlashAttention 3 has with pages of one token."""
 NODE_BYTES = 96 * 1024
 """Assumed device memory for each kernel of an instantiated graph."""
 
@@ -35,6 +38,8 @@ class ModelSizes:
     kv_size: int
     """Key heads times head size."""
     draft_vocab: int
+    context: int = 0
+    """Most positions of a request; 0 leaves out the tables that attention backends keep of them."""
 
     @staticmethod
     def from_config(config: Mapping[str, Any], draft_vocab: int | None = None) -> ModelSizes:
@@ -49,6 +54,7 @@ class ModelSizes:
                 int(config["vocab_size"]),
                 int(config.get("num_key_value_heads") or heads) * int(head_size),
                 draft_vocab or int(config["vocab_size"]),
+                int(config.get("max_position_embeddings") or 0),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
@@ -72,8 +78,10 @@ class ModelSizes:
         return self.layer_weights + 4 * self.hidden**2 + self.hidden * self.draft_vocab
 
     def memory(self, graphs: Collection[Graph]) -> int:
-        """Return the bytes of graphs: buffers for the largest batch of each shape, and nodes."""
+        """Return the bytes of graphs: buffers and tables for the largest batch of each shape, and
+        nodes."""
         rows: dict[tuple[str, tuple[int, ...]], int] = {}
+        tables: dict[tuple[str, tuple[int, ...]], int] = {}
         nodes = 0
         for graph in graphs:
             is_target = graph.kind == "verify"
@@ -82,9 +90,12 @@ class ModelSizes:
             layers = self.layers if is_target else 1
             steps = graph.shape[0] - 1 if graph.kind == "draft" else 1
             nodes += (layers * KERNELS + 8) * steps
-        return nodes * NODE_BYTES + sum(
+            # Each step of a draft has an attention backend of its own.
+            tables[shape] = max(tables.get(shape, 0), graph.batch_size * steps)
+        buffers = sum(
             count * self._row_bytes(kind == "verify") for (kind, _), count in rows.items()
         )
+        return nodes * NODE_BYTES + buffers + sum(tables.values()) * self.context * POSITION_BYTES
 
     def _row_bytes(self, is_target: bool) -> int:
         """Return the bytes of a row's activations.

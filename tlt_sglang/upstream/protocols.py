@@ -139,6 +139,7 @@ class ModelConfig(Protocol):
 
     vocab_size: int
     hidden_size: int
+    context_len: int
     hf_config: Any
     """transformers' PretrainedConfig."""
     hf_text_config: Any

@@ -1,4 +1,4 @@
-"""What a pool may choose, and when its graphs are captured."""
+"""A pool chooses among its own strategies, and captures their graphs itself."""
 
 from __future__ import annotations
 
