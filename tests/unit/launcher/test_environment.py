@@ -29,6 +29,7 @@ def install_kernels(folder: Path, library: str, monkeypatch: pytest.MonkeyPatch)
     (package / library).touch()
     text = 'raise ImportError("Could not load any common_ops library")\n'
     (package / "__init__.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "sgl_kernel", raising=False)  # whose spec would be taken
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "")
