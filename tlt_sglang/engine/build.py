@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+GPU_DWELL = 4
+"""Steps for which tensor-parallel ranks on GPUs keep a choice: to exchange one takes a tenth of a
+millisecond of the host, which a small model's step does not leave."""
+
 
 def rejection_sampling(
     config: Config, device: Device, worker: EagleWorker
@@ -114,7 +118,7 @@ def pool(
     if config.trace is not None and first_rank.is_first():
         policy = TracedPolicy(policy, _trace(config.trace))
     driver = Driver(
-        agreed(policy, strategies),
+        agreed(policy, strategies, 1 if device == "cpu" else GPU_DWELL),
         Wall() if device == "cpu" else CudaEvents(),
         plain_runs=config.policy == "cost-model",
     )

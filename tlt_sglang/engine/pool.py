@@ -174,7 +174,8 @@ class Pool:
             worker.topk = topk
 
 
-def agreed(policy: Policy, strategies: Sequence[Strategy]) -> Policy:
-    """Return `policy`, or one by which every tensor-parallel rank follows the first rank's."""
+def agreed(policy: Policy, strategies: Sequence[Strategy], dwell: int) -> Policy:
+    """Return `policy`, or one by which every tensor-parallel rank follows the first rank's for
+    `dwell` steps at a time."""
     exchange = first_rank.exchange()
-    return policy if exchange is None else Agreed(policy, strategies, exchange)
+    return policy if exchange is None else Agreed(policy, strategies, exchange, dwell)

@@ -112,23 +112,33 @@ class Restricted:
         self.policy.observe(step)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Agreed:
     """The same policy on every tensor-parallel rank, of which the first rank's choice counts.
 
     Ranks have clocks of their own, would come to different choices, and then wait for each other
     forever. `exchange` takes this rank's choice and returns the first rank's, as indices into
-    `strategies`.
+    `strategies`. Each choice holds for `dwell` steps, in which nothing is exchanged, unless the
+    batch size changes or matches are known.
     """
 
     policy: Policy
     strategies: Sequence[Strategy]
     exchange: Callable[[int], int]
+    dwell: int = 1
+    _choice: Strategy | None = None
+    _batch_size: int = 0
+    _steps: int = 0
 
     def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
         """Return the first rank's choice."""
-        own = self.strategies.index(self.policy.choose(batch_size, match_lengths))
-        return self.strategies[self.exchange(own)]
+        self._steps += 1
+        holds = self._steps < self.dwell and batch_size == self._batch_size
+        if self._choice is None or match_lengths or not holds:
+            own = self.strategies.index(self.policy.choose(batch_size, match_lengths))
+            self._choice = self.strategies[self.exchange(own)]
+            self._batch_size, self._steps = batch_size, 0
+        return self._choice
 
     def observe(self, step: Observation) -> None:
         """Pass the step to this rank's policy."""

@@ -329,6 +329,30 @@ def test_ranks_with_different_clocks_agree() -> None:
     assert differ > 100
 
 
+def test_ranks_exchange_a_choice_once_in_a_dwell() -> None:
+    class Alternating(Fixed):
+        """A policy whose choice depends on how often it is asked."""
+
+        asked = 0
+
+        def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+            Alternating.asked += 1
+            return POOL[Alternating.asked % len(POOL)]
+
+    sent: list[int] = []
+
+    def exchange(own: int) -> int:
+        sent.append(own)
+        return own
+
+    policy = Agreed(Alternating(OFF), POOL, exchange, dwell=4)
+    chosen = [policy.choose(size) for size in [8] * 8 + [7, 7] + [8]]
+    assert len(sent) == 4
+    assert [POOL.index(one) for one in chosen] == [1] * 4 + [2] * 4 + [3] * 2 + [4]
+    policy.choose(8, [5] * 8)
+    assert len(sent) == 5
+
+
 def test_fixed() -> None:
     assert share(play(Fixed(TREE), 3, 5, 0.5, memory_bound), TREE) == 1.0
 
