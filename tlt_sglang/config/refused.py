@@ -118,16 +118,20 @@ FLAGS: tuple[Refusal[object], ...] = (
 """Rows of `ServerArgs`, before and after SGLang resolves it; the launcher has the same fields."""
 
 
-def _prediction_heads(config: DrafterConfig) -> str | None:
+def _architectures(config: DrafterConfig) -> list[str]:
     value = config.get("architectures")
-    names = [str(name) for name in value] if isinstance(value, list) else []
+    return [str(name) for name in value] if isinstance(value, list) else []
+
+
+def _prediction_heads(config: DrafterConfig) -> str | None:
+    names = _architectures(config)
     if not names or any("eagle" in name.lower() for name in names):
         return None
     return f"The drafter {names[0]}"
 
 
 def _other_layers(config: DrafterConfig) -> str | None:
-    if not str(config.get("architectures")).lower().endswith("eagle3']"):
+    if not any(name.lower().endswith("eagle3") for name in _architectures(config)):
         return None
     count = _layers(config)
     if count == TRAINED_LAYERS:
