@@ -13,8 +13,10 @@ from tlt_sglang.errors import ConfigError
 from tlt_sglang.graphs.model_plan import BATCH_SIZES, plan_for_model, plan_table
 from tlt_sglang.graphs.plan import CapturePlan
 from tlt_sglang.graphs.sizes import GPUS
-from tlt_sglang.strategy.strategies import parse
+from tlt_sglang.strategy.strategies import Strategy, parse
 
+CHAIN_BACKENDS = {"h100": "fa3", "h200": "fa3", "b200": "trtllm_mha"}
+"""SGLang's default attention backend for drafts without branches, where a tree changes it."""
 STRATEGIES = "eagle3:5x8x32,eagle3:4x4x16,eagle3:3x4x8,eagle3:3x1x4,ngram:8"
 
 
@@ -27,7 +29,24 @@ def _plan(argv: Sequence[str]) -> None:
     parser = _parser()
     if command_line.print_help(parser, argv):
         return
-    print(plan_table(_made(parser.parse_args(argv))))
+    args = parser.parse_args(argv)
+    print(plan_table(_made(args)))
+    note = _backend_note(args.gpu, [parse(text) for text in args.tlt_strategies.split(",")])
+    if note is not None:
+        print(note)
+
+
+def _backend_note(gpu: str, pool: Sequence[Strategy]) -> str | None:
+    """Return what a tree among `pool` changes for all of its strategies; None if nothing."""
+    default, trees = CHAIN_BACKENDS.get(gpu), [one for one in pool if one.topk > 1]
+    if default is None or not trees:
+        return None
+    return (
+        f"\nWith {trees[0]} SGLang's default attention backend is flashinfer for all strategies; "
+        f"it is {default} where all of them are chains. flashinfer waits for the device in each "
+        "step. "
+        "--attention-backend names another."
+    )
 
 
 def _parser() -> command_line.Parser:

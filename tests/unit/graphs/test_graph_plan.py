@@ -143,6 +143,24 @@ def test_bad_flags_are_one_line(
     assert len(captured.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("gpu", "strategies", "default"),
+    [
+        ("h100", "off,eagle3:3x4x8", "fa3"),
+        ("b200", "off,eagle3:3x1x4,eagle3:3x4x8", "trtllm_mha"),
+        ("h100", "off,eagle3:3x1x4", None),
+        ("a100", "off,eagle3:3x4x8", None),
+    ],
+)
+def test_a_tree_changes_the_attention_backend_of_all(
+    model: str, gpu: str, strategies: str, default: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands.main(["--model", model, "--gpu", gpu, "--tlt-strategies", strategies]) == 0
+    note = capsys.readouterr().out.splitlines()[-1]
+    assert note.startswith("With eagle3:3x4x8") == (default is not None)
+    assert default is None or f"it is {default} where all of them are chains" in note
+
+
 def test_another_kind_of_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert commands.main(["--model", str(tmp_path)]) == 1

@@ -331,13 +331,13 @@ def test_ranks_with_different_clocks_agree() -> None:
 
 def test_ranks_exchange_a_choice_once_in_a_dwell() -> None:
     class Alternating(Fixed):
-        """A policy whose choice depends on how often it is asked."""
+        """A policy that chooses another strategy at every call."""
 
-        asked = 0
+        calls = 0
 
         def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
-            Alternating.asked += 1
-            return POOL[Alternating.asked % len(POOL)]
+            Alternating.calls += 1
+            return POOL[Alternating.calls % len(POOL)]
 
     sent: list[int] = []
 
