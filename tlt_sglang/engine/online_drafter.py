@@ -19,6 +19,7 @@ from tlt_sglang.engine import drafter_weights, first_rank
 from tlt_sglang.engine.harvester import Harvester
 from tlt_sglang.engine.load_report import LoadReport, device_name
 from tlt_sglang.engine.served import features_width
+from tlt_sglang.engine.to_device import to_host
 from tlt_sglang.harvest.announce import Announcement
 from tlt_sglang.models.seed import SEED
 from tlt_sglang.weights import describe
@@ -214,7 +215,8 @@ class OnlineDrafter:
         model: Any = self._worker.target_worker.model_runner.model
         parts: list[torch.Tensor] = [part.detach() for part in model.get_embed_and_head()]
         tied = parts[0].data_ptr() == parts[1].data_ptr()
-        whole = [first_rank.gather(part.bfloat16().cpu()) for part in parts[: 1 if tied else 2]]
+        own = [to_host(part.bfloat16()) for part in parts[: 1 if tied else 2]]
+        whole = [first_rank.gather(part) for part in own]
         embedding, head = whole[0], whole[-1]
         if self.harvester is not None and embedding is not None and head is not None:
             self.harvester.target_changed(embedding, head)
