@@ -106,6 +106,7 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="pa
 	run $(UNIT_TESTS) $(COVERAGE) --durations=15 $(ARGS)
 	wait $$typing || failed=1
 	cat "$$log"
+	run $(PYTHON) -m pytest -n 2 --dist worksteal tests/cuda $(ARGS)
 	run $(PYTHON) -m pytest --durations=15 tests/engine tests/gpu $(ARGS)
 	exit $$failed
 

@@ -15,6 +15,8 @@ import pytest
 from tests.cuda.apart import apart
 
 if TYPE_CHECKING:
+    import torch
+
     from tests.cuda.engine import Engine
     from tlt_sglang.graphs.plan import Graph
 
@@ -55,6 +57,8 @@ def test_pool(tmp_path: Path, pool: str, waiting: list[str]) -> None:
 
     engine = Engine(tmp_path, pool, policy="random")
     assert captured() == planned(engine)
+    features = verified(engine)
+    copied = features.clone()
     DEVICE.waits.clear()
     assert engine.generate(LENGTH) == engine.expected(LENGTH)
     assert {wait.file for wait in DEVICE.waits} == set(waiting), Counter(DEVICE.waits)
@@ -63,6 +67,16 @@ def test_pool(tmp_path: Path, pool: str, waiting: list[str]) -> None:
     for strategy, tally in telemetry.tallies.items():
         assert tally.verify_steps > 0
         assert tally.accepted > 0 or not strategy.num_steps
+    # Whoever kept features of an earlier step without a copy would have others now.
+    assert features.cpu().tolist() != copied.cpu().tolist()
+
+
+def verified(engine: Engine) -> torch.Tensor:
+    """Return the features that a verification of the current strategy writes into its graph."""
+    runner = engine.scheduler.tp_worker.model_runner.decode_cuda_graph_runner
+    output = next(iter(runner.backend._outputs.values()))
+    features: torch.Tensor = output.hidden_states
+    return features
 
 
 def planned(engine: Engine) -> set[Graph]:
