@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,10 +111,19 @@ class Session:
 
     def server(self, name: str, *flags: str, model: str | None = None) -> Server:
         """Return the server called `name`, which is started if it does not run."""
-        return self.start({name: flags}, model)[0]
+        self._launch({name: flags}, model)
+        self._servers[name].wait_ready()
+        return self._servers[name]
 
-    def start(self, servers: dict[str, Sequence[str]], model: str | None = None) -> list[Server]:
-        """Return servers by name and flags; those that do not run start at the same time."""
+    def begin(self, servers: Mapping[str, Sequence[str]]) -> None:
+        """Start servers at the same time, by name and flags; `server` waits for each of them.
+
+        Where so many may not run at once, they start one after the other as they are asked for.
+        """
+        if len(servers) <= self.settings.kept:
+            self._launch(servers, None)
+
+    def _launch(self, servers: Mapping[str, Sequence[str]], model: str | None) -> None:
         for name in [name for name in self._servers if name not in servers]:
             if len(self._servers.keys() | servers.keys()) > self.settings.kept:
                 self.stop({name})
@@ -125,12 +134,9 @@ class Session:
                 self._servers[name] = Server(
                     name, words, self.settings.threads, self.folder / "logs"
                 )
-            self._servers[name] = self._servers.pop(name)
+            self._servers[name] = self._servers.pop(name)  # the most recently used one is last
             self._used.add(name)
             self.logs[name] = self._servers[name].log_path
-        for name in servers:
-            self._servers[name].wait_ready()
-        return [self._servers[name] for name in servers]
 
     def pool(self, *flags: str, name: str = "pool") -> Server:
         """Return the server of the default pool, with more flags where `name` is another one."""

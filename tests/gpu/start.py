@@ -42,14 +42,16 @@ def start(session: Session, line: Line) -> None:
 def identity(session: Session, line: Line) -> None:
     """Compare greedy answers under random switches with those of SGLang without TLT."""
     flags = session.settings.deterministic_flags
-    plain, pool = session.start(
-        {"plain, deterministic": flags, "pool, deterministic": (*flags, *pool_flags())}
-    )
+    servers = {"plain, deterministic": flags, "pool, deterministic": (*flags, *pool_flags())}
+    session.begin(servers)
+    (plain_name, plain_flags), (pool_name, pool_words) = servers.items()
     tokens = session.settings.identity_tokens
     prompts = session.prompts(session.settings.identity_prompts)
+    plain = session.server(plain_name, *plain_flags)
     expected = plain.generate(prompts, tokens).output_ids
     alone = plain.generate(prompts[:1], tokens).output_ids
     line["plain_alone_and_in_a_batch"] = equal_share(expected[:1], alone)
+    pool = session.server(pool_name, *pool_words)
     over = threading.Event()
     switching = threading.Thread(target=_switch, args=(pool, over))
     switching.start()

@@ -39,22 +39,22 @@ def acceptance(session: Session, line: Line) -> None:
     """Time steps of the default model with its drafter, whose drafts are accepted."""
     prompts = session.prompts(max(session.settings.sizes))
     rows: Rows = {}
-    plain, pool = session.start({"plain": (), "pool": pool_flags()})
-    _time(session, line, rows, plain, (PLAIN,), prompts)
-    _time(session, line, rows, pool, (*POOL, ADAPTIVE), prompts)
+    session.begin({"plain": (), "pool": pool_flags()})
+    _time(session, line, rows, session.server("plain"), (PLAIN,), prompts)
+    _time(session, line, rows, session.pool(), (*POOL, ADAPTIVE), prompts)
 
 
 def overlap(session: Session, line: Line) -> None:
     """Time the default pool with and without overlap scheduling."""
     sizes = session.settings.sizes
     prompts = session.prompts(max(sizes))
-    flags = pool_flags()
-    servers = session.start({"pool": flags, "serial pool": (*flags, "--disable-overlap-schedule")})
-    for name, server in zip(("overlap", "serial"), servers, strict=True):
-        rows: Rows = {}
+    flags = {"pool": pool_flags(), "serial pool": (*pool_flags(), "--disable-overlap-schedule")}
+    session.begin(flags)
+    for name, words in flags.items():
         part: Line = {}
         line[name] = part
-        _time(session, part, rows, server, ("off", CHAIN), prompts, sizes[::2])
+        server = session.server(name, *words)
+        _time(session, part, {}, server, ("off", CHAIN), prompts, sizes[::2])
 
 
 def _time(
