@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -45,11 +46,12 @@ class Recorder(Protocol):
     def record(self, func: Function, args: Arguments, kwargs: Keywords, out: object) -> None: ...
 
 
-class Device:
-    """The state of the simulated device; there is one, `DEVICE`."""
+class Device(threading.local):
+    """The state of the simulated device, `DEVICE`; of what is under way each thread has its own."""
+
+    waits: ClassVar[list[Wait]] = []
 
     def __init__(self) -> None:
-        self.waits: list[Wait] = []
         self.capturing: Recorder | None = None
         self.busy = False
         """A kernel or a replay is running: what it calls is not looked at."""

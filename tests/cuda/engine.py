@@ -1,7 +1,8 @@
 """SGLang's scheduler with its workers and graph runners on the simulated device, in this process.
 
 Left out are only SGLang's other processes (HTTP server, tokenizer, detokenizer): requests come as
-token ids, and answers are read from the scheduler's own requests.
+token ids, and answers are read from the scheduler's own requests. An `Engine` must be made before
+anything of SGLang is imported, which looks for a GPU then.
 """
 
 from __future__ import annotations

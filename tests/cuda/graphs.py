@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -235,6 +236,22 @@ def _with_gloo(function: Function) -> Function:
     return call
 
 
+def _enter() -> None:
+    """Simulate the device in this thread from now on."""
+    Operations().__enter__()  # type: ignore[no-untyped-call]
+    Calls().__enter__()  # type: ignore[no-untyped-call]
+
+
+def _simulated(run: Function) -> Function:
+    """Return the body of a thread as one that simulates the device, too."""
+
+    def simulate(thread: threading.Thread) -> None:
+        _enter()
+        run(thread)
+
+    return simulate
+
+
 def install() -> None:
     """Put the stand-ins into `torch.cuda`, and start the simulation in this thread."""
     counted = {"reserved_bytes.all.current": 0, "reserved_bytes.all.peak": 0}
@@ -287,5 +304,5 @@ def install() -> None:
     torch.Tensor.record_stream = _nothing  # type: ignore[method-assign]
     for name in ("init_process_group", "new_group"):
         setattr(torch.distributed, name, _with_gloo(getattr(torch.distributed, name)))
-    Operations().__enter__()  # type: ignore[no-untyped-call]
-    Calls().__enter__()  # type: ignore[no-untyped-call]
+    threading.Thread.run = _simulated(threading.Thread.run)  # type: ignore[method-assign]
+    _enter()
