@@ -23,8 +23,8 @@ STATE = re.compile(
     r"elapsed=(?P<seconds>[\d.]+)s, mem=(?P<gb>-?[\d.]+)GB"
 )
 PLANNED = re.compile(r"chosen: (?P<graphs>\d+) graphs +(?P<gb>[\d.]+) GB")
-BUILT = sorted(POOL, key=lambda name: not parse(name).num_steps)
-"""Strategies in the order in which their states are built."""
+LEARNED = [name for name in POOL if parse(name).num_steps]
+"""Strategies whose states SGLang builds and logs, in that order; the others log nothing."""
 
 
 def graph_memory(session: Session, line: Line) -> None:
@@ -35,27 +35,30 @@ def graph_memory(session: Session, line: Line) -> None:
     line["servers"] = servers
     for name, log in session.logs.items():
         if "pool" in name:
-            servers[name] = captured(log.read_text(errors="replace"))
-            servers[name]["planned_by_strategy_gb"] = _planned(session, DUMMY in name)
+            server = captured(log.read_text(errors="replace"))
+            plan = _planned(session, DUMMY in name)
+            server["planned_by_strategy_gb"] = plan
+            if plan is not None:
+                total = sum(plan[strategy] for strategy in LEARNED)
+                taken = float(str(server["taken_by_states_gb"]))
+                server["taken_over_planned"] = round(taken / total, 2)
+            servers[name] = server
 
 
 def captured(log: str) -> Line:
     """Return what a server's log says of its graphs: the plan, the states and the captures.
 
-    SGLang's own captures, for the largest strategy, come before the first state.
+    SGLang's own captures come before the first state.
     """
     states = [_figures(match) for match in STATE.finditer(log)]
-    if len(states) == len(BUILT):
-        states = [{"strategy": name} | state for name, state in zip(BUILT, states, strict=True)]
+    if len(states) == len(LEARNED):
+        states = [{"strategy": name} | state for name, state in zip(LEARNED, states, strict=True)]
     first = STATE.search(log)
     own = [_figures(m) for m in CAPTURE.finditer(log, 0, first.start() if first else len(log))]
-    taken = round(sum(float(str(state["gb"])) for state in states), 2)
     plan = PLANNED.search(log)
-    planned = None if plan is None else float(plan["gb"])
     return {
-        "planned_gb": planned,
-        "taken_by_states_gb": taken,
-        "taken_over_planned": round(taken / planned, 2) if planned else None,
+        "planned_gb": None if plan is None else float(plan["gb"]),
+        "taken_by_states_gb": sum(float(str(state["gb"])) for state in states),
         "states": states,
         "before_the_states": own,
         "captures": [_figures(match) for match in CAPTURE.finditer(log)],
