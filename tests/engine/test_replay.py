@@ -15,6 +15,8 @@ import pytest
 
 from tests.engine.test_coupled import COUPLED
 from tests.engine.test_features import EOS, TIGHT
+from tests.engine.test_sampling import FLAGS, PROMPT
+from tests.support.fitting import Tiny
 from tests.support.identity import POOL
 from tests.support.prompts import prompts
 from tests.support.servers import Server, Servers
@@ -182,3 +184,21 @@ def test_a_changed_log_does_not_replay(
     changed.write_text(json.dumps(line) + "\n")
     assert cli.main(["replay", str(changed), "--url", logged.server.url]) == 1
     assert f"{line['id']}: differs at position 5 of 8" in capsys.readouterr().out
+
+
+def test_of_several_tokenizer_workers_each_gives_seeds_and_logs(
+    servers: Servers, tiny: Tiny, tmp_path: Path
+) -> None:
+    log = tmp_path / "events"
+    logs = ("--tlt-events", str(log), "--tlt-log-requests")
+    server = servers.get(
+        "off", *FLAGS, *COUPLED, *logs, "--tokenizer-worker-num", "2", model=tiny.path
+    )
+    seeds = {seed_of(ask(server, PROMPT, 8)) for _ in range(24)}  # connections of their own
+    assert len(seeds) == 24
+    assert wait_for(lambda: len(log.read_text().splitlines()) == len(seeds), 10)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["sampling_params"]["sampling_seed"] for line in lines} == seeds
+    assert len({line["pid"] for line in lines}) == 2
+    assert cli.main(["replay", str(log), "--url", server.url]) == 0
+    servers.drop(server)
