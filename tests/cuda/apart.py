@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
@@ -40,18 +41,22 @@ def apart(test: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         if INSIDE in os.environ:
             return test(*args, **kwargs)
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "tests.cuda.apart", Path(test.__code__.co_filename).stem),
-                *(test.__name__, json.dumps(kwargs, default=_plain)),
-            ],
-            cwd=ROOT,
-            env={name: value for name, value in os.environ.items() if "SGLANG" not in name}
-            | ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
+        # SGLang leaves the files of its sockets behind.
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [
+                    *(sys.executable, "-m", "tests.cuda.apart"),
+                    *(Path(test.__code__.co_filename).stem, test.__name__),
+                    json.dumps(kwargs, default=_plain),
+                ],
+                cwd=ROOT,
+                env={name: value for name, value in os.environ.items() if "SGLANG" not in name}
+                | ENVIRONMENT
+                | {"TMPDIR": folder},
+                capture_output=True,
+                text=True,
+                timeout=500,
+            )
         assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
     return run

@@ -8,6 +8,7 @@ anything of SGLang is imported, which looks for a GPU then.
 from __future__ import annotations
 
 import array
+import atexit
 import contextlib
 import json
 import os
@@ -109,5 +110,12 @@ def _scheduler(flags: Sequence[str]) -> Any:
 
     arguments = prepare_server_args(list(flags))
     ports = PortArgs.init_new(arguments)
+    atexit.register(_remove_loads, ports.instance_id)
     publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
     return Scheduler(arguments, ports)
+
+
+def _remove_loads(instance: str) -> None:
+    """Remove what SGLang's main process removes: the shared memory in which a scheduler reports."""
+    for path in Path("/dev/shm").glob(f"sglang_loads_{instance}_*"):
+        path.unlink()
