@@ -6,16 +6,22 @@ The accept length is the number of tokens that a verify step commits, over all s
 each of which ends where the model ends it: a chain of three drafts, one request at a time.
 
 accept_len_greedy       Ordinary instructions at temperature 0.
-accept_len_t1           Ordinary instructions at temperature 1, a fixed seed for each answer.
+accept_len_t1           Ordinary instructions at temperature 1, a fixed seed for each answer; and
+accept_len_t1_chain3    again, with the strategies eagle3:3x1x4, 3x4x8 and 3x4x16: on CPU all four
+accept_len_t1_tree8     have the same text.
+accept_len_t1_tree16
 accept_len_reasoning    Problems of reasoning-gym at temperature 0, from seeds that training never
                         uses.
 
-The speedup is the throughput of decoding with the drafter over that without, greedily, on the same
-prompts and so with the same tokens, in turn, A B A B; the median over all pairs.
+The speedup is the throughput of decoding with the drafter over that without, on the same prompts
+and seeds and so with the same tokens, in turn, A B A B; the median over all pairs.
 
 speedup_b1              Ordinary instructions, one at a time.
 speedup_b1_reasoning    Problems, one at a time.
 speedup_b4              Ordinary instructions, four at once.
+speedup_b1_t1           Ordinary instructions at temperature 1, one at a time; the policy chooses
+                        among the strategies above and off.
+speedup_b8_t1           Eight at once.
 
 With `--prompts` the file holds the ordinary instructions, one a line. Every prompt is put into the
 model's chat template.
@@ -48,6 +54,13 @@ from benchmarks.harness.statistics import (
 )
 
 MODEL = "smollm2-135m"
+SAMPLED = {
+    "accept_len_t1_chain3": "eagle3:3x1x4",
+    "accept_len_t1_tree8": "eagle3:3x4x8",
+    "accept_len_t1_tree16": "eagle3:3x4x16",
+}
+"""Strategies that are measured at temperature 1."""
+POOL = ",".join(("off", *SAMPLED.values()))
 EVALUATION_SEED = 20
 """Seed of reasoning-gym; training uses those from a million on."""
 LONGEST_PROBLEM = 700
@@ -99,14 +112,28 @@ def measure_accept(
     return answers
 
 
+def measure_accept_sampled(
+    server: Server, prompts: list[Prompt], tokens: int
+) -> list[AnswerCounts]:
+    """Return the answers at temperature 1 with each strategy of the pool that is measured."""
+    answers = []
+    for part, strategy in SAMPLED.items():
+        server.pin(strategy)
+        answers += measure_accept(server, {part: (prompts, 1.0)}, tokens)
+    server.pin(None)
+    return answers
+
+
 def measure_speed(
     fleet: Fleet, part: str, cases: Sequence[list[Prompt]], options: Options
 ) -> list[Run]:
     """Measure every case on both sides, in turn."""
     runs = []
-    sides = [PLAIN, options.strategy]
+    sampled = part.endswith("_t1")
+    sides = [PLAIN, POOL if sampled else options.strategy]
     for number, index, case, side in interleave(options.repetitions, cases, sides):
-        sample = fleet.server(side).generate(case, options.tokens)
+        server = fleet.server(side)
+        sample = server.generate(case, options.tokens, temperature=float(sampled))
         runs.append(
             Run(
                 part,
@@ -145,7 +172,7 @@ def results(
     settings: dict[str, object],
 ) -> dict[str, object]:
     """Return the content of the result file."""
-    speedups = speedups_of(runs, options.strategy)
+    speedups = speedups_of(runs)
     parts = sorted({answer.part for answer in answers})
     lengths = {p: AnswerCounts.length([a for a in answers if a.part == p]) for p in parts}
     summary: dict[str, float | None] = {name: round(v, 4) for name, v in lengths.items()}
@@ -156,24 +183,28 @@ def results(
         settings=settings,
         speedups={name: spread.as_json() for name, spread in speedups.items()},
         same_output={
-            part: agreement([r for r in runs if r.part == part], PLAIN, options.strategy)
+            part: agreement(of_part, PLAIN, other_side(of_part))
             for part in sorted({run.part for run in runs})
+            for of_part in [[run for run in runs if run.part == part]]
         },
         answers=[asdict(answer) for answer in answers],
         runs=[asdict(run) for run in runs],
     )
 
 
-def speedups_of(runs: Sequence[Run], strategy: str) -> dict[str, Spread]:
+def speedups_of(runs: Sequence[Run]) -> dict[str, Spread]:
     """Return the spread of every part's ratio, by name."""
-    return {
-        part: spread(
-            paired(
-                [r for r in runs if r.part == part], strategy, PLAIN, lambda run: run.tokens_per_s
-            )
-        )
-        for part in dict.fromkeys(run.part for run in runs)
-    }
+    spreads = {}
+    for part in dict.fromkeys(run.part for run in runs):
+        of_part = [run for run in runs if run.part == part]
+        ratios = paired(of_part, other_side(of_part), PLAIN, lambda run: run.tokens_per_s)
+        spreads[part] = spread(ratios)
+    return spreads
+
+
+def other_side(runs: Sequence[Run]) -> str:
+    """Return the side of a part that is compared with plain decoding."""
+    return next(run.side for run in runs if run.side != PLAIN)
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -220,17 +251,21 @@ def _benchmark(options: Options, logs: Path) -> None:
             "accept_len_reasoning": (reasoning, 0.0),
         }
         answers = measure_accept(fleet.server(options.strategy), parts, 2 * options.tokens)
+        fleet.have(PLAIN, options.strategy, POOL)
+        answers += measure_accept_sampled(fleet.server(POOL), instructions, 2 * options.tokens)
         few = 4 if options.quick else 8
         cases = {
             "speedup_b1": [[prompt] for prompt in instructions[:few]],
             "speedup_b1_reasoning": [[prompt] for prompt in reasoning[:few]],
             "speedup_b4": [instructions[at : at + 4] for at in range(0, few, 4)],
+            "speedup_b1_t1": [[prompt] for prompt in instructions[:few]],
+            "speedup_b8_t1": [instructions[at : at + 8] for at in range(0, few, 8)],
         }
         for part, of_part in cases.items():
             runs += measure_speed(fleet, part, of_part, options)
     finally:
         fleet.close()
-    print(spread_table(speedups_of(runs, options.strategy)))
+    print(spread_table(speedups_of(runs)))
     settings: dict[str, object] = {
         "model": MODEL,
         "strategy": options.strategy,

@@ -123,9 +123,16 @@ class Server(MeasuredProcess, ServerProcess):
     # -- generation ------------------------------------------------------------------------------
 
     def generate(
-        self, prompts: Sequence[Prompt], tokens: int, *, full_batch: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        tokens: int,
+        *,
+        full_batch: bool = False,
+        temperature: float = 0.0,
     ) -> Sample:
-        """Generate exactly `tokens` tokens for each prompt, greedily and all at once.
+        """Generate exactly `tokens` tokens for each prompt, all at once.
+
+        At a `temperature` each prompt has its place among the prompts as its seed.
 
         The stream has two pieces a request, the first token and all others: the time between the
         two is the decoding, and no piece in between costs the engine anything.
@@ -142,7 +149,7 @@ class Server(MeasuredProcess, ServerProcess):
         last: dict[int, Json] = {}
         interval = FEW if full_batch else WHOLE
         try:
-            for at, piece in self._stream(prompts, tokens, interval):
+            for at, piece in self._stream(prompts, tokens, interval, temperature):
                 index = piece.get("index") or 0
                 count = piece["meta_info"]["completion_tokens"]
                 arrived.setdefault(index, []).append((at, count))
@@ -230,17 +237,25 @@ class Server(MeasuredProcess, ServerProcess):
         return status
 
     def _stream(
-        self, prompts: Sequence[Prompt], tokens: int, interval: int = WHOLE
+        self,
+        prompts: Sequence[Prompt],
+        tokens: int,
+        interval: int = WHOLE,
+        temperature: float = 0.0,
     ) -> Iterable[tuple[float, Json]]:
         """Yield (time of arrival, piece) as the pieces arrive."""
         body = {next(iter(_prompt(prompts[0]))): list(prompts)} | {
             "stream": True,
-            "sampling_params": {
-                "temperature": 0,
-                "max_new_tokens": tokens,
-                "ignore_eos": True,
-                "stream_interval": interval,
-            },
+            "sampling_params": [
+                {
+                    "temperature": temperature,
+                    "sampling_seed": seed,
+                    "max_new_tokens": tokens,
+                    "ignore_eos": True,
+                    "stream_interval": interval,
+                }
+                for seed in range(len(prompts))
+            ],
         }
         connection = http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_SECONDS)
         try:

@@ -131,6 +131,7 @@ class Rollout:
             "input_ids": self.prompts[request.prompt],
             "sampling_params": {
                 "temperature": self.temperature,
+                "sampling_seed": index,
                 "max_new_tokens": request.tokens,
                 "ignore_eos": not self.natural,
             },

@@ -18,7 +18,7 @@ from tests.support.identity import PINNED, POOL
 from tests.support.prompts import prompts
 from tests.support.servers import Server, Servers
 
-COUPLED = ("--tlt-draft-sampling", "coupled")
+COUPLED = ("--tlt-sampling", "coupled")
 ANSWERS = 160
 TOKENS = 48
 NATURAL: tuple[dict[str, Any], ...] = (

@@ -73,7 +73,7 @@ REFUSED_END = """
 On a GPU, `ngram` among several strategies needs `--disable-overlap-schedule`.
 
 Where SGLang runs a drafter by a worker that TLT does not extend, and several strategies,
-`--tlt-store` or `--tlt-draft-sampling on` are configured, the engine ends at the start, too. After
+`--tlt-store` or `--tlt-sampling rejection` are configured, the engine ends at the start, too. After
 the start, `/update_weights_from_disk` with `recapture_cuda_graph` is refused on a GPU while there
 are several strategies.
 """

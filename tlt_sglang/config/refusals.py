@@ -45,8 +45,8 @@ def _store(config: Config) -> str | None:
 
 
 def _sampling(config: Config) -> str | None:
-    mode = config.draft_sampling
-    return f"--tlt-draft-sampling {mode}" if mode in ("on", "coupled") else None
+    mode = config.sampling
+    return f"--tlt-sampling {mode}" if mode in ("rejection", "coupled") else None
 
 
 FEATURES: Mapping[FeatureName, Feature] = {
@@ -58,7 +58,7 @@ FEATURES: Mapping[FeatureName, Feature] = {
         _deferring,
     ),
     "store": Feature("`--tlt-store`", "leave --tlt-store out", _store),
-    "sampling": Feature("`--tlt-draft-sampling on`", "use --tlt-draft-sampling off", _sampling),
+    "sampling": Feature("`--tlt-sampling rejection`", "use --tlt-sampling target", _sampling),
 }
 
 
@@ -103,11 +103,11 @@ def require_use(config: Config, strategy: Strategy | None) -> None:
             f"--tlt-store {config.store} is of no use to {names}, which has no drafter to train; "
             "add a strategy such as eagle3:3x1x4, or leave --tlt-store out."
         )
-    if config.draft_sampling == "on" and not any(one.topk == 1 for one in learned):
+    if config.sampling == "rejection" and not any(one.topk == 1 for one in learned):
         raise ConfigError(
-            f"--tlt-draft-sampling on (or --speculative-use-rejection-sampling) is of no use to "
+            f"--tlt-sampling rejection (or --speculative-use-rejection-sampling) is of no use to "
             f"{names}, which has no chain; add a strategy such as eagle3:3x1x4, or use "
-            "--tlt-draft-sampling off."
+            "--tlt-sampling target."
         )
 
 

@@ -25,7 +25,7 @@ Device = Literal["cpu", "cuda"]
 
 PolicyName = Literal["cost-model", "beg-mab", "ema", "fixed", "random"]
 DraftDtype = Literal["auto", "float32"]
-DraftSampling = Literal["auto", "on", "off", "coupled"]
+Sampling = Literal["auto", "coupled", "rejection", "target"]
 Calibrate = Literal["on", "off"]
 SidecarMode = Literal["idle", "always"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
@@ -76,13 +76,15 @@ class Config:
         "Data type of the drafter's weights on CPU; auto is 8-bit integers, with the same output",
         SPECULATION,
     )
-    draft_sampling: DraftSampling = setting(
+    sampling: Sampling = setting(
         "auto",
-        choice(get_args(DraftSampling)),
-        "Sampling of drafts from the drafter's distribution for requests with a temperature, which "
-        "raises the accept length and keeps the output distribution; auto is on, except on CUDA "
-        "without --speculative-use-rejection-sampling; coupled, on CPU only, draws target and "
-        "drafts from the same noise, so that a seed gives the same answer with any strategy",
+        choice(get_args(Sampling)),
+        "How tokens are sampled at a temperature, and drafts for them. coupled, on CPU only so "
+        "far: target and drafter choose by the same noise, so that a seed gives the same answer "
+        "with any strategy. rejection: chains are drawn from the drafter's distribution, and "
+        "accepted or rejected. target: the drafter's likeliest tokens are drafted. All keep the "
+        "output distribution. auto is coupled on CPU; on CUDA it is rejection with "
+        "--speculative-use-rejection-sampling, else target",
         SPECULATION,
     )
     calibrate: Calibrate = setting(

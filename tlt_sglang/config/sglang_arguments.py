@@ -16,7 +16,7 @@ from tlt_sglang.config.cuda_arguments import cuda_fields
 from tlt_sglang.config.refusals import require_use
 from tlt_sglang.config.refused import refuse_drafter, refuse_flags
 from tlt_sglang.config.server_args import Arguments, Fields
-from tlt_sglang.config.settings import Config, Device
+from tlt_sglang.config.settings import Config, Device, Sampling
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.graphs.model_plan import plan_for_model
 from tlt_sglang.models import drafter_checkpoint as checkpoint
@@ -48,15 +48,15 @@ def native_fields(config: Config, args: Arguments, device: Device) -> Fields:
             "leave one of the two out."
         )
     refuse_flags(config, args, device)
-    if config.draft_sampling == "coupled" and device != "cpu":
+    if config.sampling == "coupled" and device != "cpu":
         raise ConfigError(
-            "--tlt-draft-sampling coupled is for CPU engines only so far; use on, off or auto."
+            "--tlt-sampling coupled is for CPU engines only so far; use rejection, target or auto."
         )
     strategy = choose(config, args)
     require_use(config, strategy)
     fields = strategy_fields(strategy, args)
     _check_limits(config, args, device)
-    if args.speculative_use_rejection_sampling and config.draft_sampling == "on":
+    if args.speculative_use_rejection_sampling and config.sampling == "rejection":
         # SGLang's serves neither trees nor drafters with a smaller vocabulary; ours serves both.
         fields["speculative_use_rejection_sampling"] = False
     if config.calibrates and CALIBRATION not in (args.warmups or "").split(","):
@@ -104,16 +104,22 @@ def _check_limits(config: Config, args: Arguments, device: Device) -> None:
 
 
 def settle(config: Config, args: Arguments, device: Device) -> Config:
-    """Return `config` with its open settings filled in: the strategies and the draft sampling.
+    """Return `config` with its open settings filled in: the strategies and the sampling.
 
     Several strategies are the default on CPU, and wherever there is a store: a drafter that is
     being grown cannot draft from the start.
     """
-    if config.draft_sampling == "auto" and args.speculative_use_rejection_sampling:
-        config = dataclasses.replace(config, draft_sampling="on")
+    if config.sampling == "auto":
+        config = dataclasses.replace(config, sampling=_default_sampling(args, device))
     if config.strategies or (device != "cpu" and config.store is None):
         return config
     return dataclasses.replace(config, strategies=default_pool(args, device))
+
+
+def _default_sampling(args: Arguments, device: Device) -> Sampling:
+    if args.speculative_use_rejection_sampling:
+        return "rejection"
+    return "coupled" if device == "cpu" else "target"
 
 
 def default_pool(args: Arguments, device: Device) -> tuple[str, ...]:

@@ -46,12 +46,11 @@ def rejection_sampling(
     from sglang.srt.runtime_context import get_spec
 
     spec = get_spec()
-    automatic = "on" if device == "cpu" else "off"
-    mode = {"auto": automatic}.get(config.draft_sampling, config.draft_sampling)
     topks = [strategy.topk for strategy in config.pool if strategy.num_steps] or [worker.topk]
     learned = spec.speculative_algorithm in ("EAGLE", "EAGLE3")
     thresholds = spec.speculative_accept_threshold_single, spec.speculative_accept_threshold_acc
-    if mode in ("off", "coupled") or not learned or 1 not in topks or thresholds != (1, 1):
+    chains = learned and 1 in topks and thresholds == (1, 1)
+    if config.sampling != "rejection" or not chains:
         return None
     from tlt_sglang.sampling.rejection import RejectionSampling
 

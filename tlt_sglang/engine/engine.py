@@ -66,7 +66,7 @@ class Engine:
     @property
     def is_coupled(self) -> bool:
         """True if a seed decides the answer: target and drafts are chosen by the same noise."""
-        return self.config.draft_sampling == "coupled"
+        return self.config.sampling == "coupled"
 
     @property
     def answers(self) -> Answers:

@@ -39,7 +39,7 @@ def require_parts(config: Config, step: SpeculationStep, worker: object | None) 
     """Raise ConfigError if a part of a step is configured and did not come up with a `worker`."""
     parts = {"pool": step.pool, "store": step.online_drafter, "sampling": step.rejection}
     missing = [name for name in PARTS if parts[name] is None]
-    if config.draft_sampling == "coupled":
+    if config.sampling == "coupled":
         missing.remove("sampling")  # which is not a part of the step
     served = "without a drafter" if worker is None else f"by {type(worker).__name__}"
     require_started(config, missing, served)

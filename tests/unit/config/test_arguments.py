@@ -94,6 +94,22 @@ def test_with_a_drafter_and_no_word_on_strategies_there_are_several(
     assert default_pool(hub, "cpu") == ()
 
 
+@pytest.mark.parametrize(
+    ("device", "flag", "sampling"),
+    [
+        ("cpu", False, "coupled"),
+        ("cpu", True, "rejection"),
+        ("cuda", False, "target"),
+        ("cuda", True, "rejection"),
+    ],
+)
+def test_sampling_is_settled(tmp_path: Path, device: Device, flag: bool, sampling: str) -> None:
+    args = Flags(save(tmp_path / "m"))
+    args.speculative_use_rejection_sampling = flag
+    assert settle(Config(), args, device).sampling == sampling
+    assert settle(Config(sampling="target"), args, device).sampling == "target"
+
+
 def test_n_grams_are_left_out_where_steps_overlap(tmp_path: Path) -> None:
     args = Flags(save(tmp_path / "m"))
     args.speculative_draft_model_path = save_drafter(tmp_path / "d")

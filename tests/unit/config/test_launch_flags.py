@@ -112,7 +112,7 @@ def test_adaptive_spec(start: Start, model: str, name: str) -> None:
         "error",
         "--port",
     ]
-    assert start.config == '{"strategies": []}'
+    assert json.loads(start.config or "") == {"strategies": [], "sampling": "coupled"}
     assert start.forked is True
     assert start.begun is True
     assert os.environ["SGLANG_USE_CPU_ENGINE"] == "1"
@@ -154,7 +154,7 @@ def test_strategies(
     file = tmp_path / "tlt.toml"
     file.write_text('strategies = ["ngram:16"]')
     assert launch("--model", model, *(str(file) if w == "FILE" else w for w in words)) == 0
-    assert json.loads(start.config or "") == {"strategies": strategies}
+    assert json.loads(start.config or "") == {"strategies": strategies, "sampling": "coupled"}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_the_variable_turns_it_on(
 ) -> None:
     monkeypatch.setenv("TLT_CONFIG", '{"strategies": ["ngram:16"]}')
     assert launch("--model", model, *words) == 0
-    assert json.loads(start.config or "") == {"strategies": strategies}
+    assert json.loads(start.config or "") == {"strategies": strategies, "sampling": "coupled"}
 
 
 def test_the_file_wins_over_the_variable(
@@ -184,7 +184,7 @@ def test_the_file_wins_over_the_variable(
     file = tmp_path / "tlt.toml"
     file.write_text("")
     assert launch("--model", model, "--tlt-config", str(file)) == 0
-    assert json.loads(start.config or "") == {"strategies": []}
+    assert json.loads(start.config or "") == {"strategies": [], "sampling": "coupled"}
 
 
 def test_a_model_in_the_home_folder(
@@ -504,7 +504,7 @@ def test_every_setting_has_a_flag() -> None:
         "max_batch": ("7", 7),
         "ngram_memory_mb": ("3", 3),
         "draft_dtype": ("float32", "float32"),
-        "draft_sampling": ("off", "off"),
+        "sampling": ("target", "target"),
         "calibrate": ("off", "off"),
         "pending_memory_mb": ("5", 5),
         "graph_memory_gb": ("1.5", 1.5),

@@ -26,13 +26,13 @@ from tlt_sglang.strategy.strategies import parse
 POOL = Config(("off", "eagle3:3x1x4"))
 CHAINS = Config(("eagle3:3x1x4", "eagle3:5x1x6"))
 STORE = Config(("eagle3:3x1x4",), store="s")
-SAMPLING = Config(("eagle3:3x1x4",), draft_sampling="on")
+SAMPLING = Config(("eagle3:3x1x4",), sampling="rejection")
 PLAIN = Config(("eagle3:3x1x4",))
 
 WITH_POOL = "does not work with --tlt-strategies off,eagle3:3x1x4:"
 WITH_CHAINS = "does not work with --tlt-strategies eagle3:3x1x4,eagle3:5x1x6:"
 WITH_STORE = "does not work with --tlt-store s:"
-WITH_SAMPLING = "does not work with --tlt-draft-sampling on:"
+WITH_SAMPLING = "does not work with --tlt-sampling rejection:"
 ONE = "or name one strategy in --tlt-strategies."
 NO_STORE = "or leave --tlt-store out."
 LOSSY = "it accepts drafts that the target would not have sampled"
@@ -63,7 +63,7 @@ ON_A_GPU: tuple[tuple[str, Config, str], ...] = (
     (
         "--pp-size 2",
         SAMPLING,
-        f"--pp-size 2 {WITH_SAMPLING} {STAGES}; use --pp-size 1, or use --tlt-draft-sampling off.",
+        f"--pp-size 2 {WITH_SAMPLING} {STAGES}; use --pp-size 1, or use --tlt-sampling target.",
     ),
     (
         "--enable-two-batch-overlap",
@@ -123,7 +123,7 @@ ON_A_GPU: tuple[tuple[str, Config, str], ...] = (
         "--disaggregation-mode prefill",
         SAMPLING,
         f"--disaggregation-mode prefill {WITH_SAMPLING} {SERVERS}; leave --disaggregation-mode "
-        "out, or use --tlt-draft-sampling off.",
+        "out, or use --tlt-sampling target.",
     ),
 )
 
@@ -408,11 +408,11 @@ def test_a_store_without_a_drafter(names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("names", [("ngram:8",), ("eagle3:3x4x8",)])
 def test_sampled_drafts_without_a_chain(names: tuple[str, ...]) -> None:
-    config = Config(names, draft_sampling="on")
+    config = Config(names, sampling="rejection")
     assert message(require_use, config, None) == (
-        "--tlt-draft-sampling on (or --speculative-use-rejection-sampling) is of no use to "
+        "--tlt-sampling rejection (or --speculative-use-rejection-sampling) is of no use to "
         f"{names[0]}, which has no chain; add a strategy such as eagle3:3x1x4, or use "
-        "--tlt-draft-sampling off."
+        "--tlt-sampling target."
     )
 
 
@@ -431,7 +431,7 @@ def test_features_that_are_used(config: Config) -> None:
             "name one strategy in --tlt-strategies",
         ),
         (STORE, "store", "--tlt-store s", "leave --tlt-store out"),
-        (SAMPLING, "sampling", "--tlt-draft-sampling on", "use --tlt-draft-sampling off"),
+        (SAMPLING, "sampling", "--tlt-sampling rejection", "use --tlt-sampling target"),
     ],
 )
 def test_a_feature_that_did_not_come_up(

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.sglang
 
 POOL = Config(("off", "eagle3:3x1x4"))
 STORE = Config(("eagle3:3x1x4",), store="s")
-SAMPLING = Config(("eagle3:3x1x4",), draft_sampling="on")
-COUPLED = Config(("eagle3:3x1x4",), draft_sampling="coupled")
+SAMPLING = Config(("eagle3:3x1x4",), sampling="rejection")
+COUPLED = Config(("eagle3:3x1x4",), sampling="coupled")
 PLAIN = Config(("eagle3:3x1x4",))
 FEATURES = (
     (
@@ -33,8 +33,8 @@ FEATURES = (
     ),
     (
         SAMPLING,
-        "--tlt-draft-sampling on did not come up, as SGLang serves this model {}; use "
-        "--tlt-draft-sampling off.",
+        "--tlt-sampling rejection did not come up, as SGLang serves this model {}; use "
+        "--tlt-sampling target.",
     ),
 )
 
