@@ -50,6 +50,7 @@ MODULES = (
     "serving_tokenize",
     "spec_utils",
     "streaming_session",
+    "tokenizer_control_mixin",
     "tokenizer_manager",
     "tp_worker",
     "unquant",

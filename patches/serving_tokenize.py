@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 async def detokenize(
     original: Upstream, serving: Any, adapted_request: object, request: Any, raw_request: object
 ) -> object:
-    from tlt_sglang.admission.requests import tokens_problem
     from tlt_sglang.engine import admit
 
-    problem = tokens_problem(request.tokens, admit.limits_of(serving.tokenizer_manager))
+    problem = admit.decoding_problem(serving.tokenizer_manager, request.tokens)
     if problem is not None:
         return serving.create_error_response(problem)
     return await original(serving, adapted_request, request, raw_request)

@@ -8,12 +8,12 @@ worker. The scheduler has its own last line of defence, in `shield`.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.admission.limits import Limits
-from tlt_sglang.admission.requests import call_problems, request_problems
+from tlt_sglang.admission.requests import call_problems, request_problems, tokens_problem
 from tlt_sglang.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -79,6 +79,11 @@ def _has_placeholders(manager: Manager, request: Request) -> bool:
     A model without them ignores the images and audio of a request.
     """
     return manager.mm_processor is not None and request.contains_mm_input()
+
+
+def decoding_problem(manager: Manager, tokens: Sequence[object]) -> str | None:
+    """Return why `tokens`, ids or lists of ids, cannot be decoded; None if they can."""
+    return tokens_problem(tokens, limits_of(manager))
 
 
 def tokenized(original: Callable[..., object], *arguments: object) -> object:

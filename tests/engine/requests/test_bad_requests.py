@@ -198,6 +198,15 @@ def test_bad_openai_requests(watched: Server) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", ["release_memory_occupation", "resume_memory_occupation"])
+def test_commands_that_need_a_gpu(watched: Server, name: str) -> None:
+    status, message = refusal(watched, f"/{name}", {})
+    assert (status, message) == (
+        400,
+        f"{name} needs a GPU, and this engine runs on CPU; leave the call out.",
+    )
+
+
 def test_a_call_with_one_bad_request_schedules_none(speculative: Server) -> None:
     """Neither texts nor ids before it are decoded: the prompts are not in the cache."""
     for field, prompts in (

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tlt_sglang.config.settings import Config
+from tlt_sglang.config.settings import Config, Device
 from tlt_sglang.config.sglang_arguments import (
     check_resolved,
     choose,
