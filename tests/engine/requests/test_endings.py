@@ -134,7 +134,7 @@ def test_answers_that_fill_the_context(
     for one, other in ask_both((speculative, plain), [(each, parameters) for each in prompts]):
         check(one, other)
         meta = one["meta_info"]
-        assert meta["prompt_tokens"] + meta["completion_tokens"] >= 1023
+        assert meta["prompt_tokens"] + meta["completion_tokens"] >= 1022  # SGLang keeps two free
 
 
 def test_cached_tokens(speculative: Server, plain: Server, kind: str, reference: Reference) -> None:
