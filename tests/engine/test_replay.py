@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +195,18 @@ def test_of_several_tokenizer_workers_each_gives_seeds_and_logs(
     server = servers.get(
         "off", *FLAGS, *COUPLED, *logs, "--tokenizer-worker-num", "2", model=tiny.path
     )
-    seeds = {seed_of(ask(server, PROMPT, 8)) for _ in range(24)}  # connections of their own
-    assert len(seeds) == 24
-    assert wait_for(lambda: len(log.read_text().splitlines()) == len(seeds), 10)
+    seeds: list[int] = []
+
+    def both_have_answered() -> bool:
+        with ThreadPoolExecutor(8) as threads:  # whoever accepts a connection first answers it
+            answers = list(threads.map(lambda _: ask(server, PROMPT, 8), range(24)))
+        seeds.extend(seed_of(answer) for answer in answers)
+        assert wait_for(lambda: len(log.read_text().splitlines()) == len(seeds), 10)
+        return len({json.loads(line)["pid"] for line in log.read_text().splitlines()}) == 2
+
+    assert wait_for(both_have_answered, 60)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert {line["sampling_params"]["sampling_seed"] for line in lines} == seeds
-    assert len({line["pid"] for line in lines}) == 2
+    assert sorted(line["sampling_params"]["sampling_seed"] for line in lines) == sorted(seeds)
+    assert len(set(seeds)) == len(seeds)
     assert cli.main(["replay", str(log), "--url", server.url]) == 0
     servers.drop(server)
