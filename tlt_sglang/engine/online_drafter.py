@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +60,6 @@ class OnlineDrafter:
         self.harvester: Harvester | None = None
         """Present on rank 0, unless harvesting is off."""
         self._harvests = config.harvests
-        self._verifying: deque[list[str]] = deque()
-        """Request ids of the verify steps whose accepted drafts are still to be counted."""
         self._committed = 0
         self._target_updated = False
         self._cleanup = contextlib.ExitStack()
@@ -171,7 +168,6 @@ class OnlineDrafter:
 
     def log_verify_step(self, batch: Batch, result: StepResult) -> None:
         """Log a verified step, before the drafter's own pass changes `batch`."""
-        self._verifying.append([request.rid for request in batch.reqs])
         for request in batch.reqs:
             _add_version(request, self.swap.version)
         if self.harvester is not None and batch.reqs:
@@ -180,18 +176,15 @@ class OnlineDrafter:
     def count_accepted(
         self,
         accepted: Sequence[int],
+        request_ids: Sequence[str],
         strategy: str | None,
         matched: Sequence[int] = (),
-        ended: Sequence[int] = (),
     ) -> None:
-        """Count the drafts accepted per request in the oldest step that is not counted yet.
+        """Count the drafts accepted in a step, for each of its requests.
 
         `strategy` names what drafted, and is None where that was not the drafter; rows in `matched`
-        were drafted for by n-gram matches instead. `accepted` lacks the requests of the step that
-        had `ended` before it.
+        were drafted for by n-gram matches instead.
         """
-        request_ids = self._verifying.popleft() if self._verifying else []
-        request_ids = [one for row, one in enumerate(request_ids) if row not in ended]
         self._committed += len(accepted) + sum(accepted)
         if strategy is not None and len(request_ids) == len(accepted):
             rows = [row for row in range(len(accepted)) if row not in matched]

@@ -113,8 +113,9 @@ class SpeculationStep:
         What a step has computed of requests that the step before has ended does not count.
         """
         requests = self._open.popleft() if self._open else []
-        ended = [row for row, one in enumerate(requests) if one.finished() or one.is_retracted]
+        ended = {row for row, one in enumerate(requests) if one.finished() or one.is_retracted}
         if ended:
+            requests = [one for row, one in enumerate(requests) if row not in ended]
             accepted = [count for row, count in enumerate(accepted) if row not in ended]
         strategy: Strategy | None = None
         matched: Sequence[int] = ()
@@ -126,4 +127,5 @@ class SpeculationStep:
         if self.online_drafter is not None:
             learned = strategy is not None and strategy.num_steps
             name = str(strategy) if learned else None
-            self.online_drafter.count_accepted(accepted, name, matched, ended)
+            request_ids = [one.rid for one in requests]
+            self.online_drafter.count_accepted(accepted, request_ids, name, matched)

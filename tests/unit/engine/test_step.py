@@ -201,16 +201,16 @@ def test_what_a_step_computes_of_an_ended_request_does_not_count() -> None:
     )
     one = SpeculationStep(telemetry=Telemetry([CHAIN]), online_drafter=online)
     requests = [
-        SimpleNamespace(finished=lambda: False, is_retracted=False),
-        SimpleNamespace(finished=lambda: True, is_retracted=False),
-        SimpleNamespace(finished=lambda: False, is_retracted=True),
+        SimpleNamespace(rid="goes on", finished=lambda: False, is_retracted=False),
+        SimpleNamespace(rid="ended", finished=lambda: True, is_retracted=False),
+        SimpleNamespace(rid="retracted", finished=lambda: False, is_retracted=True),
     ]
     for reqs in (requests[:1], requests):
         stepped: Any = SimpleNamespace(reqs=reqs)
         one.draft_extend(lambda: None, stepped, stepped)
     one.verified([3])
     one.verified([2, 1, 1])
-    assert counted == [([3], str(CHAIN), (), []), ([2], str(CHAIN), (), [1, 2])]
+    assert counted == [([n], ["goes on"], str(CHAIN), ()) for n in (3, 2)]
     assert one.telemetry is not None
     tally = one.telemetry.tallies[CHAIN]
     assert (tally.verify_steps, tally.accepted) == (2, 5)
