@@ -67,10 +67,15 @@ def validated(
 
 
 def _check(manager: Manager, request: Request, token_ids: Collection[int] | None) -> None:
-    parameters = {**(manager.preferred_sampling_params or {}), **request.sampling_params}
+    parameters = parameters_of(manager, request)
     ids = None if token_ids and _has_placeholders(manager, request) else token_ids
     with _one_sentence():
         _refuse(request_problems(vars(request), parameters, ids, limits_of(manager)))
+
+
+def parameters_of(manager: Manager, request: Request) -> dict[str, object]:
+    """Return the sampling parameters of a request over those that the server prefers."""
+    return {**(manager.preferred_sampling_params or {}), **request.sampling_params}
 
 
 def _has_placeholders(manager: Manager, request: Request) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,7 @@ class Answers:
         return result
 
     def _give_seed(self, manager: Manager, request: Request) -> None:
-        if _parameters(manager, request).get(SEED) is not None:
+        if admit.parameters_of(manager, request).get(SEED) is not None:
             return
         if self._generator is None:
             args = manager.server_args
@@ -111,16 +111,11 @@ class Answers:
     def _finish(
         self, meta_info: dict[str, object], manager: Manager, request: Request, state: RequestState
     ) -> None:
+        parameters = admit.parameters_of(manager, request)
         if self._coupled:
-            meta_info[SEED] = _parameters(manager, request).get(SEED)
+            meta_info[SEED] = parameters.get(SEED)
         if self._log is not None and meta_info["finish_reason"] and request.log_metrics:
-            parameters = _parameters(manager, request)
             self._log.add(request, parameters, state.output_ids, meta_info)
-
-
-def _parameters(manager: Manager, request: Request) -> Mapping[str, object]:
-    """Return the sampling parameters of a request over those that the server prefers."""
-    return {**(manager.preferred_sampling_params or {}), **request.sampling_params}
 
 
 def _keep_prompt(request: Request, token_ids: Sequence[int] | None) -> None:

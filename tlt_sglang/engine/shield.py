@@ -69,10 +69,10 @@ def process(
 ) -> None:
     """Process what has arrived, one after the other; requests that raise are answered by aborts."""
     for each in received:
-        requests = scheduler._tokenized_requests(each)
         try:
             original([each])
         except Exception as error:
+            requests = scheduler._tokenized_requests(each)
             if not requests or not is_of_request(error):
                 raise
             for request in requests:
