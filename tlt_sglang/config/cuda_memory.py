@@ -31,9 +31,7 @@ def reserved_bytes(config: Config, args: Arguments) -> int:
     if config.harvests and isinstance(hidden_size, int):
         chunk = args.chunked_prefill_size or 0
         tokens = chunk if chunk > 0 else PREFILL
-        total += (
-            FEATURE_COPIES * tokens * 4 * hidden_size * 2
-        )  # three layers and the last, bfloat16
+        total += FEATURE_COPIES * tokens * 4 * hidden_size * 2  # three layers and the last, bf16
     return total
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlt_sglang.config.refused import rows
+from tlt_sglang.config.refused import ROWS
 from tlt_sglang.config.setting import Setting
 from tlt_sglang.config.settings import SETTINGS
 
@@ -100,9 +100,9 @@ def page() -> str:
 def refused_page() -> str:
     """Return the page of what is refused."""
     table = "".join(
-        f"| {row.title} | {', '.join(row.features)} "
+        f"| {row.title} | {', '.join(row.excludes)} "
         f"| {'everywhere' if 'cpu' in row.devices else 'on a GPU'} | {row.reason} |\n"
-        for row in rows()
+        for row in ROWS
     )
     return REFUSED_INTRO + table + REFUSED_END
 

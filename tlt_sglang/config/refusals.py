@@ -77,6 +77,11 @@ class Refusal(Generic[T]):
     """The words for removing the thing."""
     devices: tuple[Device, ...] = ("cuda",)
 
+    @property
+    def excludes(self) -> list[str]:
+        """The titles of the features that it excludes."""
+        return [FEATURES[name].title for name in self.features]
+
     def check(self, config: Config, subject: T, device: Device) -> None:
         """Raise ConfigError if a feature that is on excludes what `subject` shows."""
         thing = self.detect(subject) if device in self.devices else None

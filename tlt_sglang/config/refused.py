@@ -3,19 +3,16 @@
 Flags are checked before SGLang resolves them, so that the launcher refuses at once, and again
 after that: SGLang sets some by the model, or by other flags. A drafter is checked by its
 config.json where that is a local file, and by the configuration that is loaded.
-docs/configuration.md and `tlt check` list the rows. Runs wherever a configuration is checked.
+docs/refused.md and `tlt check` list the rows. Runs wherever a configuration is checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from tlt_sglang.config.refusals import FEATURES, FeatureName, Refusal
+from tlt_sglang.config.refusals import FeatureName, Refusal
 from tlt_sglang.config.settings import Config, Device
-
-T = TypeVar("T")
 
 DrafterConfig = Mapping[str, object]
 """A drafter's config.json."""
@@ -53,6 +50,7 @@ def _flag(
 
 _LOSSY = "it accepts drafts that the target would not have sampled"
 _GROUPS = "each group of ranks would choose and log for its own batch"
+_LORA = "the CUDA graphs of one strategy would take the LoRA buffers of another"
 _NO_EAGLE = "SGLang then runs a worker of its own, which TLT does not know"
 
 FLAGS: tuple[Refusal[object], ...] = (
@@ -83,18 +81,8 @@ FLAGS: tuple[Refusal[object], ...] = (
         _NO_EAGLE,
         "use an EAGLE or EAGLE-3 drafter",
     ),
-    _flag(
-        "enable_lora",
-        (None, False),
-        ("pool",),
-        "the CUDA graphs of one strategy would take the LoRA buffers of another",
-    ),
-    _flag(
-        "lora_paths",
-        (None,),
-        ("pool",),
-        "the CUDA graphs of one strategy would take the LoRA buffers of another",
-    ),
+    _flag("enable_lora", (None, False), ("pool",), _LORA),
+    _flag("lora_paths", (None,), ("pool",), _LORA),
     _flag(
         "speculative_draft_model_quantization",
         (None, "unquant"),
@@ -199,6 +187,9 @@ DRAFTERS: tuple[Refusal[DrafterConfig], ...] = (
 )
 """Rows of a drafter's configuration."""
 
+ROWS: tuple[Refusal[Any], ...] = (*FLAGS, *DRAFTERS)
+"""All rows, in the order of documentation."""
+
 
 def refuse_flags(config: Config, args: object, device: Device) -> None:
     """Raise ConfigError if SGLang's arguments exclude a feature of TLT that is on."""
@@ -212,33 +203,10 @@ def refuse_drafter(config: Config, drafter: DrafterConfig, device: Device) -> No
         row.check(config, drafter, device)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row as documentation shows it."""
-
-    title: str
-    features: list[str]
-    devices: tuple[Device, ...]
-    reason: str
-
-
-def rows() -> Iterator[Row]:
-    """Yield what documentation shows of every row."""
-    for row in FLAGS:
-        yield _row(row)
-    for drafter in DRAFTERS:
-        yield _row(drafter)
-
-
 def by_feature(device: Device) -> dict[str, list[str]]:
     """Return the titles of what is refused on `device`, by the title of the feature."""
     titles: dict[str, list[str]] = {}
-    for row in rows():
-        for feature in row.features if device in row.devices else ():
+    for row in ROWS:
+        for feature in row.excludes if device in row.devices else ():
             titles.setdefault(feature, []).append(row.title)
     return titles
-
-
-def _row(refusal: Refusal[T]) -> Row:
-    features = [FEATURES[name].title for name in refusal.features]
-    return Row(refusal.title, features, refusal.devices, refusal.reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tlt_sglang.config import page
-from tlt_sglang.config.refused import rows
+from tlt_sglang.config.refused import ROWS
 from tlt_sglang.config.settings import SETTINGS
 
 
@@ -23,7 +23,7 @@ def test_the_page_of_refusals_is_not_stale() -> None:
 
 def test_every_refusal_is_on_its_page() -> None:
     text = page.refused_page()
-    for row in rows():
+    for row in ROWS:
         assert text.count(f"| {row.title} |") == 1
 
 
