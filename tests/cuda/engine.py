@@ -29,7 +29,7 @@ FLAGS = [
     *("--max-total-tokens", "4096", "--max-running-requests", str(MOST_REQUESTS)),
     *("--cuda-graph-max-bs-decode", str(MOST_REQUESTS), "--chunked-prefill-size", "64"),
     *("--disable-prefill-cuda-graph", "--log-level", "warning"),
-]  # fmt: skip
+]
 
 
 class Engine:
