@@ -48,6 +48,7 @@ class _TimedStep:
     accepted: Sequence[int] | None = None
     match_lengths: Sequence[int] = ()
     match_outcomes: Sequence[tuple[int, bool]] = ()
+    sampled: Sequence[bool] = ()
     calibrates: bool = False
     selected: bool = True
     """False for forced steps and the later ones of a plain run, which the policy does not
@@ -78,8 +79,9 @@ class Driver:
         batch_size: int,
         match_lengths: Sequence[int] = (),
         forced: Strategy | None = None,
+        sampled: Sequence[bool] = (),
     ) -> Strategy:
-        """Begin a decode step and return its strategy; for `match_lengths` see `Policy`.
+        """Begin a decode step and return its strategy; for the arguments see `Policy`.
 
         A `forced` strategy replaces any other, and the policy does not observe the step.
         """
@@ -96,7 +98,7 @@ class Driver:
             step = _TimedStep(PLAIN, batch_size, now, selected=False)
         else:
             strategy = self.pinned_strategy or self._next_turn(batch_size)
-            strategy = strategy or self._policy.choose(batch_size, match_lengths)
+            strategy = strategy or self._policy.choose(batch_size, match_lengths, sampled)
             step = _TimedStep(
                 strategy,
                 batch_size,
@@ -143,14 +145,17 @@ class Driver:
             self._steps[-1].end = self._clock.mark()
             self._steps[-1].match_outcomes = match_outcomes
 
-    def outcome(self, accepted: Sequence[int]) -> tuple[Strategy, Sequence[int]] | None:
-        """Record the accepted drafts of the oldest step without an outcome.
+    def outcome(
+        self, accepted: Sequence[int], sampled: Sequence[bool] = ()
+    ) -> tuple[Strategy, Sequence[int]] | None:
+        """Record the accepted drafts of the oldest step without an outcome; for `sampled` see
+        `Observation`.
 
         Returns its strategy and match lengths, or None if it only calibrated.
         """
         for step in self._steps:
             if step.accepted is None:
-                step.accepted = accepted
+                step.accepted, step.sampled = accepted, sampled
                 self._report()
                 return None if step.calibrates else (step.strategy, step.match_lengths)
         return None
@@ -172,6 +177,7 @@ class Driver:
                         seconds,
                         step.match_lengths,
                         step.match_outcomes,
+                        step.sampled,
                     )
                 )
 

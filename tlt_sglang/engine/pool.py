@@ -18,6 +18,7 @@ import torch
 from tlt_sglang.engine import first_rank
 from tlt_sglang.engine.deferred import DeferredDrafter, request_ids
 from tlt_sglang.engine.ngram_drafting import NgramDrafting, matched_rows
+from tlt_sglang.sampling.sampled import sampled_rows
 from tlt_sglang.strategy.policy import Agreed, Policy
 from tlt_sglang.strategy.strategies import Strategy
 
@@ -74,7 +75,7 @@ class Pool:
             skips = skips or slots_short
             lengths = self.ngrams.begin(None if skips else batch)
 
-        strategy = self.driver.begin(size, lengths, forced)
+        strategy = self.driver.begin(size, lengths, forced, sampled_rows(batch.reqs))
         if strategy != self.states.current:
             started = time.perf_counter()
             self.states.switch(strategy)
@@ -125,15 +126,18 @@ class Pool:
         with self._widest():
             return original()
 
-    def verified(self, accepted: Sequence[int]) -> tuple[Strategy | None, Sequence[int]]:
-        """Note the drafts accepted per request in the oldest step that is still open; return its
-        strategy, and the requests that n-grams drafted for."""
+    def verified(
+        self, accepted: Sequence[int], sampled: Sequence[bool] = ()
+    ) -> tuple[Strategy | None, Sequence[int]]:
+        """Note the drafts accepted per request in the oldest step that is still open, and which
+        requests are sampled (none if empty); return its strategy, and the requests that n-grams
+        drafted for."""
         self.deferred.end_step()
-        outcome = self.driver.outcome(accepted)
+        outcome = self.driver.outcome(accepted, sampled)
         if outcome is None:
             return None, ()
         strategy, lengths = outcome
-        self._telemetry.step(strategy, accepted)
+        self._telemetry.step(strategy, accepted, sampled)
         return strategy, matched_rows(strategy, lengths)
 
     # -- by command ------------------------------------------------------------------------------

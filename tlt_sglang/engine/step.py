@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from tlt_sglang.engine.driver import IN_FLIGHT
 from tlt_sglang.engine.kv_slots import KvSlots
+from tlt_sglang.sampling.sampled import sampled_rows
 
 if TYPE_CHECKING:
     from tlt_sglang.engine.online_drafter import OnlineDrafter
@@ -117,13 +118,14 @@ class SpeculationStep:
         if ended:
             requests = [one for row, one in enumerate(requests) if row not in ended]
             accepted = [count for row, count in enumerate(accepted) if row not in ended]
+        sampled = sampled_rows(requests)
         strategy: Strategy | None = None
         matched: Sequence[int] = ()
         if self.pool is not None:
-            strategy, matched = self.pool.verified(accepted)
+            strategy, matched = self.pool.verified(accepted, sampled)
         elif self.telemetry is not None:
             strategy = next(iter(self.telemetry.tallies))
-            self.telemetry.step(strategy, accepted)
+            self.telemetry.step(strategy, accepted, sampled)
         if self.online_drafter is not None:
             learned = strategy is not None and strategy.num_steps
             name = str(strategy) if learned else None

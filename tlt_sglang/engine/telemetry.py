@@ -6,6 +6,7 @@ are written once a second, and at a change of strategy. Imports nothing of SGLan
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -34,13 +35,22 @@ class Tally:
     """Accepted drafts; the bonus token is not counted."""
     verified: int = 0
     """Tokens that the target computed."""
+    sampled_verify_steps: int = 0
+    """The part of `verify_steps` that is of requests sampled at a temperature."""
+    sampled_accepted: int = 0
+    """The part of `accepted` that is of such requests."""
 
-    def add(self, strategy: Strategy, accepted: Sequence[int]) -> None:
-        """Add a step with the accepted drafts of each request."""
+    def add(
+        self, strategy: Strategy, accepted: Sequence[int], sampled: Sequence[bool] = ()
+    ) -> None:
+        """Add a step with the accepted drafts of each request; `sampled` says which are sampled."""
         self.verify_steps += len(accepted)
         self.proposed += len(accepted) * (strategy.num_draft_tokens - 1)
         self.accepted += sum(accepted)
         self.verified += len(accepted) * strategy.num_draft_tokens
+        if sampled:
+            self.sampled_verify_steps += sum(sampled)
+            self.sampled_accepted += sum(itertools.compress(accepted, sampled))
 
     def since(self, before: Tally) -> dict[str, int]:
         """Return the counts since `before`."""
@@ -82,9 +92,11 @@ class Telemetry:
         for sink in self._sinks:
             sink.switched(strategy, batch_size)
 
-    def step(self, strategy: Strategy, accepted: Sequence[int]) -> None:
-        """Count a step with the accepted drafts of each request."""
-        self.tallies[strategy].add(strategy, accepted)
+    def step(
+        self, strategy: Strategy, accepted: Sequence[int], sampled: Sequence[bool] = ()
+    ) -> None:
+        """Count a step with the accepted drafts of each request; see `Tally.add`."""
+        self.tallies[strategy].add(strategy, accepted, sampled)
         if self._sinks and self._clock() - self._last >= SECONDS:
             self._summarise(len(accepted))
 
@@ -177,6 +189,12 @@ class Metrics:
             "proposed": counter("proposed_tokens", "Drafts that were verified."),
             "accepted": counter("accepted_tokens", "Drafts that were accepted."),
             "verified": counter("verified_tokens", "Tokens that the target computed."),
+            "sampled_verify_steps": counter(
+                "sampled_verify_steps", "Verify steps of requests at a temperature."
+            ),
+            "sampled_accepted": counter(
+                "sampled_accepted_tokens", "Drafts of such requests that were accepted."
+            ),
         }
         self._switches = counter("strategy_switches", "Changes to this strategy.")
 

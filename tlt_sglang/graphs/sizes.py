@@ -15,7 +15,7 @@ from typing import Any
 
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.graphs.plan import Graph
-from tlt_sglang.strategy.acceptance import Acceptance
+from tlt_sglang.strategy.acceptance import Acceptance, mix_of
 from tlt_sglang.strategy.strategies import Strategy
 
 KERNELS = 11
@@ -142,5 +142,5 @@ def step_seconds(sizes: ModelSizes, gpu: Gpu, strategy: Strategy, batch_size: in
 
 def expected_throughput(sizes: ModelSizes, gpu: Gpu, strategy: Strategy, batch_size: int) -> float:
     """Return the tokens a second to expect of an average drafter."""
-    tokens = Acceptance().tokens(strategy, batch_size, 0)
+    tokens = Acceptance().tokens(strategy, mix_of(batch_size), 0)
     return tokens / step_seconds(sizes, gpu, strategy, batch_size)

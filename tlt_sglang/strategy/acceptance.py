@@ -15,6 +15,9 @@ that was not tried for a while.
 N-grams are a drafter for each suffix match length, and learn from every step in which the engine
 knows how a match went on, whoever drafted.
 
+Greedy and sampled requests have beliefs apart, as a greedy target agrees with its drafter more
+often. A batch of both is expected to commit what its requests of either kind do.
+
 Pure, and runs in the scheduler process. It knows no costs; the caller counts the steps.
 """
 
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tlt_sglang.strategy.policy import Observation
@@ -43,6 +46,25 @@ NGRAM_LEVELS = {
 BRANCH_GAIN = 0.5
 """Prior of a tree: topk branches count as 1 + this * log2(topk) drafts."""
 _ANY_CHAIN = Strategy("ngram", num_draft_tokens=2)
+
+Kind = tuple[int | None, bool]
+"""Suffix match length of a request, None if unknown, and whether it is sampled."""
+Mix = Mapping[Kind, int]
+"""How many requests of a batch are of each kind."""
+
+
+def mix_of(batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()) -> Mix:
+    """Return the mix of a batch; for empty arguments see `Observation`."""
+    if not match_lengths and not sampled:
+        return {(None, False): batch_size}
+    return Counter(_kinds(batch_size, match_lengths, sampled))
+
+
+def _kinds(
+    batch_size: int, match_lengths: Sequence[int], sampled: Sequence[bool]
+) -> Iterable[Kind]:
+    lengths: Sequence[int | None] = match_lengths or [None] * batch_size
+    return zip(lengths, sampled or [False] * batch_size, strict=True)
 
 
 @dataclass(slots=True)
@@ -84,80 +106,72 @@ class Acceptance:
     """The acceptance of every drafter."""
 
     def __init__(self) -> None:
-        self._beliefs: dict[str, _DrafterBelief] = {}
+        self._beliefs: dict[tuple[str, bool], _DrafterBelief] = {}  # name, whether it is sampled
 
     def observe(self, step: Observation, now: int) -> None:
         """Learn from the accepted drafts and the match outcomes of a step, at step number `now`."""
         strategy, depth = step.strategy, depth_of(step.strategy)
         outcomes = [(count, count < depth) for count in step.accepted]
-        if not step.match_lengths:
-            self._learn(strategy.drafter, strategy, outcomes, now)
-            return
         # Requests of one step may have had different drafters; each learns from its own.
-        by_drafter: dict[str, list[tuple[int, bool]]] = {}
-        for index, length in enumerate(step.match_lengths):
+        by_drafter: dict[tuple[str, bool], list[tuple[int, bool]]] = {}
+        kinds = _kinds(len(outcomes), step.match_lengths, step.sampled)
+        for index, (length, sampled) in enumerate(kinds):
             if (drafter := _drafter(strategy, length)) is not None:
-                by_drafter.setdefault(drafter, []).append(outcomes[index])
+                by_drafter.setdefault((drafter, sampled), []).append(outcomes[index])
             if length and step.match_outcomes and not uses_match(strategy, length):
-                by_drafter.setdefault(_ngram(length), []).append(step.match_outcomes[index])
-        for drafter, own_outcomes in by_drafter.items():
-            own = drafter == strategy.drafter
-            self._learn(drafter, strategy if own else _ANY_CHAIN, own_outcomes, now)
+                matched = by_drafter.setdefault((_ngram(length), sampled), [])
+                matched.append(step.match_outcomes[index])
+        for key, own_outcomes in by_drafter.items():
+            own = key[0] == strategy.drafter
+            _learn(self._belief(*key), strategy if own else _ANY_CHAIN, own_outcomes, now)
 
-    def tokens(
-        self,
-        strategy: Strategy,
-        batch_size: int,
-        now: int,
-        shift: float = 0.0,
-        match_lengths: Sequence[int] = (),
-    ) -> float:
-        """Return the tokens that a step is expected to commit over all requests.
+    def tokens(self, strategy: Strategy, mix: Mix, now: int, shift: float = 0.0) -> float:
+        """Return the tokens that a step is expected to commit over all requests of a batch.
 
         `off` commits one for each. With `shift` the acceptance is taken that many standard
         deviations off its mean.
         """
-        if not match_lengths:
-            return batch_size * self._length(strategy.drafter, strategy, now, shift)
-        drafters: Counter[str | None] = Counter()
-        for length, count in Counter(match_lengths).items():
-            drafters[_drafter(strategy, length)] += count
-        return sum(
-            count * (1.0 if name is None else self._length(name, strategy, now, shift))
-            for name, count in drafters.items()
-        )
-
-    def _length(self, name: str, strategy: Strategy, now: int, shift: float) -> float:
-        """Return the expected accept length of `strategy` if `name` drafts."""
-        belief = self._belief(name)
-        total = reach = 1.0
-        for depth in range(depth_of(strategy)):
-            level, by_depth, own = belief.terms(strategy, depth)
-            at = level.mean + by_depth.mean + own.mean
-            if shift:
-                at += shift * math.sqrt(sum(t.variance_at(now) for t in (level, by_depth, own)))
-            reach *= 1.0 - math.exp(-math.exp(at))
-            total += reach
+        drafters: Counter[tuple[str | None, bool]] = Counter()
+        for (length, sampled), count in mix.items():
+            drafters[_drafter(strategy, length), sampled] += count
+        total = 0.0
+        for (name, sampled), count in drafters.items():
+            belief = None if name is None else self._belief(name, sampled)
+            total += count * (1.0 if belief is None else _length(belief, strategy, now, shift))
         return total
 
-    def _learn(
-        self, name: str, strategy: Strategy, outcomes: Sequence[tuple[int, bool]], now: int
-    ) -> None:
-        """Update a drafter by outcomes (accepted drafts, whether the next one was rejected)."""
-        belief = self._belief(name)
-        for depth in range(max(count + failed for count, failed in outcomes)):
-            hits = sum(count > depth for count, _ in outcomes)
-            trials = hits + sum(count == depth and failed for count, failed in outcomes)
-            if not trials:
-                return
-            weight = 1 + CORRELATED_WEIGHT * (min(trials, MAX_TRIALS) - 1)
-            _update(belief.terms(strategy, depth), hits / trials, weight, now)
-
-    def _belief(self, name: str) -> _DrafterBelief:
-        if name not in self._beliefs:
+    def _belief(self, name: str, sampled: bool) -> _DrafterBelief:
+        key = name, sampled
+        if key not in self._beliefs:
             level = NGRAM_LEVELS.get(name, 0.0)
-            self._beliefs[name] = _DrafterBelief(_Term(level, MAX_VARIANCE, LEVEL_DRIFT))
-        return self._beliefs[name]
+            self._beliefs[key] = _DrafterBelief(_Term(level, MAX_VARIANCE, LEVEL_DRIFT))
+        return self._beliefs[key]
+
+
+def _length(belief: _DrafterBelief, strategy: Strategy, now: int, shift: float) -> float:
+    """Return the expected accept length of `strategy` with a drafter."""
+    total = reach = 1.0
+    for depth in range(depth_of(strategy)):
+        level, by_depth, own = belief.terms(strategy, depth)
+        at = level.mean + by_depth.mean + own.mean
+        if shift:
+            at += shift * math.sqrt(sum(t.variance_at(now) for t in (level, by_depth, own)))
+        reach *= 1.0 - math.exp(-math.exp(at))
+        total += reach
+    return total
+
+
+def _learn(
+    belief: _DrafterBelief, strategy: Strategy, outcomes: Sequence[tuple[int, bool]], now: int
+) -> None:
+    """Update a drafter by outcomes (accepted drafts, whether the next one was rejected)."""
+    for depth in range(max(count + failed for count, failed in outcomes)):
+        hits = sum(count > depth for count, _ in outcomes)
+        trials = hits + sum(count == depth and failed for count, failed in outcomes)
+        if not trials:
+            return
+        weight = 1 + CORRELATED_WEIGHT * (min(trials, MAX_TRIALS) - 1)
+        _update(belief.terms(strategy, depth), hits / trials, weight, now)
 
 
 def _update(terms: Sequence[_Term], hit_rate: float, trials: float, now: int) -> None:
@@ -179,8 +193,10 @@ def _update(terms: Sequence[_Term], hit_rate: float, trials: float, now: int) ->
         term.updated = now
 
 
-def _drafter(strategy: Strategy, match_length: int) -> str | None:
+def _drafter(strategy: Strategy, match_length: int | None) -> str | None:
     """Return who drafts for a request with this match length, or None if nobody does."""
+    if match_length is None:
+        return None if strategy.drafter == "off" else strategy.drafter
     if uses_match(strategy, match_length):
         return _ngram(match_length)
     return None if strategy.drafter in ("off", "ngram") else strategy.drafter

@@ -51,7 +51,9 @@ class BegMab:
         }
         self._rng = random.Random(seed)
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
         """Return a strategy of the batch size's group: untried, random, or the best so far."""
         if self._off and batch_size > self._max_batch:
             return OFF

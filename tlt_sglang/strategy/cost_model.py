@@ -1,10 +1,10 @@
 """The cost model: expected accept length over measured step cost, for the batch of the moment.
 
 A strategy's expected throughput is the tokens it should commit a second: accept length from
-acceptance per depth, which all chains of a drafter share (`acceptance`), over the median cost of
-its steps at this batch size (`costs`). `off` is a strategy like the others, with an accept length
-of exactly one. What n-grams are expected to add depends on the suffix match length of each request,
-so it differs from step to step.
+acceptance per depth, which all chains of a drafter share and greedy and sampled requests do not
+(`acceptance`), over the median cost of its steps at this batch size (`costs`). `off` is a strategy
+like the others, with an accept length of exactly one. What n-grams are expected to add depends on
+the suffix match length of each request, so it differs from step to step.
 
 It explores by Thompson sampling (Thompson 1933): it maximises not the expected throughput but a
 sample of what the throughput may be, whose spread follows from how much was observed and how long
@@ -19,7 +19,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from tlt_sglang.strategy.acceptance import Acceptance
+from tlt_sglang.strategy.acceptance import Acceptance, Mix, mix_of
 from tlt_sglang.strategy.costs import Costs
 from tlt_sglang.strategy.policy import AllowedStrategies, Observation, bucket
 from tlt_sglang.strategy.strategies import TRUSTED_MATCH, Strategy
@@ -73,16 +73,19 @@ class CostModel:
         self._keep_until = self._size = 0
         self._matches: list[int] = []
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
         """Return the current strategy while it dwells, else the best by a sample of throughput."""
         self._now += 1
         candidates = self._candidates(batch_size)
         if self._dwells(batch_size, match_lengths) and self._current in candidates:
             return self._current
         # Another strategy has to be better than the current one by a margin.
+        mix = mix_of(batch_size, match_lengths, sampled)
         samples = {
             strategy: self.expected_throughput(
-                strategy, batch_size, self._sample_shift(), self._sample_shift(), match_lengths
+                strategy, batch_size, mix, self._sample_shift(), self._sample_shift()
             )
             for strategy in candidates
         }
@@ -93,8 +96,7 @@ class CostModel:
             self._current = best
         # A choice that is not expected to be the best is a trial, and a short one.
         expected = {
-            strategy: self.expected_throughput(strategy, batch_size, match_lengths=match_lengths)
-            for strategy in candidates
+            strategy: self.expected_throughput(strategy, batch_size, mix) for strategy in candidates
         }
         trial = expected[self._current] < max(expected.values())
         self._keep_until = self._now + (min(TRIAL, self._dwell) if trial else self._dwell)
@@ -113,11 +115,11 @@ class CostModel:
         self,
         strategy: Strategy,
         batch_size: int,
+        mix: Mix,
         acceptance_shift: float = 0.0,
         cost_shift: float = 0.0,
-        match_lengths: Sequence[int] = (),
     ) -> float:
-        """Return tokens a second; infinity while no cost at all is known.
+        """Return tokens a second of a batch of this mix; infinity while no cost at all is known.
 
         The shifts are standard deviations off the means: towards more acceptance, and towards a
         lower cost.
@@ -130,10 +132,7 @@ class CostModel:
             measured = NOISE / math.sqrt(max(1, count))
             spread = measured * (1 - staleness) + DERIVED_NOISE * staleness
             seconds *= math.exp(-cost_shift * spread)
-        tokens = self.acceptance.tokens(
-            strategy, batch_size, self._now, acceptance_shift, match_lengths
-        )
-        return tokens / seconds
+        return self.acceptance.tokens(strategy, mix, self._now, acceptance_shift) / seconds
 
     def _dwells(self, batch_size: int, match_lengths: Sequence[int]) -> bool:
         """Return whether the last choice still stands; remember the batch for the next call."""

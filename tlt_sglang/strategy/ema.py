@@ -84,7 +84,9 @@ class Ema:
             extra = 0.25 if start == 1 else 0.0
             self._ranges[start] = _Range(depths, middle, extra, middle - 1.0)
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
         """Return the chain with the depth of the batch size's range."""
         return self._by_depth[self._range(batch_size).depth]
 

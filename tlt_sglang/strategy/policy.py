@@ -2,7 +2,8 @@
 
 A policy chooses the strategy of the next decode step for a batch size, and afterwards observes what
 the step committed and how long it took. Where the engine has searched its n-gram index before the
-choice, the policy also gets the suffix match length of every request, in tokens.
+choice, the policy also gets the suffix match length of every request, in tokens. It knows, too,
+which requests are sampled at a temperature, as fewer of their drafts are accepted.
 
 Runs in the scheduler process, called by `engine.driver`. Policies are pure: no torch, no clock, no
 I/O. The engine measures; a time that becomes available late (CUDA events) is observed late. The
@@ -38,6 +39,8 @@ class Observation:
     match_outcomes: Sequence[tuple[int, bool]] = ()
     """For each request (committed tokens that equal the continuation of its match, whether the
     token after them differs), whoever drafted; empty if unknown."""
+    sampled: Sequence[bool] = ()
+    """For each request, whether it is sampled at a temperature; empty if all are greedy."""
 
     @property
     def committed(self) -> int:
@@ -53,8 +56,10 @@ class Observation:
 class Policy(Protocol):
     """Chooses among the strategies it was made with."""
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
-        """Return the strategy of the next step."""
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
+        """Return the strategy of the next step; `sampled` as in `Observation`."""
 
     def observe(self, step: Observation) -> None:
         """Learn from a step, of the chosen strategy or another."""
@@ -66,7 +71,9 @@ class Fixed:
 
     strategy: Strategy
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
         """Return the fixed strategy."""
         return self.strategy
 
@@ -82,7 +89,9 @@ class Shuffle:
         self._rng = random.Random(seed)
         self._current, self._steps_to_go = self._strategies[0], 0
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
         """Return the current strategy, or another one when its steps are over."""
         if not self._steps_to_go:
             others = [strategy for strategy in self._strategies if strategy != self._current]
@@ -102,9 +111,12 @@ class Restricted:
     policy: Policy
     allowed: AllowedStrategies
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
         """Return the policy's choice where it is allowed, or where nothing is."""
-        choice, allowed = self.policy.choose(batch_size, match_lengths), self.allowed(batch_size)
+        choice = self.policy.choose(batch_size, match_lengths, sampled)
+        allowed = self.allowed(batch_size)
         return choice if choice in allowed or not allowed else allowed[0]
 
     def observe(self, step: Observation) -> None:
@@ -130,12 +142,14 @@ class Agreed:
     _batch_size: int = 0
     _steps: int = 0
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
         """Return the first rank's choice."""
         self._steps += 1
         holds = self._steps < self.dwell and batch_size == self._batch_size
         if self._choice is None or match_lengths or not holds:
-            own = self.strategies.index(self.policy.choose(batch_size, match_lengths))
+            own = self.strategies.index(self.policy.choose(batch_size, match_lengths, sampled))
             self._choice = self.strategies[self.exchange(own)]
             self._batch_size, self._steps = batch_size, 0
         return self._choice

@@ -19,6 +19,13 @@ Upstream = Callable[..., Any]
 """A function of SGLang's, as a patch is handed it."""
 
 
+class SamplingParams(Protocol):
+    """`sglang.srt.sampling.sampling_params.SamplingParams`, after its `normalize`."""
+
+    top_k: int
+    """1 for greedy requests."""
+
+
 class Request(Protocol):
     """`sglang.srt.managers.schedule_batch.Req`."""
 
@@ -30,6 +37,10 @@ class Request(Protocol):
     is_retracted: bool
     customized_info: dict[str, list[int]] | None
     """Merged into the request's `meta_info`."""
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """The request's sampling parameters."""
 
     def finished(self) -> bool:
         """Return whether the request has its last token."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
-from tlt_sglang.upstream.protocols import ForwardMode, Request
+from tlt_sglang.upstream.protocols import ForwardMode, Request, SamplingParams
 
 
 class Grammar(Protocol):
@@ -22,7 +22,7 @@ class Grammar(Protocol):
         """Return whether the grammar has accepted its last token."""
 
 
-class StopParameters(Protocol):
+class StopParameters(SamplingParams, Protocol):
     """`sglang.srt.sampling.sampling_params.SamplingParams`."""
 
     stop_strs: Sequence[str]

@@ -23,7 +23,9 @@ class RecordingPolicy:
         self.steps: list[Observation] = []
         self.batch_sizes: list[int] = []
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
         self.batch_sizes.append(batch_size)
         return self.strategy
 

@@ -22,6 +22,7 @@ POOL = (OFF, CHAIN, TREE, NGRAM)
 VOCAB = 40
 OLD = list(range(1, 21))
 NEW = [30, 31, 32, 33]
+GREEDY, SAMPLED = SimpleNamespace(top_k=1), SimpleNamespace(top_k=1 << 30)
 
 
 class RecordingPolicy:
@@ -31,8 +32,12 @@ class RecordingPolicy:
         self.strategy = strategy
         self.match_lengths: list[list[int]] = []
         self.observed: list[Observation] = []
+        self.sampled: Sequence[bool] = ()
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
+        self.sampled = sampled
         self.match_lengths.append(list(match_lengths))
         return self.strategy
 
@@ -66,7 +71,9 @@ def pool(policy: RecordingPolicy, tokens_current: bool = True) -> Pool:
 def batch(*outputs: list[int]) -> Any:
     """One request that said OLD before, and others."""
     requests = [
-        SimpleNamespace(rid=str(number), origin_input_ids=OLD, output_ids=output)
+        SimpleNamespace(
+            rid=str(number), origin_input_ids=OLD, output_ids=output, sampling_params=GREEDY
+        )
         for number, output in enumerate(outputs)
     ]
     draft_input = SimpleNamespace(
@@ -200,10 +207,11 @@ def test_what_a_step_computes_of_an_ended_request_does_not_count() -> None:
         count_accepted=lambda *arguments: counted.append(arguments),
     )
     one = SpeculationStep(telemetry=Telemetry([CHAIN]), online_drafter=online)
+    more: dict[str, Any] = {"sampling_params": SAMPLED}
     requests = [
-        SimpleNamespace(rid="goes on", finished=lambda: False, is_retracted=False),
-        SimpleNamespace(rid="ended", finished=lambda: True, is_retracted=False),
-        SimpleNamespace(rid="retracted", finished=lambda: False, is_retracted=True),
+        SimpleNamespace(rid="goes on", **more, finished=lambda: False, is_retracted=False),
+        SimpleNamespace(rid="ended", **more, finished=lambda: True, is_retracted=False),
+        SimpleNamespace(rid="retracted", **more, finished=lambda: False, is_retracted=True),
     ]
     for reqs in (requests[:1], requests):
         stepped: Any = SimpleNamespace(reqs=reqs)
@@ -214,3 +222,28 @@ def test_what_a_step_computes_of_an_ended_request_does_not_count() -> None:
     assert one.telemetry is not None
     tally = one.telemetry.tallies[CHAIN]
     assert (tally.verify_steps, tally.accepted) == (2, 5)
+    assert (tally.sampled_verify_steps, tally.sampled_accepted) == (2, 5)
+
+
+def test_the_policy_knows_which_requests_are_sampled() -> None:
+    policy = RecordingPolicy(CHAIN)
+    one = SpeculationStep(pool=pool(policy))
+    requests = batch(NEW, NEW, NEW)
+    requests.reqs[1].sampling_params = SAMPLED
+    for request in requests.reqs:
+        request.finished, request.is_retracted = (lambda: False), False
+    result = SimpleNamespace(
+        next_token_ids=torch.zeros(12), accept_lens=torch.ones(3, dtype=torch.int64)
+    )
+    verify = SimpleNamespace(draft_token=torch.full((12,), 9), draft_probs=None)
+    for accepted in ([3, 1, 2], [0, 0, 0]):
+        one.choose(requests)
+        assert policy.sampled == [False, True, False]
+        one.draft(lambda _: verify, requests, 4)
+        one.draft_extend(lambda: None, requests, result)
+        one.verified(accepted)
+    (observation,) = policy.observed
+    assert (observation.accepted, observation.sampled) == ([3, 1, 2], [False, True, False])
+    assert one.pool is not None
+    tally = one.pool._telemetry.tallies[CHAIN]
+    assert (tally.verify_steps, tally.sampled_verify_steps, tally.sampled_accepted) == (6, 2, 1)

@@ -32,7 +32,7 @@ def two_seconds(*sinks: Sink) -> Telemetry:
     clock = Clock()
     telemetry = Telemetry([OFF, CHAIN, TREE], sinks, clock)
     telemetry.switched(CHAIN, 2)
-    telemetry.step(CHAIN, [3, 1])
+    telemetry.step(CHAIN, [3, 1], [False, True])
     clock.now += 0.5
     telemetry.step(CHAIN, [0, 0])
     clock.now += 0.6
@@ -46,14 +46,22 @@ def two_seconds(*sinks: Sink) -> Telemetry:
 
 def test_tallies_follow_the_width_of_each_strategy() -> None:
     report = two_seconds().report()
-    assert report["off"] == {"verify_steps": 1, "proposed": 0, "accepted": 0, "verified": 1}
+    greedy = {"sampled_verify_steps": 0, "sampled_accepted": 0}
+    assert report["off"] == greedy | {
+        "verify_steps": 1,
+        "proposed": 0,
+        "accepted": 0,
+        "verified": 1,
+    }
     assert report["eagle:3x1x4"] == {
         "verify_steps": 4,
         "proposed": 12,
         "accepted": 4,
         "verified": 16,
+        "sampled_verify_steps": 1,
+        "sampled_accepted": 1,
     }
-    assert report["eagle:3x4x8"] == {
+    assert report["eagle:3x4x8"] == greedy | {
         "verify_steps": 2,
         "proposed": 14,
         "accepted": 2,
@@ -97,6 +105,7 @@ def test_prometheus_counts_the_same() -> None:
     two_seconds(Metrics(registry))
     text = generate_latest(registry).decode()
     assert 'tlt_accepted_tokens_total{strategy="eagle:3x1x4"} 4.0' in text
+    assert 'tlt_sampled_accepted_tokens_total{strategy="eagle:3x1x4"} 1.0' in text
     assert 'tlt_verified_tokens_total{strategy="eagle:3x4x8"} 16.0' in text
     assert 'tlt_strategy_switches_total{strategy="eagle:3x4x8"} 1.0' in text
 

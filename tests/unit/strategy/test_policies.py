@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import bench_policy
 from tlt_sglang.config.settings import POLICIES, Config, PolicyName
-from tlt_sglang.strategy.acceptance import Acceptance
+from tlt_sglang.strategy.acceptance import Acceptance, mix_of
 from tlt_sglang.strategy.beg_mab import BegMab
 from tlt_sglang.strategy.cost_model import TRIAL, CostModel
 from tlt_sglang.strategy.costs import Costs
@@ -104,9 +104,14 @@ class Trials(CostModel):
         self.calls = 0
         self.trials: set[int] = set()
 
-    def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
-        chosen = super().choose(batch_size, match_lengths)
-        expected = {strategy: self.expected_throughput(strategy, batch_size) for strategy in POOL}
+    def choose(
+        self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+    ) -> Strategy:
+        chosen = super().choose(batch_size, match_lengths, sampled)
+        expected = {
+            strategy: self.expected_throughput(strategy, batch_size, mix_of(batch_size))
+            for strategy in POOL
+        }
         if expected[chosen] < max(expected.values()):
             self.trials.add(self.calls)
         self.calls += 1
@@ -150,9 +155,9 @@ def test_chains_share_what_they_learn() -> None:
     acceptance = Acceptance()
     for now in range(1, 300):
         acceptance.observe(step_of(CHAIN, [3, 1, 0, 2]), now)  # 0.75, 2/3, 1/2
-    assert acceptance.tokens(CHAIN, 1, 300) == pytest.approx(2.5, abs=0.1)
-    assert acceptance.tokens(SHORT, 1, 300) == pytest.approx(1.75, abs=0.05)
-    assert acceptance.tokens(OFF, 1, 300) == 1.0
+    assert acceptance.tokens(CHAIN, mix_of(1), 300) == pytest.approx(2.5, abs=0.1)
+    assert acceptance.tokens(SHORT, mix_of(1), 300) == pytest.approx(1.75, abs=0.05)
+    assert acceptance.tokens(OFF, mix_of(1), 300) == 1.0
 
 
 def test_a_level_that_drops_drops_for_all() -> None:
@@ -163,13 +168,13 @@ def test_a_level_that_drops_drops_for_all() -> None:
         now += 2
         acceptance.observe(step_of(CHAIN, [2, 3, 1, 3]), now)
         acceptance.observe(step_of(TREE, [3, 3, 2, 3]), now)
-    before = acceptance.tokens(TREE, 1, now)
+    before = acceptance.tokens(TREE, mix_of(1), now)
     for _ in range(100):
         now += 1
         acceptance.observe(step_of(CHAIN, [0, 1, 0, 0]), now)
-    after = acceptance.tokens(TREE, 1, now)
+    after = acceptance.tokens(TREE, mix_of(1), now)
     assert after < 0.65 * before
-    assert after > acceptance.tokens(CHAIN, 1, now)
+    assert after > acceptance.tokens(CHAIN, mix_of(1), now)
 
 
 def test_uncertainty_grows_with_time() -> None:
@@ -178,7 +183,9 @@ def test_uncertainty_grows_with_time() -> None:
         acceptance.observe(step_of(CHAIN, [1, 2]), now)
 
     def doubt(now: int) -> float:
-        return acceptance.tokens(CHAIN, 1, now, 1.0) - acceptance.tokens(CHAIN, 1, now, -1.0)
+        return acceptance.tokens(CHAIN, mix_of(1), now, 1.0) - acceptance.tokens(
+            CHAIN, mix_of(1), now, -1.0
+        )
 
     assert 0 < doubt(100) < doubt(300) < doubt(900)
 
@@ -335,7 +342,9 @@ def test_ranks_exchange_a_choice_once_in_a_dwell() -> None:
 
         calls = 0
 
-        def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        def choose(
+            self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+        ) -> Strategy:
             Alternating.calls += 1
             return POOL[Alternating.calls % len(POOL)]
 
@@ -366,7 +375,9 @@ def test_an_oracle_loses_nothing_in_the_simulation() -> None:
     class Oracle:
         step = -1
 
-        def choose(self, batch_size: int, match_lengths: Sequence[int] = ()) -> Strategy:
+        def choose(
+            self, batch_size: int, match_lengths: Sequence[int] = (), sampled: Sequence[bool] = ()
+        ) -> Strategy:
             self.step += 1
             return max(bench_policy.POOL, key=lambda strategy: world.rate(strategy, self.step))
 
@@ -402,24 +413,24 @@ def test_n_grams_are_learned_by_match_length_whoever_drafts() -> None:
         # A long match_length goes on as before, a short one does not.
         acceptance.observe(step_of(CHAIN, [1, 3], (2, 12), ((0, True), (3, False))), now)
         acceptance.observe(step_of(OFF, [0, 0], (12, 3), ((1, False), (0, True))), now)
-    assert acceptance.tokens(NGRAM, 1, 200, match_lengths=[12]) > 3.7
-    assert acceptance.tokens(NGRAM, 1, 200, match_lengths=[3]) < 1.2
-    assert acceptance.tokens(NGRAM, 1, 200, match_lengths=[0]) == 1.0
+    assert acceptance.tokens(NGRAM, mix_of(1, [12]), 200) > 3.7
+    assert acceptance.tokens(NGRAM, mix_of(1, [3]), 200) < 1.2
+    assert acceptance.tokens(NGRAM, mix_of(1, [0]), 200) == 1.0
     # A chain drafts some requests by itself and some from their match.
-    assert acceptance.tokens(CHAIN, 2, 200, match_lengths=[12, 2]) == pytest.approx(
-        acceptance.tokens(CHAIN, 1, 200, match_lengths=[12])
-        + acceptance.tokens(CHAIN, 1, 200, match_lengths=[2])
+    assert acceptance.tokens(CHAIN, mix_of(2, [12, 2]), 200) == pytest.approx(
+        acceptance.tokens(CHAIN, mix_of(1, [12]), 200)
+        + acceptance.tokens(CHAIN, mix_of(1, [2]), 200)
     )
-    assert acceptance.tokens(CHAIN, 1, 200, match_lengths=[2]) == acceptance.tokens(CHAIN, 1, 200)
-    assert acceptance.tokens(TREE, 1, 200, match_lengths=[12]) == acceptance.tokens(TREE, 1, 200)
+    assert acceptance.tokens(CHAIN, mix_of(1, [2]), 200) == acceptance.tokens(CHAIN, mix_of(1), 200)
+    assert acceptance.tokens(TREE, mix_of(1, [12]), 200) == acceptance.tokens(TREE, mix_of(1), 200)
 
 
 def test_the_drafter_does_not_learn_from_n_grams_in_its_chain() -> None:
     acceptance = Acceptance()
     for now in range(1, 100):
         acceptance.observe(step_of(CHAIN, [3, 0], (12, 0), ((3, False), (0, True))), now)
-    assert acceptance.tokens(CHAIN, 1, 100) < 1.3
-    assert acceptance.tokens(CHAIN, 1, 100, match_lengths=[12]) > 3.5
+    assert acceptance.tokens(CHAIN, mix_of(1), 100) < 1.3
+    assert acceptance.tokens(CHAIN, mix_of(1, [12]), 100) > 3.5
 
 
 @pytest.mark.parametrize("match_length", [12, 3])
