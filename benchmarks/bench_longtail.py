@@ -5,7 +5,8 @@
 There are N prompts and G samples of each (as GRPO has them), greedy, with output lengths drawn once
 from a lognormal distribution and forced with `ignore_eos`, so that every system generates the same
 tokens; with --natural the model ends each response. With --temperature 1, as in RL, each request
-has a seed, and all systems but stock SGLang generate the same tokens on CPU. All requests are
+has a seed, and all systems but stock SGLang generate the same tokens on CPU; those results have
+files of their own. All requests are
 submitted at once, and fewer run than there are: the batch fills, then drains, and the last few
 requests decide how long the step takes.
 Systems take turns, each on a server of its own that has just started; each repetition has them all.
@@ -208,7 +209,7 @@ def _parser() -> program.Parser:
     parser = program.Parser("bench_longtail", __doc__, "One repetition of fewer, shorter requests")
     add = parser.add_argument
     add("--natural", action="store_true", help="Responses end where the model ends them")
-    add("--temperature", type=float, default=0.0, metavar="T", help="Temperature (default: 0)")
+    program.add_temperature(parser)
     add("--device", choices=["cpu", "cuda"], default="cpu", help="Device (default: cpu)")
     add("--model", default=MODEL, help=f"Model with a shipped drafter (default: {MODEL})")
     add("--groups", type=int, metavar="N", help="Prompts (default: 8, with --quick 4)")
@@ -228,14 +229,12 @@ def _parser() -> program.Parser:
 def parse(argv: Sequence[str]) -> Options:
     """Return the options; raise UsageError with one sentence for what is wrong."""
     args = _parser().parse_args(argv)
-    json_path = args.json or provenance.RESULTS / "bench_longtail.json"
+    json_path = args.json or provenance.result_path("bench_longtail", args.temperature)
     program.check_writable(json_path)
     for system in args.system or ():
         if system not in SYSTEMS:
             raise UsageError(f"There is no system {system!r}; choose from {SYSTEMS}.")
     program.check_sizes(args, "groups", "samples", "running", "longest", "repetitions")
-    if not 0 <= args.temperature <= 2:
-        raise UsageError(f"--temperature {args.temperature} is not from 0 to 2.")
     return Options(
         load_prompts(args.prompts) if args.prompts else list(PROMPTS),
         json_path,

@@ -1,14 +1,17 @@
 """Throughput of every strategy at every batch size, and of the adaptive engine beside them.
 
-    python benchmarks/bench_strategies.py [--quick] [--prompts FILE] [--json PATH]
+    python benchmarks/bench_strategies.py [--quick] [--temperature T] [--prompts FILE] [--json PATH]
 
 There are two servers: one that decodes plainly and has no drafter, and an adaptive one, whose
 strategies are pinned one after another (POST /tlt/strategy) and which then chooses by itself. All
 of them answer the same prompts greedily, and so with the same tokens, in turn: A B C ... A B C;
-every repetition has other prompts. Time counts while the batch has its whole size, except for its
-first and last tokens (see `Server.generate`). Then adaptive, the fastest of the fixed ones and
-plain decoding are measured once more, in repetitions of their own: the fastest of many is so partly
-by luck, and that luck must not count.
+every repetition has other prompts. With --temperature 1, as in RL, each request has a seed, and on
+CPU the tokens are the same again; those results have files of their own.
+
+Time counts while the batch has its whole size, except for its first and last tokens (see
+`Server.generate`). Then adaptive, the fastest of the fixed ones and plain decoding are measured
+once more, in repetitions of their own: the fastest of many is so partly by luck, and that luck must
+not count.
 
 adaptive_vs_best_fixed_min   Throughput of adaptive over that of the best single strategy (plain
                              among them) at the worst batch size: medians over the second part.
@@ -18,6 +21,7 @@ switch_cost_fraction         Mean time that a switch of strategies takes, as a s
                              decode step of one request.
 reactivation_accept_ratio    Accept length over the first 16 verify steps after 200 steps of plain
                              decoding, over that of the same strategy without the break.
+outputs_identical            1.0 if all sides generated the same tokens in every repetition.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from benchmarks.harness.program import say
 from benchmarks.harness.prompts import INSTRUCTIONS, Prompt, in_chat, load_prompts
 from benchmarks.harness.server import SchedulerStatus, Server, default_threads
 from benchmarks.harness.statistics import Run, digest, paired, spread
+from benchmarks.plots import strategies as plots
 
 MODEL = "smollm2-135m"
 ADAPTIVE = "adaptive"
@@ -58,6 +63,7 @@ class Options:
     prompts: list[str]
     json: Path
     quick: bool
+    temperature: float = 0.0
 
     def repetitions(self, size: int) -> int:
         """Return the repetitions with all sides at a batch size; small batches need more."""
@@ -90,7 +96,9 @@ def measure(fleet: Fleet, prompts: Sequence[Prompt], options: Options) -> list[R
             server.pin(None if side == ADAPTIVE else side.removeprefix("pinned "))
         first = max(0, number) * size
         batch = [prompts[(first + i) % len(prompts)] for i in range(size)]
-        sample = server.generate(batch, options.tokens, full_batch=True)
+        sample = server.generate(
+            batch, options.tokens, full_batch=True, temperature=options.temperature
+        )
         if number >= 0:
             runs.append(
                 Run(
@@ -151,6 +159,14 @@ def switch_cost(runs: Sequence[Run], status: SchedulerStatus) -> float:
     return status["switch_seconds"] / max(1, status["switches"]) / plain_step
 
 
+def outputs_identical(runs: Sequence[Run]) -> float:
+    """Return 1.0 if in every repetition all sides have the same output, else 0.0."""
+    outputs: dict[tuple[str, int], set[object]] = {}
+    for run in runs:
+        outputs.setdefault((run.part, run.repetition), set()).add(run.output)
+    return float(all(len(each) == 1 for each in outputs.values()))
+
+
 def throughput_table(runs: Sequence[Run], sizes: Sequence[int]) -> str:
     """Return a table of the median throughput of every side at every batch size."""
     rows = [
@@ -158,6 +174,18 @@ def throughput_table(runs: Sequence[Run], sizes: Sequence[int]) -> str:
         for side in dict.fromkeys(run.side for run in runs)
     ]
     return program.table(("tokens/s", *(f"batch {size}" for size in sizes)), rows)
+
+
+def speeds(runs: Sequence[Run], sizes: Sequence[int]) -> dict[tuple[str, int], list[float]]:
+    """Return the tokens a second of every side and batch size in the first part."""
+    sides = dict.fromkeys(run.side for run in runs)
+    return {
+        (side, size): [
+            run.tokens_per_s for run in runs if (run.part, run.side) == (f"{ALL} {size}", side)
+        ]
+        for side in sides
+        for size in sizes
+    }
 
 
 def _median(runs: Sequence[Run], part: str, side: str) -> float:
@@ -170,7 +198,9 @@ def _over(runs: Sequence[Run], size: int, side: str) -> float:
     return spread(pairs).median
 
 
-def measure_reactivation(server: Server, prompts: Sequence[Prompt]) -> list[float]:
+def measure_reactivation(
+    server: Server, prompts: Sequence[Prompt], temperature: float
+) -> list[float]:
     """Return a ratio of accept lengths for each prompt.
 
     Above is that of 16 verify steps after 200 plain steps, below that of the same part of the same
@@ -179,11 +209,11 @@ def measure_reactivation(server: Server, prompts: Sequence[Prompt]) -> list[floa
     ratios = []
     for prompt in prompts:
         server.flush()
-        whole = server.trace(prompt, OFF_TOKENS + 60, {0: REACTIVATED})
+        whole = server.trace(prompt, OFF_TOKENS + 60, {0: REACTIVATED}, temperature)
         steady = [step.tokens for step in whole if step.start >= OFF_TOKENS][:VERIFY_STEPS]
         server.flush()
         pins = {0: PLAIN, OFF_TOKENS: REACTIVATED}
-        late = server.trace(prompt, OFF_TOKENS + 60, pins)
+        late = server.trace(prompt, OFF_TOKENS + 60, pins, temperature)
         # Steps that had begun before the strategy changed do not count.
         after = [step.tokens for step in late if step.pins][1 : VERIFY_STEPS + 1]
         ratios.append(statistics.fmean(after) / statistics.fmean(steady))
@@ -196,11 +226,12 @@ def parse(argv: Sequence[str]) -> Options:
     parser = program.Parser(
         "bench_strategies", __doc__, "Fewer batch sizes, repetitions and tokens"
     )
+    program.add_temperature(parser)
     args = parser.parse_args(argv)
-    json = args.json or provenance.RESULTS / "bench_strategies.json"
+    json = args.json or provenance.result_path("bench_strategies", args.temperature)
     program.check_writable(json)
     prompts = load_prompts(args.prompts) if args.prompts else list(INSTRUCTIONS)
-    return Options(prompts, json, args.quick)
+    return Options(prompts, json, args.quick, args.temperature)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -222,7 +253,8 @@ def _benchmark(options: Options, logs: Path) -> None:
         fleet.have(PLAIN, pool)
         runs = measure(fleet, prompts, options)
         adaptive = fleet.server(pool)
-        reactivation = measure_reactivation(adaptive, prompts[: 2 if options.quick else 6])
+        resumed = prompts[: 2 if options.quick else 6]
+        reactivation = measure_reactivation(adaptive, resumed, options.temperature)
         status = adaptive.scheduler()
         assert status is not None
     finally:
@@ -233,6 +265,7 @@ def _benchmark(options: Options, logs: Path) -> None:
         "adaptive_vs_plain_min": round(min(one["plain"] for one in of_sizes.values()), 4),
         "switch_cost_fraction": round(switch_cost(runs, status), 5),
         "reactivation_accept_ratio": round(statistics.fmean(reactivation), 4),
+        "outputs_identical": outputs_identical(runs),
     }
     print(throughput_table(runs, options.batches))
     print(program.table(("figure", "value"), [(k, f"{v:.3f}") for k, v in summary.items()]))
@@ -243,6 +276,7 @@ def _benchmark(options: Options, logs: Path) -> None:
         "repetitions": {size: options.repetitions(size) for size in options.batches},
         "duels": {size: options.duels(size) for size in options.batches},
         "tokens": options.tokens,
+        "temperature": options.temperature,
         "quick": options.quick,
         "prompts": options.prompts,
         "servers": fleet.commands,
@@ -257,6 +291,8 @@ def _benchmark(options: Options, logs: Path) -> None:
         runs=[asdict(run) for run in runs],
     )
     provenance.write_json(options.json, document)
+    ratios_to_plain = plots.over_plain(speeds(runs, options.batches))
+    plots.plot(ratios_to_plain, options.json.with_suffix(".png"))
     say(f"written to {options.json}")
 
 

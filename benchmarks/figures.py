@@ -200,24 +200,29 @@ def longtail(name: str) -> str:
     return markdown(header, rows)
 
 
-def strategies() -> str:
+def strategies(name: str) -> str:
     """Return adaptive beside the fastest single strategy and plain decoding, per batch size."""
-    ratios = values("bench_strategies.ratios")[0]
+    ratios = values(f"{name}.ratios")[0]
     assert isinstance(ratios, dict)
     rows = []
     for size in ratios:
-        of_size = f"bench_strategies.ratios.{size}"
+        of_size = f"{name}.ratios.{size}"
         rows.append(
-            (size, f"`{_fastest(size)}`", figure(f"{of_size}.best"), figure(f"{of_size}.plain"))
+            (
+                size,
+                f"`{_fastest(name, size)}`",
+                figure(f"{of_size}.best"),
+                figure(f"{of_size}.plain"),
+            )
         )
     header = ("Requests", "Fastest single strategy", "Adaptive over it", "Adaptive over `off`")
     return markdown(header, rows)
 
 
-def _fastest(size: str) -> str:
+def _fastest(name: str, size: str) -> str:
     """Return the strategy that ran fastest at this batch size in the first part of the runs."""
     speeds: dict[str, list[float]] = {}
-    for run in values(f"bench_strategies.runs[part=batch {size}]"):
+    for run in values(f"{name}.runs[part=batch {size}]"):
         assert isinstance(run, dict)
         speed = float(str(run["tokens"])) / float(str(run["seconds"]))
         speeds.setdefault(str(run["side"]), []).append(speed)
@@ -240,7 +245,7 @@ def policy() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "longtail": lambda: longtail("bench_longtail"),
     "longtail_sampled": lambda: longtail("bench_longtail_sampled"),
-    "strategies": strategies,
+    "strategies": lambda: strategies("bench_strategies"),
     "policy": policy,
 }
 

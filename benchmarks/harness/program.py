@@ -93,6 +93,27 @@ def run(name: str, benchmark: Callable[[Path], None]) -> int:
     return status
 
 
+def add_temperature(parser: argparse.ArgumentParser) -> None:
+    """Add --temperature, a number from 0 (greedy) to 2."""
+    parser.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=0.0,
+        metavar="T",
+        help="Temperature (default: 0)",
+    )
+
+
+def _temperature(text: str) -> float:
+    try:
+        temperature = float(text)
+    except ValueError:
+        temperature = -1.0
+    if not 0 <= temperature <= 2:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2")
+    return temperature
+
+
 def check_sizes(args: argparse.Namespace, *names: str) -> None:
     """Raise UsageError if one of these flags is a number below 1."""
     for name in names:

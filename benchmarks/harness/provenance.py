@@ -30,6 +30,11 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 Content = TypeVar("Content")
 
 
+def result_path(benchmark: str, temperature: float = 0.0) -> Path:
+    """Return the result file of a benchmark; sampled results have one apart from greedy ones."""
+    return RESULTS / f"{benchmark}{'_sampled' if temperature else ''}.json"
+
+
 def document(
     benchmark: str, summary: Mapping[str, float | None], **content: object
 ) -> dict[str, object]:

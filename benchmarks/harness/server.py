@@ -182,8 +182,10 @@ class Server(MeasuredProcess, ServerProcess):
         answer: Json = self.send("/generate", body, ANSWER_SECONDS)
         return answer
 
-    def trace(self, prompt: Prompt, tokens: int, pins: dict[int, str]) -> list[TracedStep]:
-        """Generate one answer greedily and return its steps.
+    def trace(
+        self, prompt: Prompt, tokens: int, pins: dict[int, str], temperature: float = 0.0
+    ) -> list[TracedStep]:
+        """Generate one answer and return its steps.
 
         `pins` maps numbers of tokens to the strategies that are pinned at these numbers.
         """
@@ -192,7 +194,7 @@ class Server(MeasuredProcess, ServerProcess):
         before, pinned = 1, 0
         for at in [number for number in waiting if number == 0]:
             self.pin(waiting.pop(at))
-        for _, piece in self._stream([prompt], tokens, interval=1):
+        for _, piece in self._stream([prompt], tokens, 1, temperature):
             count = piece["meta_info"]["completion_tokens"]
             if count > before:
                 steps.append(TracedStep(before, count - before, pinned))

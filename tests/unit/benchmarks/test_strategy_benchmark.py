@@ -11,6 +11,7 @@ from benchmarks.bench_strategies import ADAPTIVE, ALL, DUEL
 from benchmarks.harness.fleet import PLAIN
 from benchmarks.harness.program import UsageError
 from benchmarks.harness.statistics import Run
+from benchmarks.plots import strategies as plots
 
 
 def runs(part: str, size: int, **speeds: float) -> list[Run]:
@@ -57,3 +58,28 @@ def test_the_policies_in_the_simulation(tmp_path: Path) -> None:
         regrets = {name: float(str(world[name])) for name in ("cost_model", "beg_mab", "ema")}
         assert regrets["cost_model"] < 0.05
         assert regrets["cost_model"] < min(regrets["beg_mab"], regrets["ema"])
+
+
+def test_sampled_results_have_files_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    greedy, sampled = (bench_strategies.parse(words) for words in ([], ["--temperature", "1"]))
+    assert (greedy.temperature, greedy.json.name) == (0.0, "bench_strategies.json")
+    assert (sampled.temperature, sampled.json.name) == (1.0, "bench_strategies_sampled.json")
+    assert bench_strategies.main(["--temperature", "hot"]) == 2
+    assert "hot is not from 0 to 2" in capsys.readouterr().err
+
+
+def test_outputs_are_identical_where_every_repetition_has_one() -> None:
+    def run(side: str, number: int, output: str) -> Run:
+        return Run("batch 1", side, number, 0, 1.0, 1, 1, output=output)
+
+    same = [run(side, number, f"text {number}") for side in "ab" for number in range(2)]
+    assert bench_strategies.outputs_identical(same) == 1.0
+    assert bench_strategies.outputs_identical([*same, run("c", 0, "text 1")]) == 0.0
+
+
+def test_a_picture_of_every_side(tmp_path: Path) -> None:
+    measured = runs(ALL, 1, **{PLAIN: 10, "pinned_a": 20})
+    over_plain = plots.over_plain(bench_strategies.speeds(measured, (1,)))
+    assert over_plain == {PLAIN: {1: pytest.approx(1.0)}, "pinned a": {1: pytest.approx(2.0)}}
+    plots.plot(over_plain, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
