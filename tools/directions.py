@@ -34,7 +34,8 @@ ALLOWED: dict[str, str] = {
     # Kernels and drafters.
     "cpu": "errors upstream",
     "drafters": "cpu",
-    "sampling": "upstream cpu",
+    "sampling.ranking": "",
+    "sampling": "upstream cpu sampling.ranking",
     # Settings, and what is built from them.
     "config": "errors strategy models graphs cpu config.command_line",
     "graphs.commands": "errors config config.command_line graphs models strategy",
@@ -43,7 +44,10 @@ ALLOWED: dict[str, str] = {
     "observe": "__init__ errors config config.command_line coordinator",
     # The processes: launcher, training, engine, sidecar.
     "launcher": "errors config coordinator harvest weights",
-    "training": ("__init__ errors config.command_line harvest launcher models models.seed weights"),
+    "training": (
+        "__init__ errors config.command_line harvest launcher models models.seed "
+        "sampling.ranking weights"
+    ),
     "engine": (
         "__init__ errors patching upstream strategy admission "
         "models.seed weights harvest graphs cpu drafters sampling config coordinator"

@@ -1,14 +1,11 @@
 """Accept length without an engine: how far drafts would get along the target's own responses.
 
-Exact for chains of most likely tokens. A draft is accepted if it is the token that the target
-chose, at temperature 0 and above: SGLang accepts a single draft d with probability p(d) and samples
-from the rest otherwise, which is the same as sampling from p and comparing with d. So the target's
-responses, greedy or sampled, are all that is needed.
+Exact for chains of most likely tokens: a draft is accepted if it is the token that the target
+chose, so the target's responses are all that is needed.
 
-A chain drafted by sampling from q accepts a token x of the target's sampled text with probability
-min(1, q(x) / p(x)); over x ~ p that is sum(min(p, q)), as in rejection sampling
-(`sampling.rejection`). p is restricted to the drafter's vocabulary, which makes the accept length a
-percent or two low.
+Sampled responses are drafted for by coupled sampling (`sampling.coupled`): of the noise with which
+the target would have chosen each token of the text, some is drawn, and the drafts are the tokens
+with the largest log q + noise. For that, p is restricted to the drafter's vocabulary.
 
 Trees are simulated along the text: a node is drafted if its cumulative probability is among the
 best `tokens` - 1 of the levels above it. Nodes off the text are not expanded further, so a tree's
@@ -24,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tlt_sglang.harvest.sequence import TokenSequence
+from tlt_sglang.sampling.ranking import chances
 from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.models import Drafter
 from tlt_sglang.training.simulate import Frozen, Step, simulate
@@ -73,19 +71,18 @@ def accept_length(
 ) -> AcceptLength:
     """Measure a chain of `steps` drafts, or a tree with `topk` branches and `tokens` nodes.
 
-    With a `temperature` the drafts of a chain are sampled, and `sequences` have to be responses
-    that the target sampled at it.
+    With a `temperature` the drafts are those of coupled sampling, and `sequences` have to be
+    responses that the target sampled at it.
     """
     drafter.eval()
     length = AcceptLength()
     rng = torch.Generator().manual_seed(0)
     for sequence in sequences:
         batch = PackedBatch.of([sequence]).to(frozen.head.device)
-        accepted: Callable[[Step], Tensor]
+        propose = _likeliest(topk)
         if temperature > 0:
-            accepted = _Sampled(frozen, batch, temperature, rng)
-        else:
-            accepted = _Likeliest(batch, topk, tokens or steps + 1)
+            propose = _coupled(frozen, batch, temperature, topk, rng)
+        accepted = _Tree(propose, tokens or steps + 1)
         reached = _reached(drafter, frozen, batch, steps, accepted)
         _walk(length, reached.tolist(), sequence.response_start, len(sequence), steps)
     return length
@@ -107,46 +104,70 @@ def _reached(
     return reached
 
 
-class _Likeliest:
-    """Accepts where the text's token is one of a step's likeliest drafts and in the tree."""
+class _Tree:
+    """Accepts where the text's token is one of a step's best drafts and in the tree.
 
-    def __init__(self, batch: PackedBatch, topk: int, tokens: int) -> None:
-        self._topk, self._tokens = topk, tokens
-        self._path = torch.zeros(len(batch.ids), device=batch.ids.device)
+    `propose` returns the log of the weights, by which a tree's nodes are ranked, and the columns of
+    the `topk` best drafts of a step, each [T, topk].
+    """
+
+    def __init__(self, propose: Callable[[Step], tuple[Tensor, Tensor]], tokens: int) -> None:
+        self._propose, self._tokens = propose, tokens
+        self._path: Tensor | float = 0.0
         self._rivals: list[Tensor] = []
 
     def __call__(self, step: Step) -> Tensor:
-        scores = step.logits.float().log_softmax(-1)
-        best = scores.topk(self._topk, dim=-1)
-        hit = best.indices == step.labels.unsqueeze(-1)
-        if self._topk == 1:
+        weights, columns = self._propose(step)
+        hit = columns == step.labels.unsqueeze(-1)
+        if columns.shape[-1] == 1:
             return hit.any(-1)
-        self._rivals.append(self._path.unsqueeze(-1) + best.values)
+        path = torch.as_tensor(self._path, device=weights.device).unsqueeze(-1)
+        self._rivals.append(path + weights)
         rank = hit.float().argmax(-1, keepdim=True)
         self._path = self._rivals[-1].gather(-1, rank).squeeze(-1)
         better = (torch.cat(self._rivals, dim=-1) > self._path.unsqueeze(-1)).sum(-1)
         return hit.any(-1) & (better < self._tokens - 1)
 
 
-class _Sampled:
-    """Accepts a sampled draft with the probability of rejection sampling."""
+def _likeliest(topk: int) -> Callable[[Step], tuple[Tensor, Tensor]]:
+    def propose(step: Step) -> tuple[Tensor, Tensor]:
+        best = step.logits.float().log_softmax(-1).topk(topk, dim=-1)
+        return best.values, best.indices
 
-    def __init__(
-        self, frozen: Frozen, batch: PackedBatch, temperature: float, rng: torch.Generator
-    ) -> None:
-        self._temperature, self._rng = temperature, rng
-        logits = nn.functional.linear(batch.last, frozen.target_head)
-        self._target = self._scores(logits)
+    return propose
 
-    def __call__(self, step: Step) -> Tensor:
-        label = step.labels.clamp_min(0).unsqueeze(-1)
-        drafted = self._scores(step.logits).gather(-1, label)
-        ratio = (drafted - self._target[step.source].gather(-1, label)).squeeze(-1).exp()
-        coins = torch.rand(len(ratio), generator=self._rng).to(ratio.device)
-        return (coins < ratio) & (step.labels >= 0)
 
-    def _scores(self, logits: Tensor) -> Tensor:
-        return (logits.float() / self._temperature).log_softmax(-1)
+def _coupled(
+    frozen: Frozen, batch: PackedBatch, temperature: float, topk: int, rng: torch.Generator
+) -> Callable[[Step], tuple[Tensor, Tensor]]:
+    """Return the drafts of coupled sampling, for noise with which the target says the text."""
+    logits = nn.functional.linear(batch.last, frozen.target_head).float()
+    following, _ = batch.shifted(1)
+    labels = frozen.draft_index[batch.ids[following]]
+    noise = noise_given_choice((logits / temperature).log_softmax(-1), labels, rng)
+
+    def propose(step: Step) -> tuple[Tensor, Tensor]:
+        scores = step.logits.float() / temperature + noise[step.source]
+        best = scores.topk(topk, dim=-1)
+        return chances(best.values).log(), best.indices
+
+    return propose
+
+
+def noise_given_choice(log_p: Tensor, chosen: Tensor, rng: torch.Generator) -> Tensor:
+    """Return Gumbel noise g [T, V] of which the argmax of log_p + g is `chosen` [T].
+
+    It is distributed as Gumbel noise is among all that have this argmax: the largest sum is
+    independent of where it is, and the others are Gumbel variables truncated at it (A* sampling,
+    arXiv 1411.0030). A row whose `chosen` is -1 gets noise as it comes.
+    """
+    free = -torch.empty(log_p.shape).exponential_(generator=rng).log().to(log_p.device)
+    largest = -torch.empty(len(log_p), 1).exponential_(generator=rng).log().to(log_p.device)
+    # -log(exp(-largest) + exp(-(log_p + free))) is at most `largest`; minus log_p it is the noise.
+    bounded = -torch.logaddexp(log_p - largest, -free)
+    index = chosen.clamp_min(0).unsqueeze(-1)
+    bounded.scatter_(-1, index, largest - log_p.gather(-1, index))
+    return torch.where(chosen.unsqueeze(-1) >= 0, bounded, free)
 
 
 def _walk(

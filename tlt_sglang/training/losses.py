@@ -6,6 +6,9 @@ elsewhere; every loss is a mean over the predictions that count.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +17,10 @@ STEP_DECAY = 0.8
 """Weight of a simulated step over the previous one (EAGLE-3, arXiv 2503.01840, official code)."""
 CLASSIFICATION_WEIGHT = 0.1
 """w_cls of EAGLE (arXiv 2401.15077, section 4.2): regression counts ten times as much."""
+LK_DECAY = 3.0
+"""eta of the LK loss (arXiv 2602.23881): how fast the cross-entropy leaves it as drafts improve."""
+
+LossName = Literal["soft", "lk"]
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -23,6 +30,29 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor
     """
     each = -(target * logits.float().log_softmax(-1)).sum(-1)
     return _mean(each, weight)
+
+
+def lk_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Return the LK loss of logits [T, V] against the target's distribution [T, V].
+
+    The hybrid LK loss, arXiv 2602.23881: lambda * KL(p || q) + (1 - lambda) * TV(p, q), where TV is
+    1 - sum(min(p, q)), the probability that rejection sampling refuses a draft, and lambda is
+    exp(-eta * sum(min(p, q))), of its mean over the predictions, without a gradient. Bad drafters
+    learn by KL, whose gradient does not vanish, and good ones by what is accepted. Instead of KL it
+    has the cross-entropy, which is larger by the target's entropy: the gradient is the same.
+    """
+    scores = logits.float().log_softmax(-1)
+    accepted = _mean(torch.minimum(scores.exp(), target).sum(-1), weight)
+    share = torch.exp(-LK_DECAY * accepted.detach())
+    entropy = _mean(-(target * scores).sum(-1), weight)
+    return share * entropy + (1 - share) * (1 - accepted)
+
+
+LOSSES: Mapping[LossName, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "soft": soft_cross_entropy,
+    "lk": lk_loss,
+}
+"""The losses of predicted tokens, by name."""
 
 
 def feature_regression(predicted: Tensor, feature: Tensor, weight: Tensor) -> Tensor:

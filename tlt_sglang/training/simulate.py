@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.losses import (
     CLASSIFICATION_WEIGHT,
+    LOSSES,
+    LossName,
     feature_regression,
-    soft_cross_entropy,
     step_weights,
 )
 from tlt_sglang.training.models import DraftContext, Drafter
@@ -107,8 +108,10 @@ class Loss:
     """Predictions of the first step that count."""
 
 
-def loss_of(drafter: Drafter, frozen: Frozen, batch: PackedBatch, steps: int) -> Loss:
-    """Return the loss: cross-entropy of every step, and for EAGLE the regression of features.
+def loss_of(
+    drafter: Drafter, frozen: Frozen, batch: PackedBatch, steps: int, name: LossName = "soft"
+) -> Loss:
+    """Return the loss: `name` of every step, and for EAGLE the regression of features.
 
     A prediction counts where the next token is in the draft vocabulary: elsewhere the drafter can
     only be wrong, and should not learn to compensate for it.
@@ -123,7 +126,7 @@ def loss_of(drafter: Drafter, frozen: Frozen, batch: PackedBatch, steps: int) ->
     for step, share in zip(simulate(drafter, frozen, batch, steps, rows), weights, strict=True):
         weight = (step.counts & (step.labels >= 0)).float()
         logits = step.logits.float()  # in bfloat16 the argmax of a row takes six times as long
-        step_loss = soft_cross_entropy(logits, target[target_row[step.source]], weight)
+        step_loss = LOSSES[name](logits, target[target_row[step.source]], weight)
         if drafter.config.algorithm == "eagle":
             regression = feature_regression(step.hidden, batch.last[step.source], weight)
             step_loss = regression + CLASSIFICATION_WEIGHT * step_loss

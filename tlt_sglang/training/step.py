@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from tlt_sglang.training.losses import LossName
 from tlt_sglang.training.simulate import Frozen, Loss, loss_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class StepSettings:
     """Norm that gradients are clipped to."""
     bfloat16: bool
     """Compute matrix products in bfloat16; weights, optimizer and losses stay in float32."""
+    loss: LossName = "soft"
 
 
 class TrainingStep:
@@ -58,7 +60,7 @@ class TrainingStep:
         self.drafter.train()
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
-            loss = loss_of(self.drafter, frozen, batch, depth)
+            loss = loss_of(self.drafter, frozen, batch, depth, self.settings.loss)
         torch.autograd.backward(loss.total / self.settings.accumulate)
         self._accumulated += 1
         return loss

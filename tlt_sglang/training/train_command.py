@@ -33,6 +33,7 @@ def run(argv: Sequence[str]) -> None:
         learning_rate=args.learning_rate,
         seed=args.seed,
         precision=args.precision,
+        loss=args.loss,
     )
     options = TrainOptions(
         args.model,
@@ -95,6 +96,13 @@ def _add_training_flags(parser: Parser) -> None:
         choices=["eagle", "eagle3"],
         default="eagle3",
         help="Architecture of the drafter (default: %(default)s)",
+    )
+    group.add_argument(
+        "--loss",
+        choices=["soft", "lk"],
+        default="soft",
+        help="Loss of predicted tokens: soft cross-entropy, or lk, which aims at acceptance at "
+        "temperature 1 (default: %(default)s)",
     )
     vocabulary = "Number of tokens in the vocabulary of an eagle3 drafter, the most frequent ones"
     add_number(group, "--draft-vocab", 8192, vocabulary)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training.batches import PackedBatch, pack
+from tlt_sglang.training.losses import LossName
 from tlt_sglang.training.models import Drafter
 from tlt_sglang.training.simulate import Frozen
 from tlt_sglang.training.step import StepSettings, TrainingStep
@@ -55,6 +56,8 @@ class TrainerSettings:
     precision: Precision = "auto"
     """Precision of matrix products: auto is bfloat16 on CUDA and float32 elsewhere. CPUs with
     AVX512-BF16 or AMX are twice as fast with bfloat16."""
+    loss: LossName = "soft"
+    """Loss of predicted tokens: `soft` cross-entropy, or `lk`, which aims at acceptance."""
 
     def step_settings(self, device: torch.device) -> StepSettings:
         """Return the settings of the training step on `device`."""
@@ -66,6 +69,7 @@ class TrainerSettings:
             weight_decay=self.weight_decay,
             clip=self.clip,
             bfloat16=automatic or self.precision == "bfloat16",
+            loss=self.loss,
         )
 
 

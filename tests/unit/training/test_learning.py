@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -15,10 +16,12 @@ from tests.support.learning import SIZE, drafter, frozen, sequences
 from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training.attention import attend
 from tlt_sglang.training.batches import PackedBatch, pack
-from tlt_sglang.training.evaluate import AcceptLength, accept_length
+from tlt_sglang.training.evaluate import AcceptLength, accept_length, noise_given_choice
 from tlt_sglang.training.losses import (
     CLASSIFICATION_WEIGHT,
+    LK_DECAY,
     feature_regression,
+    lk_loss,
     soft_cross_entropy,
     step_weights,
 )
@@ -197,6 +200,32 @@ def test_soft_cross_entropy() -> None:
     assert float(soft_cross_entropy(logits, target, torch.zeros(4))) == 0.0
 
 
+def test_lk_loss() -> None:
+    """Against the sum over single predictions, and its gradient against that of both parts."""
+    torch.manual_seed(0)
+    logits, weight = torch.randn(4, 6, requires_grad=True), torch.tensor([1.0, 0.0, 1.0, 1.0])
+    target = (2 * torch.randn(4, 6)).softmax(-1)
+    counted = [0, 2, 3]
+    probs = logits.softmax(-1)
+    accepted = torch.minimum(probs, target)[counted].sum() / 3
+    share = math.exp(-LK_DECAY * float(accepted.detach()))
+    parts = soft_cross_entropy(logits, target, weight), 1 - accepted
+    loss = lk_loss(logits, target, weight)
+    torch.testing.assert_close(loss, share * parts[0] + (1 - share) * parts[1])
+    gradients = [torch.autograd.grad(part, logits, retain_graph=True)[0] for part in parts]
+    expected = share * gradients[0] + (1 - share) * gradients[1]
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
+    assert float(lk_loss(logits, target, torch.zeros(4)).detach()) == 0.0
+
+
+def test_lk_loss_is_least_where_all_drafts_are_accepted() -> None:
+    torch.manual_seed(0)
+    target, weight = torch.randn(3, 6).softmax(-1), torch.ones(3)
+    best = lk_loss(target.log(), target, weight)
+    for _ in range(20):
+        assert lk_loss(target.log() + 1e-2 * torch.randn(3, 6), target, weight) > best
+
+
 def test_regression_is_in_units_of_the_features() -> None:
     torch.manual_seed(0)
     feature, weight = torch.randn(5, SIZE), torch.ones(5)
@@ -270,25 +299,49 @@ def test_wider_trees_accept_more() -> None:
     assert chain < narrow <= wide
 
 
-def test_sampled_chains_are_accepted_as_far_as_the_distributions_agree() -> None:
-    """On texts that are sampled from what the target says; sum(min(p, q)) of each index."""
+def test_sampled_texts_are_drafted_for_with_their_noise() -> None:
+    """On texts that are sampled from what the target says, against the chance of a coupled draft.
+
+    For p, q and the same Gumbel noise, both choose v with the chance 1 / sum over u of
+    max(p(u) / p(v), q(u) / q(v)).
+    """
     model, shared = drafter(), frozen()
     (text,) = sequences([30])
-    target = (functional.linear(text.head_input, shared.target_head) / 4).softmax(-1)
+    target = _warm(functional.linear(text.head_input, shared.target_head))
     torch.manual_seed(0)
-    results, shared_mass = AcceptLength(), []
+    texts, agreed = [], []
     for _ in range(150):
         ids = text.ids.clone()
         ids[2:] = shared.draft_ids[target[1:-1].multinomial(1).squeeze(-1)]
         sampled = TokenSequence(ids, text.features, 2, text.last)
-        results.join(accept_length(model, shared, [sampled], 1, temperature=4.0))
+        texts.append(sampled)
         with torch.no_grad():
             (step,) = simulate(model, shared, PackedBatch.of([sampled]), 1)
-        both = torch.minimum((step.logits / 4).softmax(-1), target[step.source])
-        shared_mass.append(both.sum(-1)[1:-2].mean())
-    expected = float(torch.stack(shared_mass).mean())
+        ratios = [p.unsqueeze(-2) / p.unsqueeze(-1) for p in (_warm(step.logits), target)]
+        both = 1 / torch.maximum(ratios[0], ratios[1][step.source]).sum(-1)
+        agreed.append(both.sum(-1)[1:-2].mean())
+    results = accept_length(model, shared, texts, 1, temperature=4.0)
+    expected = float(torch.stack(agreed).mean())
     assert 0.1 < expected < 0.9
     assert results.mean - 1 == pytest.approx(expected, abs=0.03)
+
+
+def _warm(logits: Tensor) -> Tensor:
+    return (logits / 4).softmax(-1)
+
+
+def test_noise_is_that_of_texts_with_their_choices() -> None:
+    """Whoever chooses by free noise, and forgets all but the choice, draws noise that chose it."""
+    rng = torch.Generator().manual_seed(0)
+    log_p = torch.tensor([0.6, 0.3, 0.1]).log().expand(40_000, 3)
+    free = -torch.empty_like(log_p.contiguous()).exponential_(generator=rng).log()
+    chosen = (log_p + free).argmax(-1)
+    noise = noise_given_choice(log_p, chosen, rng)
+    assert torch.equal((log_p + noise).argmax(-1), chosen)
+    # The noise as a whole is distributed as it was: mean, variance, and independent columns.
+    torch.testing.assert_close(noise.mean(0), torch.full((3,), 0.5772), atol=0.03, rtol=0)
+    expected = torch.eye(3) * math.pi**2 / 6
+    torch.testing.assert_close(noise.T.cov(), expected, atol=0.06, rtol=0)
 
 
 def test_accept_length_counts() -> None:

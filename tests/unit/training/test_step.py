@@ -13,6 +13,7 @@ from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.learner import Learner
 from tlt_sglang.sidecar.learner_settings import LearnerSettings
 from tlt_sglang.training.batches import PackedBatch
+from tlt_sglang.training.losses import LossName
 from tlt_sglang.training.models import Algorithm, Drafter
 from tlt_sglang.training.simulate import loss_of
 from tlt_sglang.training.step import StepSettings, TrainingStep
@@ -36,8 +37,9 @@ def assert_equal(one: Drafter, other: Drafter) -> None:
 
 @pytest.mark.parametrize("algorithm", ["eagle3", "eagle"])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_step_is_plain_pytorch(algorithm: Algorithm, bfloat16: bool) -> None:
-    settings = replace(SETTINGS, bfloat16=bfloat16)
+@pytest.mark.parametrize("loss", ["soft", "lk"])
+def test_the_step_is_plain_pytorch(algorithm: Algorithm, bfloat16: bool, loss: LossName) -> None:
+    settings = replace(SETTINGS, bfloat16=bfloat16, loss=loss)
     depth = 3 if algorithm == "eagle3" else 1
     model, shared = drafter(algorithm), frozen(algorithm)
     reference = copy.deepcopy(model)
@@ -56,9 +58,9 @@ def test_the_step_is_plain_pytorch(algorithm: Algorithm, bfloat16: bool) -> None
     )
     for number, batch in enumerate(batches):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = loss_of(reference.train(), shared, batch, depth).total
-        torch.autograd.backward(loss / 2)
-        assert losses[number] == float(loss.detach())
+            total = loss_of(reference.train(), shared, batch, depth, loss).total
+        torch.autograd.backward(total / 2)
+        assert losses[number] == float(total.detach())
         if number % 2:
             optimizer.param_groups[0]["lr"] = 1e-2 / (1 + number)
             torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
