@@ -4,9 +4,11 @@
 
 The simulation has no engine: step costs follow a model of a machine (see `MACHINES`), acceptance
 per depth drifts and jumps as it does when target and drafter are updated, and batches drain from
-full to one request, repeatedly. A policy observes the same as in an engine: the accepted drafts of
-each request and a noisy time. The oracle knows the true costs and the true acceptance of every
-step, and chooses the strategy with the highest expected throughput.
+full to one request, repeatedly. Of the requests of a batch none, half or all are sampled at a
+temperature; fewer of their drafts are accepted than of greedy requests. A policy observes the same
+as in an engine: which requests are sampled, their accepted drafts, and a noisy time. The oracle
+knows the true costs and the true acceptance of every step, and chooses the strategy with the
+highest expected throughput.
 
 regret_NAME     Mean share of the oracle's throughput that the policy loses, over all steps after
                 the first 200 of each run: median over machines and seeds. `fixed` is the single
@@ -20,6 +22,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +57,9 @@ SETTLED = 200
 """Steps after which regret counts."""
 SWITCH = 0.01
 """Cost of a change of strategy, as a share of a step."""
+SAMPLED_LEVEL = -0.9
+"""How much lower the logit of acceptance is for sampled requests: 0.44 where greedy ones have 0.65.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,23 +107,30 @@ class World:
         rng = random.Random(seed)
         self.sizes: list[int] = []
         self.levels: list[tuple[float, float]] = []
+        self.sampled: list[list[bool]] = []
         eagle, ngram = rng.uniform(-0.2, 1.2), rng.uniform(-1.5, 0.5)
         while len(self.sizes) < steps:
             # One rollout: the batch is full, then drains with a long tail.
             length = rng.randint(250, 500)
             finish = sorted(rng.lognormvariate(0, 0.7) for _ in range(machine.most))
             scale = length / finish[-1]
+            share = rng.choice((0.0, 0.5, 1.0))
+            kinds = [rng.random() < share for _ in finish]
             eagle += rng.gauss(0, 0.5)  # the target was updated, or the drafter
             ngram += rng.gauss(0, 0.5)
             for step in range(length):
                 eagle += rng.gauss(0.01 * (0.5 - eagle), 0.03)
                 ngram += rng.gauss(0.01 * (-0.5 - ngram), 0.03)
-                self.sizes.append(sum(end * scale > step for end in finish) or 1)
+                running = [
+                    kind for kind, end in zip(kinds, finish, strict=True) if end * scale > step
+                ]
+                self.sampled.append(running or kinds[-1:])
+                self.sizes.append(len(self.sampled[-1]))
                 self.levels.append((eagle, ngram))
 
-    def probs(self, strategy: Strategy, step: int) -> list[float]:
+    def probs(self, strategy: Strategy, step: int, sampled: bool) -> list[float]:
         """Return the probability of acceptance at each depth once the depth before is accepted."""
-        eagle, ngram = self.levels[step]
+        eagle, ngram = (level + SAMPLED_LEVEL * sampled for level in self.levels[step])
         if strategy.drafter == "off":
             return []
         if strategy.drafter == "ngram":
@@ -138,12 +151,14 @@ class World:
 
     def rate(self, strategy: Strategy, step: int) -> float:
         """Return the expected tokens a millisecond."""
-        total = reach = 1.0
-        for prob in self.probs(strategy, step):
-            reach *= prob
-            total += reach
-        size = self.sizes[step]
-        return size * total / self.machine.cost(strategy, size)
+        total = 0.0
+        for sampled, count in Counter(self.sampled[step]).items():
+            reach = 1.0
+            total += count
+            for prob in self.probs(strategy, step, sampled):
+                reach *= prob
+                total += count * reach
+        return total / self.machine.cost(strategy, self.sizes[step])
 
 
 def regret_of(policy: Policy, world: World, seed: int, best: Sequence[float]) -> float:
@@ -152,13 +167,15 @@ def regret_of(policy: Policy, world: World, seed: int, best: Sequence[float]) ->
     before: Strategy | None = None
     losses = []
     for step, size in enumerate(world.sizes):
-        strategy = policy.choose(size)
-        probs = world.probs(strategy, step)
-        accepted = [_accepted(probs, rng) for _ in range(size)]
+        kinds = world.sampled[step]
+        strategy = policy.choose(size, sampled=kinds)
+        probs = [world.probs(strategy, step, sampled) for sampled in (False, True)]
+        accepted = [_accepted(probs[sampled], rng) for sampled in kinds]
         switch = 1 + SWITCH * (before not in (None, strategy))
         cost = world.machine.cost(strategy, size) * switch
         noise = rng.lognormvariate(0, 0.04) * (3 if rng.random() < 0.01 else 1)
-        policy.observe(Observation(strategy, size, accepted, cost * noise / 1000))
+        seconds = cost * noise / 1000
+        policy.observe(Observation(strategy, size, accepted, seconds, sampled=kinds))
         if step >= SETTLED:
             rate = world.rate(strategy, step) / switch
             losses.append(1 - rate / best[step])
