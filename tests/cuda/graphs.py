@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch._dynamo  # while torch.cuda is as it expects
@@ -88,11 +88,25 @@ class Event:
         return max(1e-3, 1e3 * (end.at - self.at))
 
 
-_state = SimpleNamespace(stream=Stream(), before=[], pools=itertools.count(1))
+DEFAULT = Stream()
+
+
+class _State(threading.local):
+    """The current stream of a thread, and those around it."""
+
+    def __init__(self) -> None:
+        self.stream = DEFAULT
+        self.before: list[Stream] = []
+
+
+_state, _pools = _State(), itertools.count(1)
 
 
 class Graph:
     """A graph: its operations in the order of their capture, and where their results lie."""
+
+    captures: ClassVar[int] = 0
+    """Captures of this process."""
 
     def __init__(self, keep_graph: bool = False) -> None:
         self.operations: list[Callable[[], object]] = []
@@ -127,6 +141,7 @@ class Graph:
     def capture_begin(self, pool: object = None, **kwargs: object) -> None:
         assert DEVICE.capturing is None
         DEVICE.capturing = self
+        Graph.captures += 1
 
     def capture_end(self) -> None:
         DEVICE.capturing = None
@@ -273,7 +288,7 @@ def install() -> None:
         "ExternalStream": Stream,
         "CUDAGraph": Graph,
         "graph": capture,
-        "graph_pool_handle": lambda: (0, next(_state.pools)),
+        "graph_pool_handle": lambda: (0, next(_pools)),
         "is_current_stream_capturing": lambda: DEVICE.capturing is not None,
         "stream": _stream,
         "current_stream": lambda device=None: _state.stream,

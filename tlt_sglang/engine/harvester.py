@@ -51,6 +51,7 @@ class Harvester:
         self._cleanup.callback(writer.close)
         writer.sampling = config.harvest_rate
         self.tap = Tap(writer, torch.device(device))
+        self._cleanup.callback(self.tap.close)
 
         # Only now may sidecars open it.
         self.announcement = dataclasses.replace(announcement, harvest=str(writer.path))
@@ -72,14 +73,17 @@ class Harvester:
         output: LogitsOutput,
     ) -> None:
         """Log the prompt tokens [T] that the target has read, `counts` of each request."""
-        if output.hidden_states is not None:
-            self.tap.prefill(
-                batch.reqs, tokens, starts, counts, output.hidden_states, output.last_hidden_states
-            )
+        if output.hidden_states is None or (chosen := self.tap.choose(batch.reqs)) is None:
+            return
+        self.tap.prefill(
+            chosen, tokens, starts, counts, output.hidden_states, output.last_hidden_states
+        )
 
     def log_verify_step(self, batch: Batch, result: StepResult) -> None:
         """Log the committed tokens of a verify step; `batch` is as it was verified."""
-        from sglang.srt.speculative.eagle_worker_common import _compact_accept_to_front
+        chosen = self.tap.choose(batch.reqs)
+        if chosen is None:
+            return
 
         # Inputs of the target: the last committed token of each request, then accepted drafts.
         size, width = len(batch.reqs), result.speculative_num_draft_tokens
@@ -87,18 +91,14 @@ class Harvester:
         first = batch.spec_info.draft_token.view(size, width)[:, :1].to(torch.int64)
         sampled = result.next_token_ids.view(size, width).to(torch.int64)
 
-        # SGLang has moved the accepted rows of a tree to the front, but not of this tensor.
-        last = output.last_hidden_states
-        if last is not None and batch.spec_info.topk > 1:
-            last = _compact_accept_to_front(last, result.accept_index, size, num_draft_tokens=width)
-
         self.tap.decode(
-            batch.reqs,
+            chosen,
             torch.cat([first, sampled[:, :-1]], dim=1),
             batch.seq_lens,
             result.accept_lens,
             output.hidden_states,
-            last,
+            output.last_hidden_states,
+            _nodes(batch, result) if output.last_hidden_states is not None else None,
         )
 
     # -- updates of the target -------------------------------------------------------------------
@@ -135,3 +135,18 @@ class Harvester:
     def status(self) -> dict[str, Any]:
         """Return the counters for `GET /tlt/status`."""
         return self.tap.status()
+
+
+def _nodes(batch: Batch, result: StepResult) -> torch.Tensor | None:
+    """Return the node [B * W] of a verified tree that each row of a step belongs to; None for
+    chains. SGLang has moved accepted rows to the front, but not the last hidden states."""
+    if batch.spec_info.topk <= 1:
+        return None
+    from sglang.srt.speculative.eagle_worker_common import _compact_accept_to_front
+
+    size, width = len(batch.reqs), result.speculative_num_draft_tokens
+    nodes = torch.arange(size * width, device=result.accept_lens.device)
+    moved: torch.Tensor = _compact_accept_to_front(
+        nodes, result.accept_index, size, num_draft_tokens=width
+    )
+    return moved

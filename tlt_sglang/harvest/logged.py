@@ -1,8 +1,8 @@
 """The requests that a harvest log has begun, and when each of them ends.
 
 With overlap scheduling the engine launches a step before it knows how the step before has ended, so
-a request may finish while copies of its hidden states are under way, or be computed once more after
-its last token. It ends in the log when it is finished and no copy names it.
+a request may be computed once more after its last token. It ends in the log when it is finished:
+after the steps that were launched before that, and what they have computed beyond its end is cut.
 
 Runs in the scheduler process of tensor-parallel rank 0, on its main thread.
 """
@@ -46,20 +46,14 @@ class Logged:
     key: bytes
     step: int
     """Number of the last step that computed it."""
-    copies: int = 0
-    """Steps of it that are not written yet."""
-
-    @property
-    def end(self) -> int:
-        """The position after the last token that the target has read: the last one was sampled."""
-        length = self.request.finished_len
-        if length is None:
-            length = len(self.request.output_ids)
-        return max(0, len(self.request.origin_input_ids) + length - 1)
+    end: int | None = None
+    """The position after the last token that the target has read, once the request has ended."""
 
     def committed(self, start: int, count: int) -> int:
-        """Return how many of `count` tokens from position `start` on are part of the text."""
-        return max(0, min(count, self.end - start)) if self.request.finished() else count
+        """Return how many of `count` tokens from position `start` on are part of the text, as far
+        as that is known. Any thread may ask."""
+        end = self.end
+        return count if end is None else max(0, min(count, end - start))
 
 
 class LoggedRequests:
@@ -72,10 +66,11 @@ class LoggedRequests:
     def __len__(self) -> int:
         return len(self._logged)
 
-    def begin_step(self, requests: Sequence[LoggedRequest]) -> list[Logged]:
-        """Return the entries of the requests that a step computes."""
+    def begin_step(self, requests: Sequence[LoggedRequest]) -> list[Logged | None]:
+        """Return the entries of the requests that a step computes; None for those that have ended:
+        they are computed once more, and nothing of it is text."""
         self._steps += 1
-        return [self._entry(request) for request in requests]
+        return [None if request.finished() else self._entry(request) for request in requests]
 
     def _entry(self, request: LoggedRequest) -> Logged:
         logged = self._logged.get(request.rid)
@@ -90,7 +85,17 @@ class LoggedRequests:
         ended = [
             name
             for name, one in self._logged.items()
-            if not one.copies and (one.request.finished() or self._steps - one.step > STALE_STEPS)
+            if one.request.finished() or self._steps - one.step > STALE_STEPS
         ]
         for name in ended:
-            yield self._logged.pop(name)
+            logged = self._logged.pop(name)
+            logged.end = _end(logged.request)
+            yield logged
+
+
+def _end(request: LoggedRequest) -> int:
+    """Return the position after the last token that the target has read: the last was sampled."""
+    length = request.finished_len
+    if length is None:
+        length = len(request.output_ids)
+    return max(0, len(request.origin_input_ids) + length - 1)

@@ -6,6 +6,7 @@ that it drops. One thread writes.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -34,7 +35,10 @@ class Writer:
         with memoryview(self._map) as view:
             self._words = view[:HEADER_SIZE].cast("Q")
             self._index = view[HEADER_SIZE : HEADER_SIZE + 8 * geometry.slots].cast("Q")
+        # numpy lets other threads run while it copies, and mmap does not.
+        self._bytes = np.frombuffer(self._map, np.uint8)
         self._end = 0
+        self._closed = False
         header = geometry.pack(os.getpid())
         self._map[8 : len(header)] = header[8:]
         fence()
@@ -120,9 +124,8 @@ class Writer:
         end = place + size
         self._map[place:tokens] = layout.pack_head(record, seq)
         self._map[tokens:features] = record.tokens.tobytes()
-        self._map[features : features + record.features.nbytes] = np.ascontiguousarray(
-            record.features
-        ).data
+        bits = np.ascontiguousarray(record.features).reshape(-1).view(np.uint8)
+        self._bytes[features : features + record.features.nbytes] = bits
         self._map[end - 8 : end] = seq.to_bytes(8, "little")
         fence()
         self._words[NEWEST] = seq
@@ -130,11 +133,14 @@ class Writer:
 
     def close(self) -> None:
         """Remove the log; readers can still read the rest of it, then see that it has ended."""
-        if self._map.closed:
+        if self._closed:
             return
+        self._closed = True
         self._words.release()
         self._index.release()
-        self._map.close()
+        self._bytes = self._bytes[:0].copy()
+        with contextlib.suppress(BufferError):  # a thread that was given up writes just now
+            self._map.close()
         self.path.unlink(missing_ok=True)
         fcntl.flock(self._file, fcntl.LOCK_UN)  # a forked child may hold the file open
         os.close(self._file)
