@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve unit check style types test gpu fuzz bench figures lock clean
+.PHONY: help setup prepare serve unit check style types test gpu fuzz identity bench figures lock clean
 
 PYTHON := .venv/bin/python
 UV := .venv/bin/uv
@@ -116,6 +116,9 @@ gpu: ## check and time everything on one GPU, in twelve minutes; ARGS="OUT --par
 
 fuzz: prepare ## send random requests to a server for an hour; ARGS="--seconds 120"
 	@$(PYTHON) -m tools.fuzzing $(ARGS)
+
+identity: prepare ## compare 2,000 sampled answers with plain decoding's, in an hour; ARGS="--answers 200"
+	@exec $(PYTHON) -m pytest -s tests/engine/test_sampled_identity.py --answers 2000 $(ARGS)
 
 bench: $(ENVIRONMENT) ## list the benchmarks; each has --help
 	@$(PYTHON) -m tools.benchmarks

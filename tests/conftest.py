@@ -21,6 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="engine tests also send all twenty prompts one by one; takes three minutes more",
     )
+    parser.addoption(
+        "--answers",
+        type=int,
+        default=18,
+        help="sampled answers that are compared with plain decoding's",
+    )
+    parser.addoption("--answers-json", help="file for the counts of that comparison")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

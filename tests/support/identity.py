@@ -99,9 +99,15 @@ def difference(
 
 def rescore(off: Server, ids: Sequence[int], tokens: tuple[int, int]) -> float:
     """Return the gap between the logits of two tokens after `ids`, from a prefill of `ids`."""
+    one, other = logprobs_of(off, ids, tokens)
+    return abs(one - other)
+
+
+def logprobs_of(off: Server, ids: Sequence[int], tokens: tuple[int, int]) -> tuple[float, float]:
+    """Return the log-probabilities of two tokens after `ids`, from a prefill of `ids`."""
     off.wait_until_idle()
     off.post("/flush_cache")
     options = {"return_logprob": True, "token_ids_logprob": list(tokens)}
     answer = off.generate(ids, 1, options=options)
     scores = {t: score for score, t, _ in answer["meta_info"]["output_token_ids_logprobs"][0]}
-    return float(abs(scores[tokens[0]] - scores[tokens[1]]))
+    return scores[tokens[0]], scores[tokens[1]]

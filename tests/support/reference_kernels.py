@@ -348,3 +348,11 @@ def rope(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch
     cos, sin = (part.double()[:, None] for part in table[positions].chunk(2, dim=-1))
     a, b, rest = torch.split(x.double(), [half, half, x.shape[-1] - 2 * half], dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).float()
+
+
+def gumbel(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the noise [T, D] as SGLang's `multinomial_with_seed` computes it."""
+    hashed = murmur_hash32_cpu(seeds.to(torch.uint64), positions, tokens)
+    x = hashed.to(torch.float64) / torch.iinfo(torch.uint32).max
+    x = x.log().clamp(min=torch.finfo(torch.float64).min, max=-(2.0**-32)).neg()
+    return -x.log()

@@ -8,18 +8,10 @@ import pytest
 import torch
 
 from tests.support.distribution import Joint, Sampling, p_value
-from tests.support.reference_kernels import murmur_hash32_cpu
+from tests.support.reference_kernels import gumbel
 from tlt_sglang.cpu.kernels import noise
 
 SIZES = [(1, 7), (3, 1024), (5, 1025), (9, 5000)]
-
-
-def gumbel(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the noise [T, D] as SGLang's `multinomial_with_seed` computes it."""
-    hashed = murmur_hash32_cpu(seeds.to(torch.uint64), positions, tokens)
-    x = hashed.to(torch.float64) / torch.iinfo(torch.uint32).max
-    x = x.log().clamp(min=torch.finfo(torch.float64).min, max=-(2.0**-32)).neg()
-    return -x.log()
 
 
 @pytest.fixture(params=SIZES, ids=str)
