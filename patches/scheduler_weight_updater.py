@@ -1,6 +1,6 @@
 """sglang.srt.managers.scheduler_components.weight_updater, in the scheduler: new weights.
 
-All ways of updating weights end in one of these, on every rank.
+All ways of updating weights select runners first, and end in one of two functions, on every rank.
 """
 
 from __future__ import annotations
@@ -31,7 +31,28 @@ def _marked(name: str, digest: str) -> Any:
     return update
 
 
+def _copies_finished(name: str, digest: str) -> Any:
+    @wraps_upstream(
+        f"{_CLASS}.{name}",
+        why="the target's embedding and head may still be on their way to the sidecar",
+        remove_when="SGLang tells plugins that the weights are about to change or to be released",
+        process="scheduler",
+        digests={"0.5.23": digest},
+    )
+    def before(original: Any, manager: Any, *args: Any, **kwargs: Any) -> Any:
+        from tlt_sglang.engine import engine
+
+        assert engine.current is not None
+        if engine.current.step.online_drafter is not None:
+            engine.current.step.online_drafter.finish_copies()
+        return original(manager, *args, **kwargs)
+
+    return before
+
+
 PATCHES = (
+    _copies_finished("_select_runners", "abc0538c94ad99e3"),
+    _copies_finished("release_memory_occupation", "94b62615a55a57f5"),
     _marked("record_weight_version_after_update", "fc739d818f1c8fe8"),
     _marked("end_weight_update", "cf2f357c18b08375"),
 )

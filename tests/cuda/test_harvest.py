@@ -154,3 +154,45 @@ def test_harvest_and_hot_swap(tmp_path: Path) -> None:
     updater.resume_memory_occupation(ResumeMemoryOccupationReqInput())
     wait_for(later)
     online.close()
+
+
+@apart
+def test_an_update_of_the_target(tmp_path: Path) -> None:
+    """Its embedding and head are published, and no step waits for them."""
+    from safetensors.torch import load_file
+
+    from tests.cuda.device import DEVICE
+    from tests.cuda.engine import Engine
+    from tlt_sglang.engine import engine as process
+
+    pool = "off,eagle3:1x1x2"
+    engine = Engine(tmp_path, strategies=pool, policy="random", store=str(tmp_path / "store"))
+    from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
+
+    online = process.require().step.online_drafter
+    assert online is not None and online.harvester is not None and online.tap is not None
+    model = engine.models.model
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_tokens" in name or "lm_head" in name:
+                parameter.mul_(1.25)
+    updated = tmp_path / "updated"
+    model.save_pretrained(updated)
+
+    update = UpdateWeightFromDiskReqInput(model_path=str(updated), load_format="auto")
+    result = engine.scheduler.weight_updater.update_weights_from_disk(update)
+    assert result.success, result.message
+    expected = engine.expected(LENGTH)
+    DEVICE.waits.clear()
+    assert engine.generate(LENGTH) == expected
+    ours = [wait for wait in DEVICE.waits if wait.file.startswith("tlt_sglang")]
+    assert not ours, Counter(ours)
+    assert online.tap.version == 1
+    deadline = time.monotonic() + 60
+    while not online.harvester.announcement.embed_and_head and time.monotonic() < deadline:
+        time.sleep(0.01)
+    weights = load_file(online.harvester.announcement.embed_and_head or "")
+    for name, own in (("embedding", model.model.embed_tokens), ("head", model.lm_head)):
+        rows = own.weight.detach().to(torch.bfloat16)
+        assert torch.equal(weights[name][: len(rows)], rows)  # SGLang pads the vocabulary
+    online.close()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tlt_sglang.engine.embed_and_head import EmbedAndHead
 from tlt_sglang.errors import TltError
 from tlt_sglang.harvest import announce, segments
 from tlt_sglang.harvest.tap import Tap
@@ -52,6 +52,8 @@ class Harvester:
         writer.sampling = config.harvest_rate
         self.tap = Tap(writer, torch.device(device))
         self._cleanup.callback(self.tap.close)
+
+        self.embed_and_head = EmbedAndHead(self._publish)
 
         # Only now may sidecars open it.
         self.announcement = dataclasses.replace(announcement, harvest=str(writer.path))
@@ -103,22 +105,19 @@ class Harvester:
 
     # -- updates of the target -------------------------------------------------------------------
 
-    def target_changed(self, embedding: torch.Tensor, head: torch.Tensor) -> None:
+    def target_changed(self, parts: Sequence[torch.Tensor], live: bool) -> None:
         """Log a new version of the target from now on, and publish its embedding and head.
 
-        Both are [V, N] on CPU; they are written on a thread.
+        `parts` are both [V, N], or one if they are tied: `live` weights on their device, or copies.
         """
         self.tap.start_version()
-        threading.Thread(
-            target=self._publish, args=(self.tap.version, embedding, head), daemon=True
-        ).start()
+        self.embed_and_head.begin(self.tap.version, parts, live)
 
-    def _publish(self, version: int, embedding: torch.Tensor, head: torch.Tensor) -> None:
+    def _publish(self, version: int, parts: list[torch.Tensor]) -> None:
         from safetensors.torch import save
 
         path = announce.embed_and_head_path(self._store, version)
-        tied = torch.equal(embedding, head)
-        data = save({"embedding": embedding} if tied else {"embedding": embedding, "head": head})
+        data = save(dict(zip(("embedding", "head"), parts, strict=False)))
         try:
             with files.usable(self._store):
                 files.write(path, data)

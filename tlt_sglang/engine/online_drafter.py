@@ -204,15 +204,22 @@ class OnlineDrafter:
         if not self._harvests:
             return
 
-        # All ranks gather embedding and head; the first one publishes them.
+        # A single rank has both whole; else all ranks gather them, and the first one publishes.
         model: Any = self._worker.target_worker.model_runner.model
         parts: list[torch.Tensor] = [part.detach() for part in model.get_embed_and_head()]
-        tied = parts[0].data_ptr() == parts[1].data_ptr()
-        own = [to_host(part.bfloat16()) for part in parts[: 1 if tied else 2]]
-        whole = [first_rank.gather(part) for part in own]
-        embedding, head = whole[0], whole[-1]
-        if self.harvester is not None and embedding is not None and head is not None:
-            self.harvester.target_changed(embedding, head)
+        if parts[0].data_ptr() == parts[1].data_ptr():
+            parts = parts[:1]
+        if not self.swap.is_single_rank:
+            rows = [first_rank.gather(to_host(part.bfloat16())) for part in parts]
+            parts = [part for part in rows if part is not None]
+        if self.harvester is not None:
+            self.harvester.target_changed(parts, live=self.swap.is_single_rank)
+
+    def finish_copies(self) -> None:
+        """Wait until nothing reads the target's weights any more, which are about to change or to
+        be released."""
+        if self.harvester is not None:
+            self.harvester.embed_and_head.wait()
 
     # -- admin -----------------------------------------------------------------------------------
 
