@@ -35,14 +35,13 @@ FLAGS = [
 class Engine:
     """A scheduler on tiny models with a drafter that is often right, and prompts for it."""
 
-    def __init__(self, folder: Path, strategies: str = "", **settings: object) -> None:
-        """Start with the pool `strategies` and other settings of TLT, or plain SGLang."""
+    def __init__(self, folder: Path, **settings: object) -> None:
+        """Start with these settings of TLT, or plain SGLang without any."""
         torch.set_num_threads(1)
         self.models = make_tiny(folder)
         flags = ["--model-path", self.models.path]
-        os.environ["TLT_CONFIG"] = ""
-        if strategies:
-            os.environ["TLT_CONFIG"] = json.dumps({"strategies": strategies} | settings)
+        os.environ["TLT_CONFIG"] = json.dumps(settings) if settings else ""
+        if settings:
             flags += ["--speculative-draft-model-path", self.models.drafters["eagle3"]]
         lengths = (3, 17, 40, 90)
         self.prompts = [torch.randint(3, Tiny.vocab, (length,)).tolist() for length in lengths]

@@ -37,38 +37,80 @@ def test_plain_decoding(tmp_path: Path) -> None:
 
 
 LENGTH = 100
+SWITCHES = 500
 UPSTREAM = "sglang/srt/speculative/eagle_utils.py"
 """Copies the lengths of a step from pageable memory, in every step with a drafter."""
 
 
 @pytest.mark.parametrize(
-    ("pool", "waiting"),
+    "pool",
     [
-        ("off,eagle3:1x1x2,eagle3:3x1x4,eagle3:3x4x8", {UPSTREAM}),
-        ("eagle3:3x1x4,eagle3:5x1x6", {UPSTREAM}),
+        "off,eagle3:1x1x2,eagle3:3x1x4,eagle3:3x4x8,ngram:8",
+        "eagle3:3x1x4,eagle3:5x1x6",
+        None,
     ],
 )
 @apart
-def test_pool(tmp_path: Path, pool: str, waiting: list[str]) -> None:
-    """A pool at random: the tokens of plain decoding, the plan's graphs, and the known waits."""
+def test_pool(tmp_path: Path, pool: str | None) -> None:
+    """A pool at random, None for the default of an engine with a store.
+
+    The tokens of plain decoding, the plan's graphs and no other, and no wait of ours.
+    """
     from tests.cuda.device import DEVICE
     from tests.cuda.engine import Engine
     from tlt_sglang.engine import engine as process
 
-    engine = Engine(tmp_path, pool, policy="random")
-    assert captured() == planned(engine)
+    settings = {"strategies": pool} if pool else {"store": str(tmp_path / "store")}
+    engine = Engine(tmp_path, policy="random", **settings)
+    check_captures(engine)
     features = verified(engine)
     copied = features.clone()
-    DEVICE.waits.clear()
-    assert engine.generate(LENGTH) == engine.expected(LENGTH)
-    assert {wait.file for wait in DEVICE.waits} == set(waiting), Counter(DEVICE.waits)
+    expected = engine.expected(LENGTH)
     telemetry = process.require().step.telemetry
     assert telemetry is not None
+    DEVICE.waits.clear()
+    while telemetry.switches < SWITCHES:
+        assert engine.generate(LENGTH) == expected
+    assert {wait.file for wait in DEVICE.waits} == {UPSTREAM}, Counter(DEVICE.waits)
+    assert len(telemetry.tallies) == len(process.require().config.pool)
     for strategy, tally in telemetry.tallies.items():
         assert tally.verify_steps > 0
-        assert tally.accepted > 0 or not strategy.num_steps
+        assert tally.accepted > 0 or strategy.num_draft_tokens == 1
     # Whoever kept features of an earlier step without a copy would have others now.
     assert features.cpu().tolist() != copied.cpu().tolist()
+
+
+@apart
+def test_default_without_a_store(tmp_path: Path) -> None:
+    """One chain of the drafter, with SGLang's own graphs."""
+    from tests.cuda.device import DEVICE
+    from tests.cuda.engine import Engine
+    from tlt_sglang.engine import engine as process
+
+    engine = Engine(tmp_path, calibrate="off")
+    assert process.require().step.pool is None
+    expected = engine.expected(LENGTH)
+    DEVICE.waits.clear()
+    assert engine.generate(LENGTH) == expected
+    assert {wait.file for wait in DEVICE.waits} == {UPSTREAM}, Counter(DEVICE.waits)
+
+
+@apart
+def test_matches_are_found_while_steps_overlap(tmp_path: Path) -> None:
+    """N-grams draft nearly all of an answer that was given before."""
+    from tests.cuda.engine import Engine
+    from tlt_sglang.engine import engine as process
+
+    engine = Engine(tmp_path, strategies="off,eagle3:3x1x4,ngram:8", policy="fixed")
+    step = process.require().step
+    assert step.pool is not None and step.telemetry is not None
+    expected = engine.expected(LENGTH)
+    step.pool.pin(0)
+    assert engine.generate(LENGTH) == expected
+    step.pool.pin(2)
+    assert engine.generate(LENGTH) == expected
+    (tally,) = [one for name, one in step.telemetry.tallies.items() if name.drafter == "ngram"]
+    assert tally.accepted > 0.8 * 4 * LENGTH * 7 / 8, tally
 
 
 def verified(engine: Engine) -> torch.Tensor:
@@ -77,6 +119,14 @@ def verified(engine: Engine) -> torch.Tensor:
     output = next(iter(runner.backend._outputs.values()))
     features: torch.Tensor = output.hidden_states
     return features
+
+
+def check_captures(engine: Engine) -> None:
+    """Assert that the plan's graphs were captured, and nothing beside them."""
+    from tests.cuda.graphs import Graph
+
+    assert captured() == planned(engine)
+    assert Graph.captures == len(captured())
 
 
 def planned(engine: Engine) -> set[Graph]:
@@ -95,17 +145,18 @@ def captured() -> set[Graph]:
     """Return the graphs that the states of this process's pool replay."""
     from tlt_sglang.engine import engine as process
     from tlt_sglang.graphs.plan import Graph
+    from tlt_sglang.strategy.strategies import depth_of
 
     pool = process.require().step.pool
     assert pool is not None
     graphs: set[Graph] = set()
     for strategy, state in pool.states._states.items():
-        tokens, shape = (strategy.num_draft_tokens,), (strategy.num_steps, strategy.topk)
-        graphs |= {Graph("verify", tokens, size) for size in sizes(state.target_graph_runner)}
+        shape = depth_of(strategy), strategy.topk, strategy.num_draft_tokens
+        graphs |= {Graph("verify", shape, size) for size in sizes(state.target_graph_runner)}
         if strategy.num_steps:
             extend = state.cuda_graph_runner_for_draft_extend
             graphs |= {Graph("draft", shape, size) for size in sizes(state.cuda_graph_runner)}
-            graphs |= {Graph("extend", tokens, size) for size in sizes(extend)}
+            graphs |= {Graph("extend", shape, size) for size in sizes(extend)}
     return graphs
 
 

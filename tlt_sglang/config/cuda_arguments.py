@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from tlt_sglang.config.server_args import Arguments, Fields
 from tlt_sglang.config.settings import Config
-from tlt_sglang.errors import ConfigError
 from tlt_sglang.strategy.strategies import Strategy
 
 MAX_RUNNING_REQUESTS = 256
@@ -16,11 +15,7 @@ holds back plain decoding of large batches."""
 
 
 def cuda_fields(config: Config, args: Arguments) -> Fields:
-    """Return the fields that suit several strategies, and drafters whose memory is released.
-
-    Raises ConfigError for n-grams among several strategies with overlap scheduling.
-    """
-    _refuse_stale_ngrams(config, args)
+    """Return the fields that suit several strategies, and drafters whose memory is released."""
     fields: Fields = {}
     pool = config.pool
     if len(pool) > 1 and Strategy("off") in pool and args.max_running_requests is None:
@@ -30,13 +25,3 @@ def cuda_fields(config: Config, args: Arguments) -> Fields:
         # Nobody sends the drafter's weights again after a release.
         fields["enable_draft_weights_cpu_backup"] = True
     return fields
-
-
-def _refuse_stale_ngrams(config: Config, args: Arguments) -> None:
-    for strategy in config.pool if len(config.pool) > 1 else ():
-        if strategy.drafter == "ngram" and not args.disable_overlap_schedule:
-            raise ConfigError(
-                f"Strategy {strategy} among several does not work with overlap scheduling on CUDA: "
-                "it would continue a text that lacks the tokens of the step in flight; add "
-                f"--disable-overlap-schedule, or leave {strategy} out of --tlt-strategies."
-            )

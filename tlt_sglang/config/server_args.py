@@ -29,7 +29,6 @@ class Arguments(Protocol):
     max_running_requests: int | None
     mem_fraction_static: float | None
     attention_backend: str | None
-    disable_overlap_schedule: bool
     enable_memory_saver: bool
     speculative_algorithm: str | None
     speculative_draft_model_path: str | None

@@ -113,7 +113,7 @@ def settle(config: Config, args: Arguments, device: Device) -> Config:
         config = dataclasses.replace(config, sampling=_default_sampling(args, device))
     if config.strategies or (device != "cpu" and config.store is None):
         return config
-    return dataclasses.replace(config, strategies=default_pool(args, device))
+    return dataclasses.replace(config, strategies=default_pool(args))
 
 
 def _default_sampling(args: Arguments, device: Device) -> Sampling:
@@ -122,11 +122,10 @@ def _default_sampling(args: Arguments, device: Device) -> Sampling:
     return "coupled" if device == "cpu" else "target"
 
 
-def default_pool(args: Arguments, device: Device) -> tuple[str, ...]:
+def default_pool(args: Arguments) -> tuple[str, ...]:
     """Return the strategies of a server with a drafter, where the flags name no strategy; else ().
 
-    N-grams are not among them where steps overlap, as they do on CUDA by default. Raises
-    ConfigError for an unknown kind of drafter.
+    Raises ConfigError for an unknown kind of drafter.
     """
     speculative = (
         args.speculative_algorithm,
@@ -142,8 +141,7 @@ def default_pool(args: Arguments, device: Device) -> tuple[str, ...]:
         return ()
     kind = checkpoint.drafter_kind(drafter, path)
     learned = [f"{kind}:{shape}" for shape in DEFAULT_SHAPES]
-    overlaps = device == "cuda" and not args.disable_overlap_schedule
-    return ("off", *learned, *(() if overlaps else ("ngram:8",)))
+    return ("off", *learned, "ngram:8")
 
 
 def check_resolved(config: Config, args: Arguments, device: Device) -> None:

@@ -122,6 +122,11 @@ class NgramIndex:
         look_up_each(self._tokens, self._table, np.array(ends, np.int64), drafts, counts, lengths)
         return Matches(drafts, counts.tolist(), lengths.tolist())
 
+    def begin(self, requests: Sequence[str]) -> None:
+        """Note that these requests begin, as others with their ids may have before."""
+        for request in requests:
+            self._open.pop(request, None)
+
     def keep(self, requests: Sequence[str]) -> None:
         """Forget the blocks that other requests fill; their tokens stay in the index."""
         alive = set(requests)

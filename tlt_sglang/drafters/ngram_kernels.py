@@ -73,8 +73,13 @@ def _match(tokens: Array, table: Array, end: int, draft: Array) -> tuple[int, in
         while count < draft.size and tokens[position + count] >= 0:
             draft[count] = tokens[position + count]
             count += 1
-            if (position + count) % BLOCK == 0:
+            if position + count == end or (position + count) % BLOCK == 0:
                 break
+        # One that leads to the suffix itself repeats it, and so on.
+        if position + count == end:
+            for i in range(count, draft.size):
+                draft[i] = draft[i - count]
+            count = draft.size
         return count, length
     return 0, 0
 

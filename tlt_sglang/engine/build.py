@@ -97,8 +97,6 @@ def pool(
     online_drafter: OnlineDrafter | None,
 ) -> Pool:
     """Return the pool of an engine with several strategies; captures their graphs on a GPU."""
-    from sglang.srt.runtime_context import get_schedule
-
     from tlt_sglang.engine.clocks import CudaEvents, Wall
     from tlt_sglang.engine.driver import Driver
     from tlt_sglang.engine.pool import Pool, agreed
@@ -136,7 +134,6 @@ def pool(
         pending_mb=config.pending_memory_mb,
         rejection=rejection,
         allowed=allowed,
-        tokens_current=get_schedule().disable_overlap_schedule,
     )
 
 

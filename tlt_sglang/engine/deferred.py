@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tlt_sglang.engine.pending import PendingBatch, PendingTokens
-from tlt_sglang.engine.to_device import to_device
+from tlt_sglang.engine.to_device import LateCounts, to_device
 
 if TYPE_CHECKING:
     from tlt_sglang.graphs.states import RuntimeStates
@@ -57,13 +57,16 @@ class DeferredDrafter:
     def defer(self, batch: Batch, result: StepResult) -> None:
         """Leave a verified step pending, and give the next draft input its shape."""
         size, device = len(batch.seq_lens), batch.seq_lens.device
-        one_each = self._states.current.num_draft_tokens == 1  # which needs no look at the device
+        committed: list[int] | LateCounts = [1] * size
+        if self._states.current.num_draft_tokens > 1:
+            late = LateCounts(result.accept_lens)
+            committed = late.read() if device.type == "cpu" else late
         hidden_states = result.logits_output.hidden_states
         full = self.pending.put(
             request_ids(batch),
             hidden_states,
             result.next_token_ids.to(torch.int64),
-            [1] * size if one_each else result.accept_lens.tolist(),
+            committed,
             copy=device.type != "cpu",  # graphs write where they wrote before
         )
 

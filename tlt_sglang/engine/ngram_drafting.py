@@ -1,9 +1,8 @@
 """N-gram drafting in a decode step: looking up matches, and verifying what followed them.
 
-Where every committed token is known when a step begins (without overlap scheduling), matches are
-looked up before the policy is asked, so that it knows how long they are. The strategy `ngram`
-drafts a chain from them; a chain of the drafter takes them over for the requests whose match is
-long enough.
+Matches are looked up before the policy is asked, so that it knows how long they are; with overlap
+scheduling they lack the tokens in flight (`engine.in_flight`). The strategy `ngram` drafts a chain
+from them; a chain of the drafter takes them over for the requests whose match is long enough.
 
 Runs in the scheduler process.
 """
@@ -17,6 +16,7 @@ import torch
 
 from tlt_sglang.drafters.ngram import Matches, NgramIndex
 from tlt_sglang.engine.deferred import request_ids
+from tlt_sglang.engine.in_flight import InFlight
 from tlt_sglang.engine.to_device import to_device
 from tlt_sglang.strategy.strategies import Strategy, depth_of, uses_match
 
@@ -33,28 +33,34 @@ READ_EVERY = 8
 class NgramDrafting:
     """The n-gram drafter of an engine with several strategies."""
 
-    def __init__(self, states: RuntimeStates, memory_mb: int, tokens_current: bool) -> None:
-        """`tokens_current`: requests hold every committed token when a step begins."""
+    def __init__(self, states: RuntimeStates, memory_mb: int) -> None:
         self.index = NgramIndex(memory_mb)
+        self.in_flight = InFlight()
         self._states = states
-        self._tokens_current = tokens_current
         chains = [depth_of(strategy) for strategy in states.strategies if strategy.topk == 1]
         self._max_depth = max(chains, default=1)
         self._steps = 0
         self.matches: Matches | None = None
         """The matches of the present step; None where they were not looked up."""
 
+    def prefill(self, batch: Batch) -> None:
+        """Note a prefill that is launched."""
+        self.index.begin(request_ids(batch))
+        self.in_flight.prefill(batch)
+
     def begin(self, batch: Batch | None) -> Sequence[int]:
         """Look up the matches of a step that begins, None for a step without them; return their
         lengths, () where there are none."""
         self.matches = None
-        if batch is None or not self._tokens_current or len(batch.reqs) > MAX_LOOKUP_BATCH:
+        if batch is None or len(batch.reqs) > MAX_LOOKUP_BATCH:
             return ()
         self.matches = self._look_up(batch)
         return self.matches.lengths
 
-    def end(self, batch: Batch) -> None:
-        """Take in new tokens now and then, so that a look-up has little to read."""
+    def end(self, batch: Batch, result: StepResult) -> None:
+        """Note a step that is launched; take in new tokens now and then, so that a look-up has
+        little to read."""
+        self.in_flight.begin(batch, result)
         self._steps += 1
         if self._steps % READ_EVERY == 0:
             self._read(batch)
@@ -66,13 +72,13 @@ class NgramDrafting:
         worker = self._states.worker._draft_worker
         size, depth = len(batch.reqs), worker.speculative_num_steps
         matches = self.matches or self._look_up(batch)
-        drafts = torch.from_numpy(matches.drafts[:, :depth].copy())
+        drafts, _ = self.in_flight.drafts(matches, batch, depth)
         verify_input: VerifyInput = build_eagle_verify_input(
             batch,
             batch.spec_info,
             worker._topk1_parents_prealloc[:size],
             worker._topk1_score_indices_prealloc[:size],
-            to_device(drafts, batch.seq_lens.device),
+            drafts,
             None,
             target_worker=worker.target_worker,
             topk=1,
@@ -83,20 +89,22 @@ class NgramDrafting:
         )
         return verify_input
 
-    def take_over(self, verify_input: VerifyInput, strategy: Strategy) -> None:
+    def take_over(self, verify_input: VerifyInput, strategy: Strategy, batch: Batch) -> None:
         """Replace the drafter's chain by what followed, for requests with a long enough match."""
         matches = self.matches
-        if matches is None or not (rows := matched_rows(strategy, matches.lengths)):
+        if matches is None or not (chosen := matched_rows(strategy, matches.lengths)):
             return
         depth, probs = strategy.num_steps, verify_input.draft_probs
         drafts = verify_input.draft_token.view(-1, depth + 1)
-        for row in rows:
-            count = min(depth, matches.counts[row])
-            tokens = to_device(torch.from_numpy(matches.drafts[row, :count]), drafts.device)
-            drafts[row, 1 : count + 1] = tokens
-            if probs is not None:  # the distribution it is verified against: one token, certain
-                probs[row, :count] = 0.0
-                probs[row, torch.arange(count, device=probs.device), tokens] = 1.0
+        continued, counts = self.in_flight.drafts(matches, batch, depth)
+        rows = to_device(chosen, drafts.device)
+        continued, counts = continued[rows], counts[rows]
+        replaced = torch.arange(depth, device=drafts.device) < counts[:, None]
+        tokens = torch.where(replaced, continued.to(drafts.dtype), drafts[rows, 1:])
+        drafts[rows, 1:] = tokens
+        if probs is not None:  # the distribution it is verified against: one token, certain
+            certain = torch.zeros_like(probs[rows]).scatter_(2, continued[..., None], 1.0)
+            probs[rows] = torch.where(replaced[..., None], certain, probs[rows])
 
     def outcomes(self, result: StepResult) -> list[tuple[int, bool]]:
         """Return, per request, the committed tokens that the match predicted, and whether it then
@@ -121,7 +129,8 @@ class NgramDrafting:
 
     def _look_up(self, batch: Batch) -> Matches:
         self._read(batch)
-        return self.index.look_up(request_ids(batch), self._max_depth)
+        depth = self._max_depth + self.in_flight.max_tokens
+        return self.index.look_up(request_ids(batch), depth)
 
 
 def matched_rows(strategy: Strategy, lengths: Sequence[int]) -> list[int]:

@@ -12,35 +12,37 @@ Runs in the scheduler process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from tlt_sglang.engine.to_device import to_device
+from tlt_sglang.engine.to_device import LateCounts, to_device
 
 
 @dataclass(slots=True)
 class _Block:
-    """Tokens committed in one step, request by request; freed when no request waits for a part."""
+    """Tokens of one step, request by request; freed when no request waits for a part.
+
+    The rows of a request that come first are its committed tokens. Where the host did not know how
+    many those are, the block has all that were verified.
+    """
 
     features: torch.Tensor  # [n, F]
     tokens: torch.Tensor  # [n] int64
     waiting: int
+    width: int  # rows of each request; 0 if only those of committed tokens are kept
+    counts: list[int] | LateCounts  # [B] committed tokens
+
+    def part(self, request: int) -> slice:
+        """Return where the committed tokens of a request are."""
+        if isinstance(self.counts, LateCounts):
+            self.counts = self.counts.read()
+        first = request * self.width if self.width else sum(self.counts[:request])
+        return slice(first, first + self.counts[request])
 
 
-@dataclass(slots=True)
-class _Pending:
-    """The pending tokens of one request."""
-
-    parts: list[tuple[_Block, int, int]] = field(default_factory=list)
-    """Per step: the block, the index of its first token, and the index behind its last."""
-    count: int = 0
-
-    def recent(self, steps: int) -> int | None:
-        """Return the tokens of the last `steps` steps; None if fewer steps are pending."""
-        if steps > len(self.parts):
-            return None
-        return sum(end - start for _, start, end in self.parts[len(self.parts) - steps :])
+Part = tuple[_Block, int]
+"""A block, and the index of a request in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class PendingTokens:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._requests: dict[str, _Pending] = {}
+        self._requests: dict[str, list[Part]] = {}
         self.nbytes = 0
         """Size of the features that are kept, in bytes."""
 
@@ -68,7 +70,7 @@ class PendingTokens:
         requests: Sequence[str],
         features: torch.Tensor,
         tokens: torch.Tensor,
-        committed: Sequence[int],
+        committed: Sequence[int] | LateCounts,
         copy: bool = True,
     ) -> bool:
         """Defer a step, and return whether the limit is reached and the drafter should catch up.
@@ -78,43 +80,41 @@ class PendingTokens:
         """
         if len(self._requests) > 2 * len(requests):
             self.keep(requests)
-        counts, width = list(committed), len(tokens) // max(1, len(requests))
-        if width == 1:
+        width = len(tokens) // max(1, len(requests))
+        counts = committed if isinstance(committed, LateCounts) else list(committed)
+        if width == 1 or isinstance(counts, LateCounts):
             features, tokens = (x.clone() if copy else x for x in (features, tokens))
         else:
             rows = [row * width + i for row, count in enumerate(counts) for i in range(count)]
             index = to_device(rows, features.device)
-            features, tokens = features[index], tokens[index]
-        block = _Block(features, tokens, len(requests))
+            features, tokens, width = features[index], tokens[index], 0
+        block = _Block(features, tokens, len(requests), width, counts)
         self.nbytes += features.nbytes
-        start = 0
-        for request, count in zip(requests, counts, strict=True):
-            pending = self._requests.setdefault(request, _Pending())
-            pending.parts.append((block, start, start + count))
-            pending.count += count
-            start += count
+        for row, request in enumerate(requests):
+            self._requests.setdefault(request, []).append((block, row))
         return self.nbytes > self._limit
 
     def take(self, requests: Sequence[str], last_steps: int = 0) -> PendingBatch | None:
         """Remove and return what is pending for `requests`; None if nothing is.
 
-        Its `recent` are the tokens of the `last_steps` steps.
+        Its `recent` are the tokens of the `last_steps` steps. Waits for the device where the last
+        step is under way and the host does not know yet what it commits.
         """
-        taken = [
-            (row, self._pop(request))
-            for row, request in enumerate(requests)
-            if request in self._requests
-        ]
-        if not taken:
+        rows = [row for row, request in enumerate(requests) if request in self._requests]
+        if not rows:
             return None
-        parts = [part for _, pending in taken for part in pending.parts]
-        recent = [pending.recent(last_steps) for _, pending in taken]
+        taken = [
+            [(block, block.part(row)) for block, row in self._pop(requests[index])]
+            for index in rows
+        ]
+        counts = [[part.stop - part.start for _, part in parts] for parts in taken]
+        all_pending = all(len(parts) >= last_steps for parts in taken)
         return PendingBatch(
-            [row for row, _ in taken],
-            [pending.count for _, pending in taken],
-            torch.cat([block.features[start:end] for block, start, end in parts]),
-            torch.cat([block.tokens[start:end] for block, start, end in parts]),
-            [count for count in recent if count is not None] if None not in recent else None,
+            rows,
+            [sum(steps) for steps in counts],
+            torch.cat([block.features[part] for parts in taken for block, part in parts]),
+            torch.cat([block.tokens[part] for parts in taken for block, part in parts]),
+            [sum(steps[len(steps) - last_steps :]) for steps in counts] if all_pending else None,
         )
 
     def drop(self, requests: Sequence[str]) -> None:
@@ -127,13 +127,13 @@ class PendingTokens:
         """Forget every request but these."""
         self.drop([request for request in self._requests if request not in set(requests)])
 
-    def _pop(self, request: str) -> _Pending:
-        pending = self._requests.pop(request)
-        for block, _, _ in pending.parts:
+    def _pop(self, request: str) -> list[Part]:
+        parts = self._requests.pop(request)
+        for block, _ in parts:
             block.waiting -= 1
             if not block.waiting:
                 self.nbytes -= block.features.nbytes
-        return pending
+        return parts
 
     def __len__(self) -> int:
         return len(self._requests)

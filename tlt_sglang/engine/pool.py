@@ -43,16 +43,12 @@ class Pool:
         pending_mb: int,
         rejection: RejectionSampling | None = None,
         allowed: Callable[[int], Sequence[Strategy]] | None = None,
-        tokens_current: bool = False,
     ) -> None:
-        """`allowed`: strategies by batch size, None for all of them; `tokens_current`: see
-        `NgramDrafting`."""
+        """`allowed`: strategies by batch size, None for all of them."""
         self.states, self.driver = states, driver
         self._telemetry, self._rejection, self._allowed = telemetry, rejection, allowed
         drafts_ngrams = any(strategy.drafter == "ngram" for strategy in states.strategies)
-        self.ngrams = (
-            NgramDrafting(states, ngram_memory_mb, tokens_current) if drafts_ngrams else None
-        )
+        self.ngrams = NgramDrafting(states, ngram_memory_mb) if drafts_ngrams else None
         self.deferred = DeferredDrafter(states, pending_mb * 2**20, rejection)
         self._narrowest = min(states.strategies, key=lambda one: one.num_draft_tokens)
         self.switch_seconds = 0.0
@@ -92,7 +88,7 @@ class Pool:
             self.driver.restart_timer()
         verify_input = self._draft_learned(original, batch)
         if self.ngrams is not None:
-            self.ngrams.take_over(verify_input, self.states.current)
+            self.ngrams.take_over(verify_input, self.states.current, batch)
         return verify_input
 
     def _draft_learned(self, original: Callable[[Batch], VerifyInput], batch: Batch) -> VerifyInput:
@@ -117,12 +113,14 @@ class Pool:
         if self.ngrams is None:
             self.driver.end([])
             return
-        self.ngrams.end(batch)
+        self.ngrams.end(batch, result)
         self.driver.end(self.ngrams.outcomes(result))
 
     def prefill(self, original: Upstream, batch: Batch) -> object:
         """Run the drafter's own prefill, after which nothing is pending for these requests."""
         self.deferred.pending.drop(request_ids(batch))
+        if self.ngrams is not None:
+            self.ngrams.prefill(batch)
         with self._widest():
             return original()
 
@@ -133,6 +131,8 @@ class Pool:
         requests are sampled (none if empty); return its strategy, and the requests that n-grams
         drafted for."""
         self.deferred.end_step()
+        if self.ngrams is not None:
+            self.ngrams.in_flight.end()
         outcome = self.driver.outcome(accepted, sampled)
         if outcome is None:
             return None, ()

@@ -6,6 +6,7 @@ Runs in the scheduler process.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -19,6 +20,26 @@ def to_device(values: Sequence[int] | torch.Tensor, device: torch.device) -> tor
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
+
+
+class LateCounts:
+    """Integers [B] on their way to the host, which waits for them only when they are read."""
+
+    def __init__(self, counts: torch.Tensor) -> None:
+        """Launch the copy of `counts` [B]."""
+        self._host = counts.to("cpu", non_blocking=True)
+        cuda: Any = torch.cuda
+        self._copied = cuda.Event() if counts.device.type == "cuda" else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self) -> list[int]:
+        """Return the integers; wait for the device if it has not come to them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._copied = None
+        values: list[int] = self._host.tolist()
+        return values
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:

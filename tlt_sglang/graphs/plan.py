@@ -1,14 +1,15 @@
 """The capture plan: which CUDA graphs a pool of strategies needs, and which fit into a budget.
 
-A strategy at a batch size needs three graphs, and shares each with other strategies:
+A strategy at a batch size needs up to three graphs:
 
-    verify    of the target, by tokens to verify (plain decoding is the verification of one token)
-    draft     of the drafter, by depth and topk
-    extend    of the drafter, by tokens: it computes what was verified
+    verify    of the target (plain decoding is the verification of one token)
+    draft     of the drafter
+    extend    of the drafter: it computes what was verified
 
-Captured naively, every strategy has its own for every batch size. Shared, a graph is captured once.
-And a batch size is captured only for strategies that can be chosen there: many tokens for few
-requests, few for many (the paper's buckets: TLT, arXiv 2511.16665).
+Captured naively, every strategy has its own for every batch size. N-grams verify from the graphs of
+a chain as long as theirs if there is one. And a batch size is captured only for strategies that can
+be chosen there: many tokens for few requests, few for many (the paper's buckets: TLT, arXiv
+2511.16665).
 
 Pure: it captures nothing, and the caller says what graphs cost, see `Memory`. Runs in the scheduler
 process and in `tlt plan`.
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
-from tlt_sglang.strategy.strategies import Strategy
+from tlt_sglang.strategy.strategies import Strategy, depth_of
 
 Kind = Literal["verify", "draft", "extend"]
 
@@ -31,14 +32,15 @@ class Graph(NamedTuple):
     """One captured graph."""
 
     kind: Kind
-    shape: tuple[int, ...]
-    """verify and extend: (tokens of a request,); draft: (depth, topk)."""
+    shape: tuple[int, int, int]
+    """(depth, topk, tokens of a request)."""
     batch_size: int
 
     @property
     def width(self) -> int:
         """The most rows of a request that it computes at once."""
-        return self.shape[-1]
+        _, topk, tokens = self.shape
+        return topk if self.kind == "draft" else tokens
 
 
 class Use(NamedTuple):
@@ -91,13 +93,13 @@ class CapturePlan:
 def needs(use: Use) -> tuple[Graph, ...]:
     """Return the graphs of a strategy at a batch size."""
     strategy, size = use
-    verify = Graph("verify", (strategy.num_draft_tokens,), size)
+    shape = depth_of(strategy), strategy.topk, strategy.num_draft_tokens
+    verify, extend = Graph("verify", shape, size), Graph("extend", shape, size)
     if strategy.drafter in ("off", "ngram"):
         return (verify,)
-    extend = Graph("extend", (strategy.num_draft_tokens,), size)
     if strategy.num_steps == 1:
         return verify, extend  # the first draft comes out of the extend
-    return verify, extend, Graph("draft", (strategy.num_steps, strategy.topk), size)
+    return verify, extend, Graph("draft", shape, size)
 
 
 def plan(

@@ -80,8 +80,8 @@ class ModelSizes:
     def memory(self, graphs: Collection[Graph]) -> int:
         """Return the bytes of graphs: buffers and tables for the largest batch of each shape, and
         nodes."""
-        rows: dict[tuple[str, tuple[int, ...]], int] = {}
-        tables: dict[tuple[str, tuple[int, ...]], int] = {}
+        rows: dict[tuple[str, tuple[int, int, int]], int] = {}
+        tables: dict[tuple[str, tuple[int, int, int]], int] = {}
         nodes = 0
         for graph in graphs:
             is_target = graph.kind == "verify"

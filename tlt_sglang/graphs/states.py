@@ -59,7 +59,7 @@ class RuntimeStates:
         with _as_sglang_builds(draft):
             # Those with a drafter first, so that the others can share their graphs.
             for strategy in sorted(self.strategies, key=lambda one: not one.num_steps):
-                state = self._present(strategy) or self._shared(strategy)
+                state = self._present(strategy) or self._shared(strategy, captured)
                 self._states[strategy] = state or self._build(
                     strategy, None if captured is None else captured.get(strategy, [])
                 )
@@ -86,11 +86,17 @@ class RuntimeStates:
         )
         return state
 
-    def _shared(self, strategy: Strategy) -> RuntimeState | None:
-        """Return the state of a strategy that verifies as many tokens; None for a drafter's own."""
+    def _shared(
+        self, strategy: Strategy, captured: Mapping[Strategy, list[int]] | None
+    ) -> RuntimeState | None:
+        """Return the state of a strategy that verifies as many tokens, at the same batch sizes;
+        None for a drafter's own."""
         if strategy.num_steps:
             return None
+        sizes = captured or {}
         for other, state in self._states.items():
+            if sizes.get(other) != sizes.get(strategy):
+                continue
             if (other.topk, other.num_draft_tokens) == (strategy.topk, strategy.num_draft_tokens):
                 shared = copy.copy(state)
                 shared.speculative_num_steps = depth_of(strategy)

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -83,15 +83,15 @@ def test_with_a_drafter_and_no_word_on_strategies_there_are_several(
     tmp_path: Path, kind: str
 ) -> None:
     args = Flags(save(tmp_path / "m"))
-    assert default_pool(args, "cpu") == ()
+    assert default_pool(args) == ()
     args.speculative_draft_model_path = save_drafter(tmp_path / "d", kind)
-    pool = Config(default_pool(args, "cpu")).pool
+    pool = Config(default_pool(args)).pool
     assert {arm.drafter for arm in pool} == {"off", "ngram", kind}
-    native_fields(Config(default_pool(args, "cpu")), args, "cpu")
+    native_fields(Config(default_pool(args)), args, "cpu")
     args.speculative_num_steps = 2
-    assert default_pool(args, "cpu") == ()
+    assert default_pool(args) == ()
     hub = Flags(HUB, speculative_draft_model_path="some/drafter")
-    assert default_pool(hub, "cpu") == ()
+    assert default_pool(hub) == ()
 
 
 @pytest.mark.parametrize(
@@ -110,22 +110,14 @@ def test_sampling_is_settled(tmp_path: Path, device: Device, flag: bool, samplin
     assert settle(Config(sampling="target"), args, device).sampling == "target"
 
 
-def test_n_grams_are_left_out_where_steps_overlap(tmp_path: Path) -> None:
+def test_the_default_pool_is_the_same_on_both_devices(tmp_path: Path) -> None:
     args = Flags(save(tmp_path / "m"))
     args.speculative_draft_model_path = save_drafter(tmp_path / "d")
-    learned = ("off", "eagle:1x1x2", "eagle:3x1x4", "eagle:3x4x8")
-    assert default_pool(args, "cuda") == learned
-    assert settle(Config(store="s"), args, "cuda").strategies == learned
-    with_ngrams = (*learned, "ngram:8")
-    assert message(native_fields, Config(with_ngrams), args, "cuda") == (
-        "Strategy ngram:8 among several does not work with overlap scheduling on CUDA: it would "
-        "continue a text that lacks the tokens of the step in flight; add "
-        "--disable-overlap-schedule, or leave ngram:8 out of --tlt-strategies."
-    )
-    args.disable_overlap_schedule = True
-    assert default_pool(args, "cuda") == with_ngrams
-    native_fields(Config(with_ngrams), args, "cuda")
-    native_fields(Config(("ngram:8",)), Flags(HUB), "cuda")  # a worker of SGLang's own
+    pool = ("off", "eagle:1x1x2", "eagle:3x1x4", "eagle:3x4x8", "ngram:8")
+    for device in get_args(Device):
+        settled = settle(Config(store="s"), args, device)
+        assert settled.strategies == pool
+        native_fields(settled, args, device)
 
 
 def test_plain_decoding_of_a_pool_has_more_requests_than_sglang_speculates_for() -> None:

@@ -30,12 +30,16 @@ def draft_of(index: NgramIndex, request: str, count: int) -> list[int]:
 
 
 def by_search(texts: list[list[int]], tail: list[int], count: int) -> list[int]:
-    """Return the continuation of the most recent, longest match, by a plain search."""
+    """Return the continuation of the most recent, longest match, by a plain search.
+
+    The last text ends in `tail`; a match in it goes on with itself.
+    """
     for length in sorted((n for n in LENGTHS if n <= len(tail)), reverse=True):
         for text in reversed(texts):
             for end in range(len(text) - 1, length - 1, -1):
                 if text[end - length : end] == tail[-length:]:
-                    return text[end : end + count]
+                    repeated = text[end:] * (count if text is texts[-1] else 1)
+                    return repeated[:count]
     return []
 
 
@@ -49,6 +53,20 @@ def test_the_continuation_of_the_last_match() -> None:
     index.extend([("a", [1, 2, 3, 4, 5], [6, 7, 2, 3, 8])])
     assert draft_after(index, [2, 3], 2) == [8]  # the most recent match
     assert draft_after(index, [1, 2, 3], 2) == [4, 5]  # but a longer match first
+
+
+def test_a_loop_goes_on() -> None:
+    index = NgramIndex(1)
+    assert draft_after(index, [1, 2, 3, 2, 3], 5) == [2, 3, 2, 3, 2]
+    assert draft_after(index, [7, 7, 7], 3) == [7, 7, 7]
+
+
+def test_an_id_that_is_used_again_begins_anew() -> None:
+    index = NgramIndex(1)
+    index.extend([("a", [1, 2, 3, 4], [5, 6])])
+    index.begin(["a"])
+    index.extend([("a", [1, 2, 3, 4], [])])
+    assert draft_of(index, "a", 3) == [5, 6]
 
 
 def test_clear_forgets_everything() -> None:

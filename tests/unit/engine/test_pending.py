@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tlt_sglang.engine.pending import PendingTokens
+from tlt_sglang.engine.to_device import LateCounts
 
 
 def features(*values: float) -> torch.Tensor:
@@ -37,8 +38,20 @@ def test_without_copy_it_keeps_the_tensors() -> None:
     pending = PendingTokens(1000)
     hidden, tokens = features(1), torch.tensor([7])
     pending.put(["a"], hidden, tokens, [1], copy=False)
-    block, _, _ = pending._requests["a"].parts[0]
+    block, _ = pending._requests["a"][0]
     assert block.features is hidden and block.tokens is tokens
+
+
+def test_counts_that_come_late_are_read_when_the_drafter_catches_up() -> None:
+    pending = PendingTokens(1000)
+    counts = LateCounts(torch.tensor([2, 1]))
+    pending.put(["a", "b"], features(*range(6)), torch.arange(6), counts)
+    pending.put(["a", "b"], features(6, 7), torch.tensor([6, 7]), [1, 1])
+    batch = pending.take(["a", "b"], last_steps=1)
+    assert batch is not None
+    assert (batch.counts, batch.recent) == ([3, 2], [1, 1])
+    assert batch.tokens.tolist() == [0, 1, 6, 3, 7]
+    assert batch.features[:, 0].tolist() == [0, 1, 6, 3, 7]
 
 
 def test_it_returns_whether_the_limit_is_reached() -> None:

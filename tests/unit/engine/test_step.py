@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
 from tlt_sglang.engine.driver import Driver
@@ -56,16 +55,9 @@ class States:
         self.current = strategy
 
 
-def pool(policy: RecordingPolicy, tokens_current: bool = True) -> Pool:
+def pool(policy: RecordingPolicy) -> Pool:
     states: Any = States(policy.strategy)
-    return Pool(
-        states,
-        Driver(policy),
-        Telemetry(POOL),
-        ngram_memory_mb=1,
-        pending_mb=1,
-        tokens_current=tokens_current,
-    )
+    return Pool(states, Driver(policy), Telemetry(POOL), ngram_memory_mb=1, pending_mb=1)
 
 
 def batch(*outputs: list[int]) -> Any:
@@ -77,9 +69,12 @@ def batch(*outputs: list[int]) -> Any:
         for number, output in enumerate(outputs)
     ]
     draft_input = SimpleNamespace(
-        topk_p=torch.ones(len(outputs), 4), topk_index=torch.ones(len(outputs), 4)
+        topk_p=torch.ones(len(outputs), 4),
+        topk_index=torch.ones(len(outputs), 4),
+        bonus_tokens=torch.zeros(len(outputs), dtype=torch.int32),
     )
-    return SimpleNamespace(reqs=requests, spec_info=draft_input)
+    lengths = torch.zeros(len(outputs), dtype=torch.int64)
+    return SimpleNamespace(reqs=requests, spec_info=draft_input, seq_lens=lengths)
 
 
 def step(
@@ -99,6 +94,20 @@ def step(
         engine.draft_extend(lambda: None, requests, result)
     engine.verified(accepted)
     return verify_input
+
+
+def step_in_flight(engine: Pool, requests: Any, tokens: list[list[int]]) -> Any:
+    """Launch a decode step that commits these tokens; the host does not learn that yet."""
+    size = len(requests.reqs)
+    engine.choose(requests)
+    verify = SimpleNamespace(draft_token=torch.full((size * 4,), 9), draft_probs=None)
+    engine.draft(lambda _: verify, requests)
+    result: Any = SimpleNamespace(
+        next_token_ids=torch.tensor([row + [0] * (4 - len(row)) for row in tokens]).flatten(),
+        accept_lens=torch.tensor([len(row) for row in tokens]),
+    )
+    engine.draft_extend(lambda: None, requests, result)
+    return verify
 
 
 def test_a_chain_drafts_the_continuation_of_a_long_match() -> None:
@@ -180,15 +189,46 @@ def test_requests_with_a_match_are_returned_with_the_strategy() -> None:
     assert engine.verified([3, 0]) == (CHAIN, [0])
 
 
-@pytest.mark.parametrize(("tokens_current", "size"), [(False, 1), (True, MAX_LOOKUP_BATCH + 1)])
-def test_matches_are_not_looked_up_with_overlap_or_in_large_batches(
-    tokens_current: bool, size: int
-) -> None:
+def test_matches_are_not_looked_up_in_large_batches() -> None:
     policy = RecordingPolicy(CHAIN)
-    requests = batch(*[OLD[2:8]] * size)
-    verify = step(pool(policy, tokens_current), requests, [[9]] * size, [0] * size)
+    size = MAX_LOOKUP_BATCH + 1
+    verify = step(pool(policy), batch(*[OLD[2:8]] * size), [[9]] * size, [0] * size)
     assert policy.match_lengths == [[]]
     assert set(verify.draft_token.tolist()) == {9}
+
+
+def test_a_match_is_aligned_with_the_tokens_of_the_step_in_flight() -> None:
+    """The first goes on as its match does, the second does not, the third was in no step."""
+    engine, requests = pool(RecordingPolicy(CHAIN)), batch(OLD[2:8], OLD[4:10], OLD[1:5])
+    others = batch(OLD[2:8], OLD[4:10])
+    for tokens in ([9, 10], [0, 0]):
+        assert step_in_flight(engine, others, [tokens, [11, 20]]) is not None
+        verify = step_in_flight(engine, requests, [[11], [35], [6]])
+        drafts = verify.draft_token.view(3, 4).tolist()
+        same = tokens == [9, 10]
+        assert drafts == [[9, 11, 12, 13] if same else [9] * 4, [9] * 4, [9, 6, 7, 8]]
+        for _ in range(2):
+            engine.verified([1, 1, 0])
+        engine.flush()
+
+
+def test_a_match_is_aligned_with_the_token_of_a_prefill() -> None:
+    """The host does not know it yet; the third request has been prefilled before."""
+    engine, requests = pool(RecordingPolicy(CHAIN)), batch([], [], OLD[1:5])
+    requests.reqs[0].origin_input_ids = requests.reqs[1].origin_input_ids = [*OLD, 39, *OLD[2:8]]
+    prefilled: Any = SimpleNamespace(reqs=requests.reqs[:2])
+    engine.prefill(lambda: None, prefilled)
+    requests.spec_info.bonus_tokens = torch.tensor([9, 35, 6])
+    verify = step_in_flight(engine, requests, [[10], [35], [6]])
+    assert verify.draft_token.view(3, 4).tolist() == [[9, 10, 11, 12], [9] * 4, [9, 6, 7, 8]]
+
+
+def test_a_match_is_not_used_where_more_than_one_step_is_in_flight() -> None:
+    engine, requests = pool(RecordingPolicy(CHAIN)), batch(OLD[2:8])
+    for _ in range(2):
+        step_in_flight(engine, requests, [[9]])
+    verify = step_in_flight(engine, requests, [[10]])
+    assert verify.draft_token.tolist() == [9] * 4
 
 
 def test_the_narrowest_strategy_runs_where_slots_are_short() -> None:

@@ -38,12 +38,12 @@ def even(strategy: Strategy, size: int) -> float:
 
 
 def test_the_graphs_of_a_strategy() -> None:
-    assert needs(Use(OFF, 4)) == (Graph("verify", (1,), 4),)
-    assert needs(Use(NGRAM, 4)) == (Graph("verify", (4,), 4),)
+    assert needs(Use(OFF, 4)) == (Graph("verify", (0, 1, 1), 4),)
+    assert needs(Use(NGRAM, 4)) == (Graph("verify", (3, 1, 4), 4),)
     assert set(needs(Use(CHAIN, 4))) == {
-        Graph("verify", (4,), 4),
-        Graph("extend", (4,), 4),
-        Graph("draft", (3, 1), 4),
+        Graph("verify", (3, 1, 4), 4),
+        Graph("extend", (3, 1, 4), 4),
+        Graph("draft", (3, 1, 4), 4),
     }
     assert len(needs(Use(parse("eagle3:1x1x2"), 4))) == 2
 
