@@ -20,6 +20,7 @@ from tlt_sglang.config import command_line, flags, sglang_flags
 from tlt_sglang.config.settings import SETTINGS, VARIABLE, Config, Device
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, FlagError, TltError
 from tlt_sglang.harvest import segments
+from tlt_sglang.harvest.log_size import log_bytes
 from tlt_sglang.launcher import prefork, sglang_server, supervise
 from tlt_sglang.launcher.environment import has_accelerator, has_cpu_kernels
 from tlt_sglang.models import seed
@@ -107,7 +108,7 @@ def _serve(argv: list[str]) -> int:
     # Shared memory for the harvest log, and a seed where no drafter exists yet.
     if config.harvests:
         segments.remove_stale()
-        segments.require_room(int(config.harvest_gb * 1e9))
+        segments.require_room(log_bytes(config.harvest_gb))
     if seed.grows(config, sglang_args):
         rest = [_SPECULATION[0], str(seed.make(model, config)), *rest]
         sglang_args = sglang_flags.read(rest)

@@ -29,7 +29,8 @@ ALLOWED: dict[str, str] = {
     # Models, files and memory that engines and trainers share.
     "models": "errors strategy",
     "weights": "errors models",
-    "harvest": "errors weights",
+    "harvest.log_size": "",
+    "harvest": "errors weights harvest.log_size",
     "graphs": "errors strategy upstream",
     # Kernels and drafters.
     "cpu": "errors upstream",
@@ -37,7 +38,7 @@ ALLOWED: dict[str, str] = {
     "sampling.ranking": "",
     "sampling": "upstream cpu sampling.ranking",
     # Settings, and what is built from them.
-    "config": "errors strategy models graphs cpu config.command_line",
+    "config": "errors strategy models graphs cpu config.command_line harvest.log_size",
     "graphs.commands": "errors config config.command_line graphs models strategy",
     "models.seed": "errors models config",
     "coordinator": "errors config config.command_line",
@@ -50,7 +51,8 @@ ALLOWED: dict[str, str] = {
     ),
     "engine": (
         "__init__ errors patching upstream strategy admission "
-        "models.seed weights harvest graphs cpu drafters sampling config coordinator"
+        "models.seed weights harvest harvest.log_size graphs cpu drafters sampling config "
+        "coordinator"
     ),
     "sidecar": (
         "__init__ errors config config.command_line coordinator harvest observe training weights"
@@ -60,7 +62,8 @@ ALLOWED: dict[str, str] = {
     "launcher.environment": "errors config patching patches",
     "plugin": "errors patching config serving engine patches",
     "launch_server": (
-        "errors config config.command_line harvest launcher launcher.environment models models.seed"
+        "errors config config.command_line harvest harvest.log_size launcher launcher.environment "
+        "models models.seed"
     ),
     "cli": (
         "__init__ errors config config.command_line graphs coordinator observe launcher "
@@ -72,6 +75,7 @@ ALLOWED: dict[str, str] = {
 A row of a module is an exception: the module stands apart from its room, lower or higher.
 
 - config.command_line: the parser that all commands share; it knows no setting.
+- harvest.log_size: the memory of a log, which the settings need to know.
 - graphs.commands: the command line of `tlt plan`; the planner itself knows no setting.
 - models.seed: begins a drafter in the store that a configuration names.
 - launcher.environment: checks the patches, whose processes run the rest of the launcher.

@@ -2,7 +2,7 @@
 
 SGLang sizes its KV cache by what it expects to take itself. Pure, except that it reads
 `config.json` files; runs where `ServerArgs` is resolved. A sidecar on the same device is not
-counted: it starts and stops.
+counted, as it starts and stops: `sidecar_bytes` estimates it for `tlt plan`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,25 @@ from tlt_sglang.config.server_args import Arguments
 from tlt_sglang.config.settings import Config
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.graphs.model_plan import BATCH_SIZES, plan_for_model
+from tlt_sglang.graphs.sizes import ModelSizes
+from tlt_sglang.harvest.log_size import PENDING_BYTES, log_bytes
 from tlt_sglang.models import drafter_checkpoint as checkpoint
 
 PREFILL = 8192
 """Tokens of a prefill where SGLang does not say."""
-FEATURE_COPIES = 2
-"""Copies of a prefill's hidden states: joined for the log, and on their way to the host."""
+SIDECAR_COPIES = 5
+"""Copies of a drafter's trained weights in float32: the weights, the version in use, gradients, and
+two moments of the optimizer."""
+SIDECAR_GB = 1.5
+"""A sidecar's CUDA context, and the logits of a micro-batch."""
 
 
 def reserved_bytes(config: Config, args: Arguments) -> int:
-    """Return the bytes of a pool's graphs, of pending tokens and of hidden states for the log."""
+    """Return the bytes of a pool's graphs, of pending tokens, of hidden states on their way to the
+    log, and of the weights that a hot swap has on the device.
+
+    Published versions wait in host memory, and so do the embedding and head for the sidecar.
+    """
     target = checkpoint.read_config(args.model_path, "model")
     shape = {} if target is None else checkpoint.text_part(target)
     total = 0
@@ -28,11 +37,34 @@ def reserved_bytes(config: Config, args: Arguments) -> int:
         # Catching up joins the blocks of pending tokens, which takes their size once more.
         total += 2 * config.pending_memory_mb * 2**20 + _graphs(config, args, shape)
     hidden_size = shape.get("hidden_size")
-    if config.harvests and isinstance(hidden_size, int):
-        chunk = args.chunked_prefill_size or 0
-        tokens = chunk if chunk > 0 else PREFILL
-        total += FEATURE_COPIES * tokens * 4 * hidden_size * 2  # three layers and the last, bf16
+    if config.store is not None and isinstance(hidden_size, int):
+        total += _swapped(hidden_size, shape)
+        if config.harvests:
+            total += PENDING_BYTES + _prefill(config, args, 4 * hidden_size)
     return total
+
+
+def sidecar_bytes(sizes: ModelSizes) -> int:
+    """Return about what a sidecar takes of its device to train an EAGLE-3 drafter for a target: the
+    drafter, and in float32 the target's embedding and the heads of both."""
+    frozen = sizes.hidden * (sizes.vocab + 2 * sizes.draft_vocab)
+    trained = sizes.draft_weights - sizes.hidden * sizes.draft_vocab
+    return 4 * (SIDECAR_COPIES * trained + frozen) + int(SIDECAR_GB * 1e9)
+
+
+def _prefill(config: Config, args: Arguments, feature_size: int) -> int:
+    """Return the bytes of the hidden states that the log takes of a prefill, in bfloat16: three
+    layers and the last one, of no more tokens than half of the log holds."""
+    chunk = args.chunked_prefill_size or 0
+    tokens = chunk if chunk > 0 else PREFILL
+    return min(tokens * feature_size * 2, log_bytes(config.harvest_gb, feature_size) // 2)
+
+
+def _swapped(hidden_size: int, shape: dict[str, object]) -> int:
+    """Return the bytes of a drafter's largest matrix in bfloat16: a hot swap has one at a time."""
+    intermediate = shape.get("intermediate_size")
+    rows = intermediate if isinstance(intermediate, int) else 0
+    return 2 * hidden_size * max(rows, 3 * hidden_size)
 
 
 def _graphs(config: Config, args: Arguments, shape: dict[str, object]) -> int:

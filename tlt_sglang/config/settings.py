@@ -144,11 +144,12 @@ class Config:
         "drafter is available",
         DRAFTER,
     )
-    harvest_gb: float = setting(
-        0.25,
+    harvest_gb: float | None = setting(
+        None,
         decimal(0, 1e6, metavar="GB", remedy="write gigabytes, or 0 for no log"),
         "Shared memory for the harvest log in GB; 0 turns the log off",
         DRAFTER,
+        default_text="room for 32,768 tokens of the target, from 0.25 to 2",
     )
     harvest_rate: float = setting(
         1.0,
@@ -306,7 +307,7 @@ class Config:
     @property
     def harvests(self) -> bool:
         """True if the engine logs hidden states."""
-        return self.store is not None and self.harvest_gb > 0
+        return self.store is not None and self.harvest_gb != 0
 
     def to_json(self) -> str:
         """Return the inline form for `TLT_CONFIG`: strategies, and settings without defaults."""

@@ -17,6 +17,7 @@ import torch
 from tlt_sglang.engine.embed_and_head import EmbedAndHead
 from tlt_sglang.errors import TltError
 from tlt_sglang.harvest import announce, segments
+from tlt_sglang.harvest.log_size import log_bytes
 from tlt_sglang.harvest.tap import Tap
 from tlt_sglang.harvest.writer import Writer
 from tlt_sglang.weights import files
@@ -47,7 +48,8 @@ class Harvester:
         self._cleanup = contextlib.ExitStack()
 
         # The log, and the tap that fills it.
-        writer = Writer.create(int(config.harvest_gb * 1e9), width, "bfloat16")
+        free = segments.require_room(log_bytes(config.harvest_gb))
+        writer = Writer.create(log_bytes(config.harvest_gb, width, free), width, "bfloat16")
         self._cleanup.callback(writer.close)
         writer.sampling = config.harvest_rate
         self.tap = Tap(writer, torch.device(device))

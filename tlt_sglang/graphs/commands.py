@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tlt_sglang.config import command_line, flags
+from tlt_sglang.config.cuda_memory import sidecar_bytes
 from tlt_sglang.config.settings import SETTINGS
 from tlt_sglang.errors import ConfigError
 from tlt_sglang.graphs.model_plan import BATCH_SIZES, plan_for_model, plan_table
 from tlt_sglang.graphs.plan import CapturePlan
-from tlt_sglang.graphs.sizes import GPUS
+from tlt_sglang.graphs.sizes import GPUS, ModelSizes
 from tlt_sglang.strategy.strategies import Strategy, parse
 
 CHAIN_BACKENDS = {"h100": "fa3", "h200": "fa3", "b200": "trtllm_mha"}
@@ -30,10 +31,12 @@ def _plan(argv: Sequence[str]) -> None:
     if command_line.print_help(parser, argv):
         return
     args = parser.parse_args(argv)
-    print(plan_table(_made(args)))
+    model = _config(args.model)
+    print(plan_table(_made(args, model)))
     note = _backend_note(args.gpu, [parse(text) for text in args.tlt_strategies.split(",")])
     if note is not None:
         print(note)
+    print(_sidecar_note(ModelSizes.from_config(model, args.draft_vocab)))
 
 
 def _backend_note(gpu: str, pool: Sequence[Strategy]) -> str | None:
@@ -46,6 +49,15 @@ def _backend_note(gpu: str, pool: Sequence[Strategy]) -> str | None:
         f"it is {default} where all of them are chains. flashinfer waits for the device in each "
         "step. "
         "--attention-backend names another."
+    )
+
+
+def _sidecar_note(sizes: ModelSizes) -> str:
+    """Return what a sidecar needs, which SGLang does not know of."""
+    need = sidecar_bytes(sizes)
+    return (
+        f"\nA sidecar that trains on the same GPU needs about {need / 1e9:.1f} GB more; leave it "
+        f"free by a smaller --mem-fraction-static, {need / 80e9:.2f} less on a GPU of 80 GB."
     )
 
 
@@ -72,13 +84,13 @@ def _parser() -> command_line.Parser:
     return parser
 
 
-def _made(args: argparse.Namespace) -> CapturePlan:
+def _made(args: argparse.Namespace, model: Mapping[str, object]) -> CapturePlan:
     """Return the plan that the arguments ask for."""
     flags.flag_values(args)  # raises for a value out of range
     most = args.max_running_requests
     return plan_for_model(
         [parse(text) for text in args.tlt_strategies.split(",")],
-        _config(args.model),
+        model,
         draft_vocab=args.draft_vocab,
         batch_sizes=[size for size in BATCH_SIZES if size < most] + [most],
         max_batch=args.tlt_max_batch,

@@ -48,14 +48,17 @@ def create(folder: Path, size: int) -> tuple[Path, int]:
         os.close(file)
 
 
-def require_room(size: int, folder: Path = FOLDER) -> None:
-    """Raise EnvironmentProblem if `folder` has no room for a log of `size` bytes now."""
+def require_room(size: int, folder: Path = FOLDER) -> int:
+    """Return the bytes that are free in `folder` now; raise EnvironmentProblem if a log of `size`
+    bytes does not fit."""
     try:
         space = os.statvfs(folder)
     except OSError as error:
         raise _problem(folder, size, error) from error
-    if space.f_bavail * space.f_frsize < size:
+    free = space.f_bavail * space.f_frsize
+    if free < size:
         raise _problem(folder, size, OSError(errno.ENOSPC, ""))
+    return free
 
 
 def open_to_read(path: Path) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from tlt_sglang.harvest.host_copies import Copies, Event
+from tlt_sglang.harvest.log_size import PENDING_BYTES
 from tlt_sglang.harvest.logged import Logged
 from tlt_sglang.harvest.record import END, Record
 from tlt_sglang.harvest.rows import Span
@@ -25,8 +26,6 @@ from tlt_sglang.harvest.writer import Writer
 
 MOST_PENDING = 64
 """Most steps that a thread has not written; further ones are dropped and counted."""
-PENDING_BYTES = 256 * 2**20
-"""Most bytes of their features on the device, with which a further step is taken."""
 CLOSE_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from tlt_sglang.config.cuda_memory import reserved_bytes
+from tlt_sglang.config.cuda_memory import reserved_bytes, sidecar_bytes
 from tlt_sglang.config.settings import Config
 from tlt_sglang.config.sglang_flags import Flags
+from tlt_sglang.graphs.sizes import ModelSizes
 
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
@@ -45,13 +47,22 @@ def test_a_pool_needs_room_for_its_graphs_and_pending_tokens(args: Flags) -> Non
     assert limited < 0.5 * GB + 2 * 128 * 2**20
 
 
-def test_a_log_needs_room_for_a_prefill(args: Flags) -> None:
-    """Features of an 8B model take 32 kB a token, twice."""
+def test_a_log_needs_room_for_a_prefill_and_for_steps_that_wait(args: Flags) -> None:
+    """Features of an 8B model take 32 kB a token; a swap has its largest matrix on the device."""
     config = Config(("eagle3:3x1x4",), store="s")
-    assert reserved_bytes(config, args) == 2 * 8192 * 32768
+    matrix, waiting = 2 * 4096 * 14336, 256 * 2**20
+    assert reserved_bytes(config, args) == matrix + waiting + 8192 * 32768
     args.chunked_prefill_size = 2048
-    assert reserved_bytes(config, args) == 2 * 2048 * 32768
-    assert reserved_bytes(Config(("eagle3:3x1x4",), store="s", harvest_gb=0), args) == 0
+    assert reserved_bytes(config, args) == matrix + waiting + 2048 * 32768
+    small = dataclasses.replace(config, harvest_gb=0.02)  # of which half is logged of a prefill
+    assert reserved_bytes(small, args) == matrix + waiting + 10_000_000
+    assert reserved_bytes(dataclasses.replace(config, harvest_gb=0), args) == matrix
+
+
+def test_a_sidecar_of_an_8b_target_needs_some_ten_gigabytes() -> None:
+    """0.29 billion trained weights five times in float32, embedding and heads, and 1.5 GB."""
+    need = sidecar_bytes(ModelSizes.from_config(LLAMA_8B, 32000))
+    assert 10 * GB < need < 11 * GB
 
 
 def test_a_model_of_unknown_sizes_is_not_planned() -> None:

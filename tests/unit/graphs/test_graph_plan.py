@@ -156,9 +156,10 @@ def test_a_tree_changes_the_attention_backend_of_all(
     model: str, gpu: str, strategies: str, default: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert commands.main(["--model", model, "--gpu", gpu, "--tlt-strategies", strategies]) == 0
-    note = capsys.readouterr().out.splitlines()[-1]
+    *_, note, _, sidecar = capsys.readouterr().out.splitlines()
     assert note.startswith("With eagle3:3x4x8") == (default is not None)
     assert default is None or f"it is {default} where all of them are chains" in note
+    assert sidecar.startswith("A sidecar that trains on the same GPU needs about ")
 
 
 def test_another_kind_of_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

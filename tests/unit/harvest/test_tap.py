@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tlt_sglang.harvest import logged, step_writer
 from tlt_sglang.harvest.assemble import Assembler, LoggedSequence
 from tlt_sglang.harvest.host_copies import Event, Present
+from tlt_sglang.harvest.log_size import PENDING_BYTES
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import PROMPT, request_key
-from tlt_sglang.harvest.step_writer import MOST_PENDING, PENDING_BYTES, Step, StepThread, StepWriter
+from tlt_sglang.harvest.step_writer import MOST_PENDING, Step, StepThread, StepWriter
 from tlt_sglang.harvest.tap import Tap
 from tlt_sglang.harvest.writer import Writer
 
