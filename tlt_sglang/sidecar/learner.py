@@ -21,6 +21,7 @@ from torch import Tensor
 from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.learner_settings import LearnerSettings
+from tlt_sglang.sidecar.temperature import temperature_of
 from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.evaluate import AcceptLength, accept_length
 from tlt_sglang.training.models import Drafter
@@ -138,16 +139,21 @@ class Learner:
     def gate(self, may_continue: Callable[[], bool] = lambda: True) -> Gate | None:
         """Compare the candidate with the version in use; return None without held-out sequences.
 
-        Between two sequences it calls `may_continue`, and returns None once that returns False.
+        Drafts for sampled responses are those of coupled sampling. Between two sequences it calls
+        `may_continue`, and returns None once that returns False.
         """
         sequences = self._held_out()
         steps = max(3, self.settings.steps)
         running, candidate = AcceptLength(), AcceptLength()
         for sequence in sequences:
+            temperature = temperature_of(sequence, self.frozen)
             for length, drafter in ((running, self._running), (candidate, self.drafter)):
                 if not may_continue():
                     return None
-                length.join(accept_length(drafter, self.frozen, [sequence], steps=steps))
+                measured = accept_length(
+                    drafter, self.frozen, [sequence], steps=steps, temperature=temperature
+                )
+                length.join(measured)
         self._gated = self.step
         if not sequences:
             return None
