@@ -179,17 +179,25 @@ class OnlineDrafter:
         request_ids: Sequence[str],
         strategy: str | None,
         matched: Sequence[int] = (),
+        sampled: Sequence[bool] = (),
     ) -> None:
         """Count the drafts accepted in a step, for each of its requests.
 
         `strategy` names what drafted, and is None where that was not the drafter; rows in `matched`
-        were drafted for by n-gram matches instead.
+        were drafted for by n-gram matches instead. Greedy requests are not compared with `sampled`
+        ones, of which fewer drafts are accepted; if empty, all are greedy.
         """
         self._committed += len(accepted) + sum(accepted)
-        if strategy is not None and len(request_ids) == len(accepted):
-            rows = [row for row in range(len(accepted)) if row not in matched]
+        if strategy is None or len(request_ids) != len(accepted):
+            return
+        rows_by_name: dict[str, list[int]] = {}
+        for row in range(len(accepted)):
+            if row not in matched:
+                name = f"{strategy} sampled" if sampled and sampled[row] else strategy
+                rows_by_name.setdefault(name, []).append(row)
+        for name, rows in rows_by_name.items():
             self.swap.observe(
-                [request_ids[row] for row in rows], [accepted[row] for row in rows], strategy
+                [request_ids[row] for row in rows], [accepted[row] for row in rows], name
             )
 
     # -- updates of the target -------------------------------------------------------------------

@@ -130,4 +130,4 @@ class SpeculationStep:
             learned = strategy is not None and strategy.num_steps
             name = str(strategy) if learned else None
             request_ids = [one.rid for one in requests]
-            self.online_drafter.count_accepted(accepted, request_ids, name, matched)
+            self.online_drafter.count_accepted(accepted, request_ids, name, matched, sampled)

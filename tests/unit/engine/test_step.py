@@ -10,6 +10,7 @@ import torch
 
 from tlt_sglang.engine.driver import Driver
 from tlt_sglang.engine.ngram_drafting import MAX_LOOKUP_BATCH
+from tlt_sglang.engine.online_drafter import OnlineDrafter
 from tlt_sglang.engine.pool import Pool
 from tlt_sglang.engine.step import SpeculationStep
 from tlt_sglang.engine.telemetry import Telemetry
@@ -258,11 +259,23 @@ def test_what_a_step_computes_of_an_ended_request_does_not_count() -> None:
         one.draft_extend(lambda: None, stepped, stepped)
     one.verified([3])
     one.verified([2, 1, 1])
-    assert counted == [([n], ["goes on"], str(CHAIN), ()) for n in (3, 2)]
+    assert counted == [([n], ["goes on"], str(CHAIN), (), [True]) for n in (3, 2)]
     assert one.telemetry is not None
     tally = one.telemetry.tallies[CHAIN]
     assert (tally.verify_steps, tally.accepted) == (2, 5)
     assert (tally.sampled_verify_steps, tally.sampled_accepted) == (2, 5)
+
+
+def test_greedy_and_sampled_requests_are_compared_apart_after_a_swap() -> None:
+    """Else a drafter would look worse than the one before as soon as sampled requests arrive."""
+    observed: list[Any] = []
+    online = object.__new__(OnlineDrafter)
+    swap: Any = SimpleNamespace(observe=lambda *arguments: observed.append(arguments))
+    online.swap, online._committed = swap, 0
+    online.count_accepted(
+        [3, 1, 2, 0], ["a", "b", "c", "d"], "chain", [3], [False, True, False, True]
+    )
+    assert observed == [(["a", "c"], [3, 2], "chain"), (["b"], [1], "chain sampled")]
 
 
 def test_the_policy_knows_which_requests_are_sampled() -> None:
