@@ -84,7 +84,9 @@ class PinnedCopies:
         return done
 
     def wait(self, ready: Event | None) -> None:
-        """Let later copies begin after an event."""
+        """Let later copies begin after an event, in the calling thread."""
+        # A thread begins on the first device, where leaving a stream would make a context.
+        self._cuda.set_device(self._stream.device)
         self._stream.wait_event(ready)
 
     def integers(self, tensor: torch.Tensor) -> torch.Tensor:

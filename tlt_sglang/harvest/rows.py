@@ -5,7 +5,7 @@ Shapes: R logged requests of B, W verified tokens of each, F features a token, N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -35,12 +35,29 @@ def last_tokens(spans: Sequence[Span], most: int) -> list[Span]:
     return kept
 
 
-def rows_of(spans: Sequence[Span], device: torch.device) -> Rows:
-    """Return the rows of `spans`, whose sizes the host knows."""
+def rows_of(spans: Sequence[Span], device: torch.device) -> tuple[Rows, list[Span]]:
+    """Return the rows of `spans`, whose sizes the host knows, and where each span is among them.
+
+    On CPU rows between spans are returned, too: to take them all is less work than to choose.
+    """
     parts = [(span.row, span.row + span.size) for span in spans if span.size]
+    if device.type == "cpu" and parts:
+        first = parts[0][0]
+        moved = [Span(row - first, start, size) for row, start, size in spans]
+        return slice(first, parts[-1][1]), moved
+    packed = list(in_line([span.start for span in spans], [span.size for span in spans]))
     if all(end == first for (_, end), (first, _) in pairwise(parts)):
-        return slice(parts[0][0], parts[-1][1]) if parts else slice(0, 0)
-    return to_device(torch.cat([torch.arange(first, end) for first, end in parts]), device)
+        return (slice(parts[0][0], parts[-1][1]) if parts else slice(0, 0)), packed
+    indices = torch.cat([torch.arange(first, end) for first, end in parts])
+    return to_device(indices, device), packed
+
+
+def in_line(starts: Sequence[int], sizes: Sequence[int]) -> Iterator[Span]:
+    """Yield spans whose rows follow one another."""
+    row = 0
+    for start, size in zip(starts, sizes, strict=True):
+        yield Span(row, start, size)
+        row += size
 
 
 def committed_rows(counts: torch.Tensor, width: int, requests: torch.Tensor | None) -> torch.Tensor:
@@ -70,16 +87,18 @@ def gather(
     parts = [(features, rows)]
     if last is not None:
         parts.append((last, rows if nodes is None else nodes[rows]))
+    if all(isinstance(own, slice) and part.dtype == torch.bfloat16 for part, own in parts):
+        return torch.cat([part[own] for part, own in parts], -1)
     first = features[rows] if isinstance(rows, slice) else rows
     width = sum(part.shape[1] for part, _ in parts)
     joined = features.new_empty((len(first), width), dtype=torch.bfloat16)
     column = 0
-    for part, of_part in parts:
+    for part, own in parts:
         target = joined[:, column : column + part.shape[1]]
-        if isinstance(of_part, slice) or part.dtype != torch.bfloat16:
-            target.copy_(part[of_part])
+        if isinstance(own, slice) or part.dtype != torch.bfloat16:
+            target.copy_(part[own])
         else:
-            torch.index_select(part, 0, of_part, out=target)
+            torch.index_select(part, 0, own, out=target)
         column += part.shape[1]
     return joined
 

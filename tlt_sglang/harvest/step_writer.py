@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,7 @@ from tlt_sglang.harvest.host_copies import Copies, Event
 from tlt_sglang.harvest.log_size import PENDING_BYTES
 from tlt_sglang.harvest.logged import Logged
 from tlt_sglang.harvest.record import END, Record
-from tlt_sglang.harvest.rows import Span
+from tlt_sglang.harvest.rows import Span, in_line
 from tlt_sglang.harvest.writer import Writer
 
 MOST_PENDING = 64
@@ -36,8 +35,10 @@ class Step:
     """The committed tokens of R requests in one step, request after request."""
 
     requests: list[Logged]
-    spans: torch.Tensor  # [2, R] int64: position of the first token of each, and their number
-    tokens: torch.Tensor  # [n] int64, the first sum(numbers) of which count
+    spans: list[Span] | torch.Tensor
+    """The tokens of each; or [2, R] int64, positions of their first tokens and numbers of tokens,
+    where those are known on the device only and the tokens follow one another."""
+    tokens: torch.Tensor  # [n] int64, up to the end of the last span
     features: torch.Tensor  # [n, F] bfloat16
     flags: int
     version: int
@@ -60,10 +61,11 @@ class StepWriter:
     def put(self, step: Step) -> None:
         """Write a step: records of at most `most_tokens` tokens."""
         self.copies.wait(step.ready)
-        starts, counts = self.copies.integers(step.spans).tolist()
-        total, most = sum(counts), self._writer.most_tokens
+        spans, total, most = step.spans, len(step.tokens), self._writer.most_tokens
+        if isinstance(spans, torch.Tensor):
+            spans = list(in_line(*self.copies.integers(spans).tolist()))
+            total = spans[-1].row + spans[-1].size
         tokens = self.copies.integers(step.tokens[:total]).to(torch.int32).numpy()
-        spans = list(_spans(starts, counts))
         for first, rows in self.copies.pieces(step.features[:total]):
             bits = rows.view(torch.uint16).numpy()
             for logged, span in zip(step.requests, spans, strict=True):
@@ -155,11 +157,3 @@ class StepThread:
         self._steps.put(entry)
         self._written += 1
         self._written_bytes += entry.features.nbytes
-
-
-def _spans(starts: list[int], counts: list[int]) -> Iterator[Span]:
-    """Yield the spans of requests whose rows follow one another."""
-    row = 0
-    for start, count in zip(starts, counts, strict=True):
-        yield Span(row, start, count)
-        row += count

@@ -172,14 +172,13 @@ class Tap:
         flags: int,
     ) -> None:
         """Take spans that the host knows."""
-        rows = rows_of(spans, features.device)
-        table = torch.tensor([[span.start for span in spans], [span.size for span in spans]])
-        self._put(chosen, table, tokens[rows], gather(features, last, rows, nodes), flags)
+        rows, spans = rows_of(spans, features.device)
+        self._put(chosen, spans, tokens[rows], gather(features, last, rows, nodes), flags)
 
     def _put(
         self,
         chosen: Chosen,
-        table: torch.Tensor,
+        spans: list[Span] | torch.Tensor,
         tokens: torch.Tensor,
         features: torch.Tensor,
         flags: int,
@@ -187,7 +186,7 @@ class Tap:
         # A slice of the tokens would be SGLang's own tensor, which the next step may write into.
         kept = tokens.to(torch.int64, copy=not self._steps.needs_counts)
         ready = self._steps.copies.ready()
-        self._steps.put(Step(chosen.logged, table, kept, features, flags, self.version, ready))
+        self._steps.put(Step(chosen.logged, spans, kept, features, flags, self.version, ready))
 
 
 def _steps(writer: Writer, device: torch.device) -> StepWriter | StepThread:

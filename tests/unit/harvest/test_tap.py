@@ -20,6 +20,7 @@ from tlt_sglang.harvest.host_copies import Event, Present
 from tlt_sglang.harvest.log_size import PENDING_BYTES
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import PROMPT, request_key
+from tlt_sglang.harvest.rows import Span, rows_of
 from tlt_sglang.harvest.step_writer import MOST_PENDING, Step, StepThread, StepWriter
 from tlt_sglang.harvest.tap import Tap
 from tlt_sglang.harvest.writer import Writer
@@ -294,7 +295,8 @@ def test_the_last_tokens_of_a_prompt_beyond_the_log_are_taken(tap: Tap) -> None:
     tap._steps.put = taken.append  # type: ignore[assignment,method-assign]
     prefill(tap, requests, numbers, [0, 4, 0], [3, 9, count - 12], values, None)
     assert len(taken[0].tokens) == len(taken[0].features) == most
-    assert taken[0].spans.tolist() == [[3, 11, 0], [0, 2, count - 12]]
+    first, *others = taken[0].spans
+    assert (first[2], others) == (0, [(0, 11, 2), (2, 0, count - 12)])
 
 
 class Bfloat16Rows(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -399,3 +401,17 @@ def test_closing_gives_up_a_copy_that_does_not_arrive(
     overlapped.close()
     assert "with 1 steps unwritten" in caplog.text
     assert not overlapped.writer.path.exists()
+
+
+def test_rows_of_spans_are_packed_on_a_device_and_not_on_cpu() -> None:
+    """The same rows at other places: to take those between, too, is less work on CPU."""
+    spans = [Span(3, 10, 2), Span(7, 0, 0), Span(8, 20, 1)]
+    numbers, meta = torch.arange(12), torch.device("meta")
+    rows, placed = rows_of(spans, torch.device("cpu"))
+    assert rows == slice(3, 9) and placed == [(0, 10, 2), (4, 0, 0), (5, 20, 1)]
+    rows, placed = rows_of(spans, meta)
+    assert isinstance(rows, torch.Tensor) and rows.shape == (3,) and rows.device == meta
+    assert placed == [(0, 10, 2), (2, 0, 0), (2, 20, 1)]
+    rows, placed = rows_of([Span(3, 10, 2), Span(5, 20, 1)], meta)
+    assert numbers[rows].tolist() == [3, 4, 5] and placed == [(0, 10, 2), (2, 20, 1)]
+    assert rows_of([Span(0, 3, 0)], meta)[0] == slice(0, 0)
