@@ -81,7 +81,7 @@ def eagle_sample(
 
         outcome = sampling.verify_greedy(verify_input, logits_output.next_token_logits)
     elif _is_coupled(batch, **kwargs):
-        outcome = _verify_coupled(verify_input, batch, logits_output, grammar_mask)
+        outcome = _verify_coupled(verify_input, batch, logits_output, grammar_mask, on_cpu)
     elif engine.require().step.rejection is None:
         outcome = original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
     else:
@@ -154,14 +154,19 @@ def _verify_coupled(
     batch: PenalisedBatch,
     logits_output: LogitsOutput,
     grammar_mask: GrammarMask | None,
+    on_cpu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from tlt_sglang.cpu import head, sampling
     from tlt_sglang.sampling import coupled, logits
 
     rows, info = logits_output.next_token_logits, batch.sampling_info
-    head.invalidate()
+    if on_cpu:
+        head.invalidate()
+    else:
+        logits.apply_penalties(rows, verify_input.draft_token_num, info)
     logits.apply_mask_and_bias(rows, verify_input.draft_token_num, info, grammar_mask)
-    return sampling.walk(verify_input, coupled.sample(rows, info, verify_input.positions))
+    tokens = coupled.sample(rows, info, verify_input.positions)
+    return sampling.walk(verify_input, tokens) if on_cpu else coupled.walk(verify_input, tokens)
 
 
 def _change_logits(

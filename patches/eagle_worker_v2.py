@@ -5,6 +5,7 @@ Each patch of a decode step is one call into `tlt_sglang.engine.step.Speculation
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
+    import torch
+
     from tlt_sglang.engine.step import SpeculationStep
     from tlt_sglang.patching.patch import Patch
     from tlt_sglang.upstream.layers import DraftForwardBatch
@@ -103,10 +106,11 @@ def draft(
 
 @wraps_upstream(
     f"{_MODULE}:EagleDraftWorker.draft_forward",
-    why="on CPU the framework around a draft step takes longer than the drafter's layer",
-    remove_when="SGLang's CPU draft step costs no more than its matrix products",
+    why="drafts are chosen with the target's noise; and on CPU the framework around a draft step "
+    "takes longer than the drafter's layer",
+    remove_when="SGLang drafts with the noise of a seed, and its CPU draft step costs no more than "
+    "its matrix products",
     process="scheduler",
-    only_on="cpu",
     digests={"0.5.23": "0676db770337c56b"},
 )
 def draft_forward(
@@ -115,6 +119,10 @@ def draft_forward(
     from tlt_sglang.cpu import drafting
     from tlt_sglang.engine import engine
 
+    if engine.require().device != "cpu":
+        noise = _step().noise
+        with contextlib.nullcontext() if noise is None else noise.drafting(forward_batch):
+            return original(worker, forward_batch)
     propose = engine.require().proposals(worker, forward_batch.sampling_info)
     return drafting.draft(original, worker, forward_batch, propose)
 
@@ -187,6 +195,35 @@ def draft_extend_for_prefill(
     return _step().prefill(functools.partial(original, worker, batch, *args, **kwargs), batch)
 
 
+# -- coupled sampling --------------------------------------------------------------------------
+
+
+def _with_noise(name: str, digest: str) -> Callable[[Upstream], Patch]:
+    return wraps_upstream(
+        f"{_MODULE}:{name}",
+        why="drafts are chosen with the target's noise",
+        remove_when="SGLang drafts with the noise of a seed",
+        process="scheduler",
+        only_on="cuda",
+        digests={"0.5.23": digest},
+    )
+
+
+@_with_noise("renorm_draft_probs", "6ae66f091eae9f20")
+def renorm_draft_probs(original: Upstream, logits: torch.Tensor, *args: object) -> object:
+    return original(_noisy(logits), *args)
+
+
+@_with_noise("draft_topk1_postprocess", "2af682fbd5388cb8")
+def draft_topk1_postprocess(original: Upstream, logits: torch.Tensor, *args: object) -> object:
+    return original(_noisy(logits), *args)
+
+
+def _noisy(logits: torch.Tensor) -> torch.Tensor:
+    noise = _step().noise
+    return logits if noise is None else noise.scores(logits)
+
+
 # -- rejection sampling ------------------------------------------------------------------------
 
 
@@ -213,5 +250,7 @@ PATCHES = (
     on_verify_complete_cpu,
     forward_prefill_batch,
     draft_extend_for_prefill,
+    renorm_draft_probs,
+    draft_topk1_postprocess,
     sample_draft_proposal,
 )

@@ -1,7 +1,8 @@
-"""sglang.srt.layers.sampler, in the scheduler process: min-p with a seed on CPU."""
+"""sglang.srt.layers.sampler, in the scheduler process: seeds."""
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
@@ -46,7 +47,6 @@ def sample(
     "costs more than the model",
     remove_when="SGLang keys the noise by the token, and verifies drafts by it",
     process="scheduler",
-    only_on="cpu",
     digests={"0.5.23": "da26600528242e31"},
 )
 def sample_from_probs(
@@ -59,7 +59,13 @@ def sample_from_probs(
 ) -> object:
     from tlt_sglang.engine import engine
 
-    if engine.require().coupled is None or sampling_info.sampling_mask_batch_indices is not None:
+    one = engine.require()
+    if one.coupled is None:
+        return original(sampler, probs, sampling_info, positions, *args)
+    if sampling_info.sampling_mask_batch_indices is not None:
+        if one.device != "cpu":  # where SGLang's kernels exclude seeds by assertion
+            sampling_info = copy.copy(sampling_info)
+            sampling_info.sampling_seed = None
         return original(sampler, probs, sampling_info, positions, *args)
     from tlt_sglang.sampling import coupled
 

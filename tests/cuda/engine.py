@@ -12,7 +12,7 @@ import atexit
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,19 @@ class Engine:
             prompts = [torch.tensor([prompt]) for prompt in self.prompts]
             return [greedily(self.models.model, prompt, length)[0] for prompt in prompts]
 
-    def generate(self, length: int, before_step: Callable[[], object] = int) -> list[list[int]]:
-        """Return what the scheduler's own loop greedily generates after all prompts at once."""
-        requests = [self._submit(prompt, length) for prompt in self.prompts]
+    def generate(self, length: int, **sampling: float) -> list[list[int]]:
+        """Return what the scheduler's own loop generates after all prompts at once.
+
+        Greedily, or with parameters of `SamplingParams`; the seed of a request is its number.
+        """
+        requests = [
+            self._submit(prompt, length, {**sampling, "sampling_seed": seed} if sampling else {})
+            for seed, prompt in enumerate(self.prompts)
+        ]
 
         def ingest(stop_at_pause: bool = False) -> list[Any]:
             if self.scheduler.last_batch is None and all(one.finished() for one in requests):
                 raise _Done
-            before_step()
             return []
 
         self.scheduler.ingest_requests = ingest
@@ -70,11 +75,13 @@ class Engine:
             self.scheduler.run_event_loop()
         return [list(request.output_ids) for request in requests]
 
-    def _submit(self, prompt: Sequence[int], length: int) -> Any:
+    def _submit(self, prompt: Sequence[int], length: int, sampling: Mapping[str, Any]) -> Any:
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
 
-        params = SamplingParams(max_new_tokens=length, temperature=0, ignore_eos=True)
+        params = SamplingParams(
+            max_new_tokens=length, ignore_eos=True, **({"temperature": 0} | dict(sampling))
+        )
         params.normalize(None)
         fields = dict.fromkeys(
             ("input_embeds", "mm_inputs", "token_type_ids", "token_ids_logprob"), None

@@ -58,7 +58,9 @@ FEATURES: Mapping[FeatureName, Feature] = {
         _deferring,
     ),
     "store": Feature("`--tlt-store`", "leave --tlt-store out", _store),
-    "sampling": Feature("`--tlt-sampling rejection`", "use --tlt-sampling target", _sampling),
+    "sampling": Feature(
+        "`--tlt-sampling coupled` or `rejection`", "use --tlt-sampling target", _sampling
+    ),
 }
 
 

@@ -197,6 +197,12 @@ def refuse_flags(config: Config, args: object, device: Device) -> None:
         row.check(config, args, device)
 
 
+def exclude(feature: FeatureName, args: object, device: Device) -> bool:
+    """Return whether SGLang's arguments exclude a feature of TLT."""
+    rows = (row for row in FLAGS if feature in row.features and device in row.devices)
+    return any(row.detect(args) is not None for row in rows)
+
+
 def refuse_drafter(config: Config, drafter: DrafterConfig, device: Device) -> None:
     """Raise ConfigError if a drafter excludes a feature of TLT that is on."""
     for row in DRAFTERS:

@@ -79,12 +79,12 @@ class Config:
     sampling: Sampling = setting(
         "auto",
         choice(get_args(Sampling)),
-        "How tokens are sampled at a temperature, and drafts for them. coupled, on CPU only so "
-        "far: target and drafter choose by the same noise, so that a seed gives the same answer "
-        "with any strategy. rejection: chains are drawn from the drafter's distribution, and "
+        "How tokens are sampled at a temperature, and drafts for them. coupled: target and drafter "
+        "choose by the same noise, so that a seed gives the same answer with any strategy. "
+        "rejection: chains are drawn from the drafter's distribution, and "
         "accepted or rejected. target: the drafter's likeliest tokens are drafted. All keep the "
-        "output distribution. auto is coupled on CPU; on CUDA it is rejection with "
-        "--speculative-use-rejection-sampling, else target",
+        "output distribution. auto is rejection with --speculative-use-rejection-sampling, else "
+        "coupled where SGLang's flags allow it",
         SPECULATION,
     )
     calibrate: Calibrate = setting(

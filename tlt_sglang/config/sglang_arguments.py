@@ -14,7 +14,7 @@ import dataclasses
 from tlt_sglang.config.cpu_arguments import cpu_fields, refuse_ranks
 from tlt_sglang.config.cuda_arguments import cuda_fields
 from tlt_sglang.config.refusals import require_use
-from tlt_sglang.config.refused import refuse_drafter, refuse_flags
+from tlt_sglang.config.refused import exclude, refuse_drafter, refuse_flags
 from tlt_sglang.config.server_args import Arguments, Fields
 from tlt_sglang.config.settings import Config, Device, Sampling
 from tlt_sglang.errors import ConfigError
@@ -48,10 +48,6 @@ def native_fields(config: Config, args: Arguments, device: Device) -> Fields:
             "leave one of the two out."
         )
     refuse_flags(config, args, device)
-    if config.sampling == "coupled" and device != "cpu":
-        raise ConfigError(
-            "--tlt-sampling coupled is for CPU engines only so far; use rejection, target or auto."
-        )
     strategy = choose(config, args)
     require_use(config, strategy)
     fields = strategy_fields(strategy, args)
@@ -119,7 +115,7 @@ def settle(config: Config, args: Arguments, device: Device) -> Config:
 def _default_sampling(args: Arguments, device: Device) -> Sampling:
     if args.speculative_use_rejection_sampling:
         return "rejection"
-    return "coupled" if device == "cpu" else "target"
+    return "target" if exclude("sampling", args, device) else "coupled"
 
 
 def default_pool(args: Arguments) -> tuple[str, ...]:

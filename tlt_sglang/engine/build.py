@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tlt_sglang.engine.online_drafter import OnlineDrafter
     from tlt_sglang.engine.pool import Pool
     from tlt_sglang.engine.step import SpeculationStep
+    from tlt_sglang.sampling.draft_noise import DraftNoise
     from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.upstream.protocols import EagleWorker
 
@@ -55,6 +56,24 @@ def rejection_sampling(
     from tlt_sglang.sampling.rejection import RejectionSampling
 
     return RejectionSampling(worker._draft_worker, worker.topk)
+
+
+def draft_noise(config: Config, device: Device, worker: EagleWorker) -> DraftNoise | None:
+    """Return the noise of coupled sampling for SGLang's own drafting on CUDA, or None.
+
+    Called before SGLang captures graphs, which read from it.
+    """
+    from sglang.srt.runtime_context import get_exec, get_spec
+
+    learned = get_spec().speculative_algorithm in ("EAGLE", "EAGLE3")
+    if config.sampling != "coupled" or device == "cpu" or not learned:
+        return None
+    from tlt_sglang.sampling.draft_noise import DraftNoise
+
+    graphs = get_exec().graph.cuda_graph_config
+    sizes = (graphs.decode.bs if graphs is not None else None) or BATCH_SIZES
+    size = max(*sizes, worker.target_worker.model_runner.max_running_requests)
+    return DraftNoise(worker._draft_worker, size)
 
 
 def capturing(

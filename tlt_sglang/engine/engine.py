@@ -92,6 +92,7 @@ class Engine:
         """
         served.check(self.config, self.device, worker)
         self.step.rejection = build.rejection_sampling(self.config, self.device, worker)
+        self.step.noise = build.draft_noise(self.config, self.device, worker)
         return build.capturing(self.step.rejection, worker.topk)
 
     def build_step(self, worker: EagleWorker) -> None:

@@ -29,7 +29,9 @@ def check(config: Config, device: Device, worker: EagleWorker) -> None:
     """Raise ConfigError if the worker or its drafter excludes a feature of TLT that is on."""
     runner = worker._draft_worker.draft_runner
     if type(worker).__module__ != WORKER:
-        require_started(config, PARTS, f"by {type(worker).__name__}")
+        # Coupled sampling needs nothing of a worker: its drafts are then chosen without the noise.
+        parts = [name for name in PARTS if name != "sampling" or config.sampling != "coupled"]
+        require_started(config, parts, f"by {type(worker).__name__}")
     refuse_drafter(config, runner.model_config.hf_config.to_dict(), device)
     if config.store is not None:
         _require_unquantised(runner.model)

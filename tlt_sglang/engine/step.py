@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tlt_sglang.engine.online_drafter import OnlineDrafter
     from tlt_sglang.engine.pool import Pool
     from tlt_sglang.engine.telemetry import Telemetry
+    from tlt_sglang.sampling.draft_noise import DraftNoise
     from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.strategy.strategies import Strategy
     from tlt_sglang.upstream.protocols import Batch, Request, StepResult, Upstream, VerifyInput
@@ -45,6 +46,8 @@ class SpeculationStep:
     """Present where there are several strategies."""
     rejection: RejectionSampling | None = None
     """Present where drafts of chains are sampled."""
+    noise: DraftNoise | None = None
+    """Present on CUDA where SGLang's drafter chooses with the target's noise."""
     online_drafter: OnlineDrafter | None = None
     """Present where there is a store of drafter versions."""
     slots: KvSlots = field(default_factory=KvSlots)
@@ -63,6 +66,8 @@ class SpeculationStep:
         self, original: Callable[[Batch], VerifyInput], batch: Batch, topk: int
     ) -> VerifyInput:
         """Return what is to be verified; `original` runs SGLang's drafter with `topk` branches."""
+        if self.noise is not None:
+            self.noise.set_batch(batch.sampling_info)
         if self.pool is not None:
             return self.pool.draft(original, batch)
         if self.rejection is not None:
@@ -76,7 +81,9 @@ class SpeculationStep:
             self.online_drafter.log_verify_step(batch, result)
 
         def sampled() -> None:
-            if self.rejection is None:
+            if self.noise is not None:
+                self.noise.draft_extend(original, batch, result)
+            elif self.rejection is None:
                 original()
             else:
                 self.rejection.draft_extend(original, batch, result)
@@ -90,7 +97,8 @@ class SpeculationStep:
         """Run the drafter's own prefill, and return SGLang's next draft input."""
 
         def sampled() -> object:
-            return original() if self.rejection is None else self.rejection.prefill(original, batch)
+            part = self.rejection or self.noise
+            return original() if part is None else part.prefill(original, batch)
 
         return sampled() if self.pool is None else self.pool.prefill(sampled, batch)
 

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from tlt_sglang.cpu.kernels import noise
-from tlt_sglang.sampling.ranking import chances
+from tlt_sglang.sampling.ranking import DRAFT_TEMPERATURE, chances
 from tlt_sglang.sampling.seeds import SEED_BITS
 
 if TYPE_CHECKING:
     from tlt_sglang.cpu.drafting import Propose
     from tlt_sglang.upstream.layers import SeededRequest, SeededSampling
-    from tlt_sglang.upstream.protocols import SamplingInfo
+    from tlt_sglang.upstream.protocols import SamplingInfo, VerifyInput
 
 
 class CoupledSampling:
@@ -44,9 +44,10 @@ class CoupledSampling:
         for request in requests:
             if request.sampling_params.sampling_seed is None:
                 request.sampling_params.sampling_seed = self._generator.getrandbits(SEED_BITS)
-        info.sampling_seed = torch.tensor(
-            [request.sampling_params.sampling_seed for request in requests], device=device
-        )
+        seeds = torch.tensor([request.sampling_params.sampling_seed for request in requests])
+        if torch.device(device).type == "cuda":
+            seeds = seeds.pin_memory()  # from which a copy waits for nothing
+        info.sampling_seed = seeds.to(device, non_blocking=True)
 
 
 def sample(logits: torch.Tensor, info: SamplingInfo, positions: torch.Tensor) -> torch.Tensor:
@@ -62,21 +63,54 @@ def sample(logits: torch.Tensor, info: SamplingInfo, positions: torch.Tensor) ->
 def sample_probs(probs: torch.Tensor, info: SamplingInfo, positions: torch.Tensor) -> torch.Tensor:
     """Return the tokens [B] int32 that `sample` returns, for probabilities [B, V] that have their
     temperature, but are not filtered."""
-    return _sample(probs.log(), torch.ones(len(probs)), info, positions).to(torch.int32)
+    ones = torch.ones(len(probs), device=probs.device)
+    return _sample(probs.log(), ones, info, positions).to(torch.int32)
+
+
+def walk(
+    verify_input: VerifyInput, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what SGLang's `eagle_sample` returns on CUDA where the target chooses `tokens` [T].
+
+    These are the target's tokens [T] int32, the number of tokens that each request commits [B], and
+    the rows of those tokens [B, depth].
+    """
+    from sglang.srt.speculative.eagle_utils import verify_tree_greedy_func
+
+    width, device = verify_input.draft_token_num, tokens.device
+    target = tokens.view(-1, width)
+    rows = (len(target), verify_input.max_tree_depth)
+    predicts, accepted, counts = verify_tree_greedy_func(
+        predicts=torch.zeros(len(tokens), dtype=torch.int32, device=device),
+        accept_index=torch.full(rows, -1, dtype=torch.int32, device=device),
+        accept_token_num=torch.empty(len(target), dtype=torch.int32, device=device),
+        candidates=verify_input.draft_token.view(-1, width),
+        retrieve_index=verify_input.retrieve_index,
+        retrieve_next_token=verify_input.retrieve_next_token,
+        retrieve_next_sibling=verify_input.retrieve_next_sibling,
+        target_predict=target,
+        topk=verify_input.tree_topk,
+    )
+    return predicts, counts + 1, accepted
 
 
 def _sample(
     logits: torch.Tensor, temperatures: torch.Tensor, info: SamplingInfo, positions: torch.Tensor
 ) -> torch.Tensor:
     seeds = _seeds(info)
-    return noise.sample(
-        logits,
-        temperatures,
-        _repeated(seeds, len(logits) // len(seeds)),
-        positions,
+    times = len(logits) // len(seeds)
+    arguments = logits, temperatures, _repeated(seeds, times), positions
+    limits = (
         info.top_ks if info.need_top_k_sampling else None,
         info.top_ps if info.need_top_p_sampling else None,
         info.min_ps if info.need_min_p_sampling else None,
+    )
+    if not logits.is_cuda:
+        return noise.sample(*arguments, *limits)
+    from tlt_sglang.sampling import triton_noise
+
+    return triton_noise.sample(
+        *arguments, *(limit if limit is None else _repeated(limit, times) for limit in limits)
     )
 
 
@@ -90,7 +124,8 @@ def proposals(
     """
     if info.is_all_greedy:
         return None
-    temperatures, seeds, greedy = info.temperatures.view(-1), _seeds(info), info.top_ks <= 1
+    temperatures = DRAFT_TEMPERATURE * info.temperatures.view(-1)
+    seeds, greedy = _seeds(info), info.top_ks <= 1
     if rows is not None:
         temperatures, seeds, greedy = temperatures[rows], seeds[rows], greedy[rows]
 
@@ -98,6 +133,19 @@ def proposals(
         logits: torch.Tensor, positions: torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         times = len(logits) // len(seeds)
+        if logits.is_cuda:
+            from tlt_sglang.sampling import triton_noise
+
+            noisy = triton_noise.scores(
+                logits,
+                _repeated(temperatures, times),
+                _repeated(seeds, times),
+                positions,
+                _repeated(greedy, times),
+                token_ids,
+            )
+            best = noisy.softmax(-1).topk(k)
+            return best.values, best.indices
         scores, columns = noise.top(
             logits,
             _repeated(temperatures, times),

@@ -79,6 +79,15 @@ def apply_all(
     Custom processors see the first of each request's `width` rows.
     """
     from sglang.srt.layers.sampler import apply_custom_logit_processor
+
+    apply_penalties(logits, width, info)
+    apply_mask_and_bias(logits, width, info, mask)
+    apply_custom_logit_processor(logits.view(-1, width, logits.shape[-1])[:, 0], info)
+    info.acc_additive_penalties = info.acc_scaling_penalties = info.logit_bias = None
+
+
+def apply_penalties(logits: torch.Tensor, width: int, info: PenalisedSampling) -> None:
+    """Change logits [B * W, V] in place by the penalties that SGLang has counted up."""
     from sglang.srt.sampling.penaltylib.repetition_penalty import apply_scaling_penalties
 
     rows = logits.view(-1, width, logits.shape[-1])
@@ -86,9 +95,6 @@ def apply_all(
         rows += info.acc_additive_penalties.unsqueeze(1)
     if info.acc_scaling_penalties is not None:
         apply_scaling_penalties(rows, info.acc_scaling_penalties.unsqueeze(1))
-    apply_mask_and_bias(logits, width, info, mask)
-    apply_custom_logit_processor(rows[:, 0], info)
-    info.acc_additive_penalties = info.acc_scaling_penalties = info.logit_bias = None
 
 
 def apply_mask_and_bias(

@@ -1,11 +1,11 @@
-"""The Gumbel-max rule on CUDA: the token with the largest noisy score of each row, in one kernel.
+"""The Gumbel-max rule on CUDA: noisy scores, and the token with the largest one of each row.
 
 The score of token v is z(v) + g(v): the row's logit, divided by the temperature, and the noise that
 a hash of (seed, position, v) gives. Hash and noise are those of SGLang's `multinomial_with_seed`,
 which is the reference that the tests compare with; the CPU engine's kernel is `cpu.kernels.noise`.
 Nothing here waits for the device.
 
-Runs in the scheduler process. No engine uses it yet: coupled sampling is refused on CUDA.
+Runs in the scheduler process.
 """
 
 from __future__ import annotations
@@ -122,6 +122,38 @@ def argmax(
     return columns
 
 
+def scores(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    greedy: torch.Tensor,
+    token_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the noisy scores of each row, [T, D] float32; arguments as in `argmax`.
+
+    Those of greedy rows are their logits.
+    """
+    if logits.stride(-1) != 1:
+        logits = logits.contiguous()
+    rows, width = logits.shape
+    noisy = torch.empty((rows, width), dtype=torch.float32, device=logits.device)
+    _scores[(rows, triton.cdiv(width, BLOCK))](
+        logits,
+        temperatures.float().contiguous(),
+        seeds.contiguous(),
+        positions.contiguous(),
+        greedy.contiguous(),
+        logits if token_ids is None else token_ids.contiguous(),
+        noisy,
+        width,
+        logits.stride(0),
+        RENAMED=token_ids is not None,
+        BLOCK=BLOCK,
+    )
+    return noisy
+
+
 @triton.jit
 def _mix(state, block):  # type: ignore[no-untyped-def]
     block *= 0xCC9E2D51
@@ -202,3 +234,32 @@ def _argmax(  # type: ignore[no-untyped-def]
             column = tl.where(largest > best, first.to(tl.int64), column)
             best = tl.maximum(largest, best)
     tl.store(chosen + row, column)
+
+
+@triton.jit
+def _scores(  # type: ignore[no-untyped-def]
+    logits,
+    temperatures,
+    seeds,
+    positions,
+    greedy,
+    token_ids,
+    noisy,
+    width,
+    stride,
+    RENAMED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    z = tl.load(logits + row * stride + columns, mask=inside, other=float("-inf")).to(tl.float32)
+    if tl.load(greedy + row).to(tl.int1) == 0:
+        tokens = columns.to(tl.uint32)
+        if RENAMED:
+            tokens = tl.load(token_ids + columns, mask=inside, other=0).to(tl.uint32)
+        seed = tl.load(seeds + row).to(tl.uint64)
+        noise = _noise(_hash(seed, tl.load(positions + row).to(tl.uint32), tokens))
+        z = tl.div_rn(z, tl.load(temperatures + row))
+        z = (z.to(tl.float64) + noise).to(tl.float32)
+    tl.store(noisy + row * width + columns, z, mask=inside)

@@ -99,7 +99,7 @@ def test_with_a_drafter_and_no_word_on_strategies_there_are_several(
     [
         ("cpu", False, "coupled"),
         ("cpu", True, "rejection"),
-        ("cuda", False, "target"),
+        ("cuda", False, "coupled"),
         ("cuda", True, "rejection"),
     ],
 )
@@ -108,6 +108,9 @@ def test_sampling_is_settled(tmp_path: Path, device: Device, flag: bool, samplin
     args.speculative_use_rejection_sampling = flag
     assert settle(Config(), args, device).sampling == sampling
     assert settle(Config(sampling="target"), args, device).sampling == "target"
+    args.pp_size = 2
+    excluded = device == "cuda" and not flag
+    assert settle(Config(), args, device).sampling == ("target" if excluded else sampling)
 
 
 def test_the_default_pool_is_the_same_on_both_devices(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from tlt_sglang.sampling import triton_noise
 
 cases = torch.load(sys.argv[1])
 results = {name: [getattr(triton_noise, name)(**case) for case in cases[name]]
-           for name in ("argmax", "sample")}
+           for name in ("argmax", "sample", "scores")}
 
 @triton.jit
 def noise(hashes, out, BLOCK: tl.constexpr):
@@ -46,20 +46,24 @@ torch.save(results, sys.argv[1])
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from tlt_sglang.sampling.triton_noise import BLOCK, _argmax
+from tlt_sglang.sampling.triton_noise import BLOCK, _argmax, _scores
 
 flags = ("FILTERED", "MAY_BE_GREEDY", "RENAMED")
 types = {
     "logits": "*fp32", "temperatures": "*fp32", "seeds": "*i64", "positions": "*i64",
-    "kept": "*i1", "greedy": "*i1", "token_ids": "*i64", "chosen": "*i64",
-    "width": "i32", "stride": "i32",
-} | dict.fromkeys((*flags, "BLOCK"), "constexpr")
-for value in (False, True):
-    source = ASTSource(_argmax, types, dict.fromkeys(flags, value) | {"BLOCK": BLOCK})
-    kernel = compile(source, target=GPUTarget("cuda", 90, 32))
+    "greedy": "*i1", "token_ids": "*i64", "width": "i32", "stride": "i32",
+}
+def check(kernel, types, flags, value):
+    constants = dict.fromkeys(flags, value) | {"BLOCK": BLOCK}
+    types = types | dict.fromkeys(constants, "constexpr")
+    kernel = compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", 90, 32))
     assert kernel.asm["cubin"]
     # 2 ** 32 - 1 in float64: rounded to float32 it would be 2 ** 32.
     assert "0d41EFFFFFFFE00000" in kernel.asm["ptx"].replace("0x", "0d")
+
+for value in (False, True):
+    check(_argmax, types | {"kept": "*i1", "chosen": "*i64"}, flags, value)
+    check(_scores, types | {"noisy": "*fp32"}, ("RENAMED",), value)
 """
 
 
@@ -68,6 +72,7 @@ class Results(TypedDict):
 
     argmax: list[torch.Tensor]
     sample: list[torch.Tensor]
+    scores: list[torch.Tensor]
     noise: torch.Tensor
 
 
@@ -107,6 +112,15 @@ def argmax_cases() -> list[Case]:
     return [*cases, infinite, halves, strided, renamed, filtered]
 
 
+def score_cases() -> list[Case]:
+    """Return arguments of `scores`: several blocks, a greedy row, other ids, strided halves."""
+    greedy = torch.tensor([True, False, False, True])
+    case, renamed = (arguments(4, width, width) | {"greedy": greedy} for width in (2050, 1028))
+    halves = case | {"logits": case["logits"].to(torch.bfloat16)[:, ::2]}
+    ids = torch.randperm(LARGEST_ID, generator=torch.Generator().manual_seed(2))[:1028]
+    return [case, halves, renamed | {"token_ids": ids}]
+
+
 def sample_cases() -> list[Case]:
     """Return arguments of `sample` with filters; the first row has none, the second is greedy."""
     ks = torch.tensor([1 << 30, 1, 5, 300], dtype=torch.int32)
@@ -121,7 +135,12 @@ def sample_cases() -> list[Case]:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Run the kernel in a process of its own: Triton reads the variable when it is imported."""
     path = tmp_path_factory.mktemp("interpreted") / "cases.pt"
-    content = {"argmax": argmax_cases(), "sample": sample_cases(), "hashes": HASHES}
+    content = {
+        "argmax": argmax_cases(),
+        "sample": sample_cases(),
+        "scores": score_cases(),
+        "hashes": HASHES,
+    }
     torch.save(content, path)
     run(PROGRAM, path, TRITON_INTERPRET="1")
     result: Results = torch.load(path)
@@ -143,6 +162,17 @@ def test_tokens_are_those_of_sglang(results: Results) -> None:
             expected = torch.where(case["greedy"], z.argmax(-1), expected)
         got = case["token_ids"][columns] if "token_ids" in case else columns
         assert got.tolist() == expected.tolist()
+
+
+def test_scores_are_what_the_choice_is_made_by(results: Results) -> None:
+    from tlt_sglang.cpu.kernels import noise
+
+    for case, scores in zip(score_cases(), results["scores"], strict=True):
+        greedy, logits = case["greedy"], case["logits"].float()
+        assert torch.equal(scores[greedy], logits[greedy])
+        best, columns = noise.top(**(case | {"logits": logits}), k=5)
+        assert torch.equal(scores.topk(5).indices[~greedy], columns[~greedy])
+        torch.testing.assert_close(scores.topk(5).values[~greedy], best[~greedy])
 
 
 def test_filters_are_those_of_the_cpu_engine(results: Results) -> None:
