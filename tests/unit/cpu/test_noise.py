@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from tests.support.distribution import Joint, Sampling, p_value
 from tests.support.reference_kernels import gumbel
 from tlt_sglang.cpu.kernels import noise
+from tlt_sglang.sampling.seeds import SEED_BITS, next_seed
 
 SIZES = [(1, 7), (3, 1024), (5, 1025), (9, 5000)]
 
@@ -105,6 +107,35 @@ def test_samples_at_two_positions_are_independent() -> None:
                 torch.full((many,), position),
             ).tolist()
             for position in (5, 6)
+        ),
+        strict=True,
+    )
+    probs = logits.double().softmax(-1).tolist()
+    expected: Joint = {(a, b): probs[a] * probs[b] for a in range(3) for b in range(3)}
+    assert p_value(expected, pairs) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["drawn", "next sample", "next number"])
+def test_samples_of_two_seeds_are_independent(kind: str) -> None:
+    """Two requests of a group have seeds of a generator, samples of one request `next_seed`, and a
+    client may count."""
+    logits, rng = torch.tensor([1.0, 0.0, 0.5]), random.Random(0)
+    many = 20_000
+    firsts = [rng.getrandbits(SEED_BITS) for _ in range(many)]
+    following = {
+        "drawn": [rng.getrandbits(SEED_BITS) for _ in firsts],
+        "next sample": [next_seed(seed) for seed in firsts],
+        "next number": [seed + 1 for seed in firsts],
+    }
+    pairs = zip(
+        *(
+            noise.sample(
+                logits.expand(many, -1),
+                torch.ones(many),
+                torch.tensor(seeds),
+                torch.full((many,), 5),
+            ).tolist()
+            for seeds in (firsts, following[kind])
         ),
         strict=True,
     )
