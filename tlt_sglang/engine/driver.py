@@ -146,16 +146,23 @@ class Driver:
             self._steps[-1].match_outcomes = match_outcomes
 
     def outcome(
-        self, accepted: Sequence[int], sampled: Sequence[bool] = ()
+        self,
+        accepted: Sequence[int],
+        sampled: Sequence[bool] = (),
+        rows: Sequence[int] | None = None,
     ) -> tuple[Strategy, Sequence[int]] | None:
         """Record the accepted drafts of the oldest step without an outcome; for `sampled` see
-        `Observation`.
+        `Observation`. They are those of the requests `rows`, None for all of the step.
 
         Returns its strategy and match lengths, or None if it only calibrated.
         """
         for step in self._steps:
             if step.accepted is None:
                 step.accepted, step.sampled = accepted, sampled
+                if rows is not None and step.match_lengths:
+                    step.match_lengths = [step.match_lengths[row] for row in rows]
+                if rows is not None and step.match_outcomes:
+                    step.match_outcomes = [step.match_outcomes[row] for row in rows]
                 self._report()
                 return None if step.calibrates else (step.strategy, step.match_lengths)
         return None

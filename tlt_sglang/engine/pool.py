@@ -125,15 +125,18 @@ class Pool:
             return original()
 
     def verified(
-        self, accepted: Sequence[int], sampled: Sequence[bool] = ()
+        self,
+        accepted: Sequence[int],
+        sampled: Sequence[bool] = (),
+        rows: Sequence[int] | None = None,
     ) -> tuple[Strategy | None, Sequence[int]]:
         """Note the drafts accepted per request in the oldest step that is still open, and which
         requests are sampled (none if empty); return its strategy, and the requests that n-grams
-        drafted for."""
+        drafted for. `rows` are the requests that count, None for all of the step."""
         self.deferred.end_step()
         if self.ngrams is not None:
             self.ngrams.in_flight.end()
-        outcome = self.driver.outcome(accepted, sampled)
+        outcome = self.driver.outcome(accepted, sampled, rows)
         if outcome is None:
             return None, ()
         strategy, lengths = outcome

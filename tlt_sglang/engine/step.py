@@ -122,15 +122,15 @@ class SpeculationStep:
         What a step has computed of requests that the step before has ended does not count.
         """
         requests = self._open.popleft() if self._open else []
-        ended = {row for row, one in enumerate(requests) if one.finished() or one.is_retracted}
-        if ended:
-            requests = [one for row, one in enumerate(requests) if row not in ended]
-            accepted = [count for row, count in enumerate(accepted) if row not in ended]
+        rows = [row for row, one in enumerate(requests) if not (one.finished() or one.is_retracted)]
+        kept = None if len(rows) == len(requests) else rows
+        if kept is not None:
+            requests, accepted = [requests[row] for row in kept], [accepted[row] for row in kept]
         sampled = sampled_rows(requests)
         strategy: Strategy | None = None
         matched: Sequence[int] = ()
         if self.pool is not None:
-            strategy, matched = self.pool.verified(accepted, sampled)
+            strategy, matched = self.pool.verified(accepted, sampled, kept)
         elif self.telemetry is not None:
             strategy = next(iter(self.telemetry.tallies))
             self.telemetry.step(strategy, accepted, sampled)

@@ -14,6 +14,7 @@ from tlt_sglang.engine.online_drafter import OnlineDrafter
 from tlt_sglang.engine.pool import Pool
 from tlt_sglang.engine.step import SpeculationStep
 from tlt_sglang.engine.telemetry import Telemetry
+from tlt_sglang.strategy.acceptance import Acceptance
 from tlt_sglang.strategy.policy import Observation
 from tlt_sglang.strategy.strategies import Strategy, parse
 
@@ -264,6 +265,30 @@ def test_what_a_step_computes_of_an_ended_request_does_not_count() -> None:
     tally = one.telemetry.tallies[CHAIN]
     assert (tally.verify_steps, tally.accepted) == (2, 5)
     assert (tally.sampled_verify_steps, tally.sampled_accepted) == (2, 5)
+
+
+def test_matches_of_an_ended_request_do_not_count_either() -> None:
+    """With overlap scheduling n-grams have drafted for it before its end is known."""
+    policy = RecordingPolicy(CHAIN)
+    one = SpeculationStep(pool=pool(policy))
+    requests = batch(NEW, OLD[2:8], [39, 4, 5])
+    for request in requests.reqs:
+        request.finished, request.is_retracted = (lambda: False), False
+    result = SimpleNamespace(
+        next_token_ids=torch.tensor([0, 0, 0, 0, 9, 0, 0, 0, 6, 0, 0, 0]),
+        accept_lens=torch.ones(3, dtype=torch.int64),
+    )
+    verify = SimpleNamespace(draft_token=torch.full((12,), 9), draft_probs=None)
+    for accepted in ([0, 3, 0], [0, 0, 0]):
+        one.choose(requests)
+        one.draft(lambda _: verify, requests, 1)
+        one.draft_extend(lambda: None, requests, result)
+        requests.reqs[0].finished = lambda: True
+        one.verified(accepted)
+    (observation,) = policy.observed
+    assert (observation.accepted, observation.match_lengths) == ([3, 0], [6, 2])
+    assert observation.match_outcomes == [(1, False), (1, False)]
+    Acceptance().observe(observation, 1)
 
 
 def test_greedy_and_sampled_requests_are_compared_apart_after_a_swap() -> None:
