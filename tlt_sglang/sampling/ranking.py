@@ -1,4 +1,4 @@
-"""Ranks of the drafts of coupled sampling: by the chance to be the target's token, given the noise.
+"""How drafts of coupled sampling are scored and ranked, given the target's noise.
 
 Used where drafts are proposed and where they are simulated, in training. Imports nothing of ours.
 """
@@ -6,6 +6,11 @@ Used where drafts are proposed and where they are simulated, in training. Import
 from __future__ import annotations
 
 import torch
+
+DRAFT_TEMPERATURE = 0.85
+"""Temperature of the drafter over the target's. An unsure drafter spreads its q more evenly than p,
+and loses to the noise what it knows. Of seven temperatures from 0.7 to 1.35, simulated on 5,150
+tokens with the drafter of the default model, 0.8 and 0.9 are the best at each of three depths."""
 
 DOUBT, COVERED = 1.5, 0.8
 """How a node of a tree is ranked: by the chance that it is the target's token where its parent is.

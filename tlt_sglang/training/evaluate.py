@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tlt_sglang.harvest.sequence import TokenSequence
-from tlt_sglang.sampling.ranking import chances
+from tlt_sglang.sampling.ranking import DRAFT_TEMPERATURE, chances
 from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.models import Drafter
 from tlt_sglang.training.simulate import Frozen, Step, simulate
@@ -147,7 +147,7 @@ def _coupled(
     noise = noise_given_choice((logits / temperature).log_softmax(-1), labels, rng)
 
     def propose(step: Step) -> tuple[Tensor, Tensor]:
-        scores = step.logits.float() / temperature + noise[step.source]
+        scores = step.logits.float() / (DRAFT_TEMPERATURE * temperature) + noise[step.source]
         best = scores.topk(topk, dim=-1)
         return chances(best.values).log(), best.indices
 

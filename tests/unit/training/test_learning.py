@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from tests.support.learning import SIZE, drafter, frozen, sequences
 from tlt_sglang.harvest.sequence import TokenSequence
+from tlt_sglang.sampling.ranking import DRAFT_TEMPERATURE
 from tlt_sglang.training.attention import attend
 from tlt_sglang.training.batches import PackedBatch, pack
 from tlt_sglang.training.evaluate import AcceptLength, accept_length, noise_given_choice
@@ -317,7 +318,8 @@ def test_sampled_texts_are_drafted_for_with_their_noise() -> None:
         texts.append(sampled)
         with torch.no_grad():
             (step,) = simulate(model, shared, PackedBatch.of([sampled]), 1)
-        ratios = [p.unsqueeze(-2) / p.unsqueeze(-1) for p in (_warm(step.logits), target)]
+        probs = _warm(step.logits / DRAFT_TEMPERATURE), target
+        ratios = [p.unsqueeze(-2) / p.unsqueeze(-1) for p in probs]
         both = 1 / torch.maximum(ratios[0], ratios[1][step.source]).sum(-1)
         agreed.append(both.sum(-1)[1:-2].mean())
     results = accept_length(model, shared, texts, 1, temperature=4.0)
