@@ -117,7 +117,7 @@ gpu: ## check and time everything on one GPU, in twelve minutes; ARGS="OUT --par
 fuzz: prepare ## send random requests to a server for an hour; ARGS="--seconds 120"
 	@$(PYTHON) -m tools.fuzzing $(ARGS)
 
-identity: prepare ## compare 2,000 sampled answers with plain decoding's, in an hour; ARGS="--answers 200"
+identity: prepare ## compare 2,000 sampled answers with plain decoding's, in half an hour; ARGS="--answers 200"
 	@exec $(PYTHON) -m pytest -s tests/engine/test_sampled_identity.py --answers 2000 $(ARGS)
 
 bench: $(ENVIRONMENT) ## list the benchmarks; each has --help
