@@ -80,6 +80,19 @@ def test_pool(tmp_path: Path, pool: str | None) -> None:
     assert features.cpu().tolist() != copied.cpu().tolist()
 
 
+@pytest.mark.parametrize(
+    "pool", ["off,eagle3:1x1x2,eagle3:3x1x4,eagle3:5x1x6,eagle3:7x1x8", "off,eagle3:3x1x4,ngram:8"]
+)
+@apart
+def test_other_pools_of_the_docs(tmp_path: Path, pool: str) -> None:
+    """They start and answer, with the plan's graphs and no other."""
+    from tests.cuda.engine import Engine
+
+    engine = Engine(tmp_path, strategies=pool, policy="random")
+    check_captures(engine)
+    assert engine.generate(30) == engine.expected(30)
+
+
 @apart
 def test_default_without_a_store(tmp_path: Path) -> None:
     """One chain of the drafter, with SGLang's own graphs."""
