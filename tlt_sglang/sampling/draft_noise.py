@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang.sampling.ranking import DRAFT_TEMPERATURE
+
 if TYPE_CHECKING:
     from tlt_sglang.upstream.layers import DraftForwardBatch
     from tlt_sglang.upstream.protocols import (
@@ -109,9 +111,10 @@ class DraftNoise:
         if self._rows is None or not len(logits):
             return logits
         rows, times = self._rows, len(logits) // len(self._rows.seeds)
+        temperatures = DRAFT_TEMPERATURE * rows.temperatures
         return triton_noise.scores(
             logits,
-            rows.temperatures.repeat_interleave(times),
+            temperatures.repeat_interleave(times),
             rows.seeds.repeat_interleave(times),
             rows.positions + rows.ahead,
             rows.greedy.repeat_interleave(times),
