@@ -17,6 +17,7 @@ from tests.support.fitting import Tiny
 from tests.support.identity import PINNED, POOL
 from tests.support.prompts import prompts
 from tests.support.servers import Server, Servers
+from tlt_sglang.sampling.seeds import next_seed
 
 COUPLED = ("--tlt-sampling", "coupled")
 ANSWERS = 160
@@ -67,7 +68,7 @@ def test_sglang_says_the_same_with_its_own_seeds(servers: Servers, tiny: Tiny, w
     assert sum(same) >= ANSWERS - 1  # its float32 logprobs round a tie the other way
 
 
-@pytest.mark.parametrize("way", ["plain", "all"])
+@pytest.mark.parametrize("way", WAYS)
 def test_over_seeds_it_is_the_targets_distribution(servers: Servers, tiny: Tiny, way: str) -> None:
     server = tiny_server(servers, tiny, REDUCED)
     server.post("/tlt/strategy", {"strategy": None})
@@ -75,6 +76,26 @@ def test_over_seeds_it_is_the_targets_distribution(servers: Servers, tiny: Tiny,
     parameters = [shape | {"sampling_seed": seed} for seed in range(SAMPLES)]
     samples = [tuple(answer["output_ids"]) for answer in draw(server, PROMPT, parameters)]
     assert p_value(joint(tiny.model, PROMPT, LENGTH, WAYS[way]), samples) > 0.01
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_the_samples_of_a_group_are_independent(servers: Servers, tiny: Tiny, samples: int) -> None:
+    """Without a seed, pairs of first tokens: of two requests with one prompt, or of one request."""
+    server = tiny_server(servers, tiny, REDUCED)
+    server.post("/tlt/strategy", {"strategy": None})
+    shape = {"temperature": 1.0, "max_new_tokens": LENGTH, "ignore_eos": True, "n": samples}
+    answers = draw(server, PROMPT, [shape] * (2 * SAMPLES // samples))
+    seeds = [answer["meta_info"]["sampling_seed"] for answer in answers]
+    assert len(set(seeds)) == len(answers) == 2 * SAMPLES
+    if samples == 2:  # those of one request follow each other
+        assert [next_seed(seed) for seed in seeds[::2]] == seeds[1::2]
+    firsts = [answer["output_ids"][0] for answer in answers]
+    pairs = list(zip(firsts[::2], firsts[1::2], strict=True))
+    one = joint(tiny.model, PROMPT, 1, WAYS["plain"])
+    both = {(*a, *b): one[a] * one[b] for a in one for b in one}
+    assert p_value(both, pairs) > 1e-4
+    clones = [(first, first) for first in firsts[:SAMPLES]]
+    assert p_value(both, clones) < 1e-6  # shared seeds would show
 
 
 def test_requests_without_a_seed_differ_and_so_do_the_samples_of_one(
