@@ -25,7 +25,7 @@ from tests.gpu.steps import acceptance, costs, overlap
 SECONDS = 720.0
 PARTS = (
     Part("a", "start of the default pool", 240, start),
-    Part("b", "greedy identity under random switches", 180, identity),
+    Part("b", "identity under random switches", 180, identity),
     Part("c", "steps of a dummy 8B shape", 300, costs),
     Part("c2", "steps of the default model", 150, acceptance),
     Part("d", "graph memory against the plan", 120, graph_memory),

@@ -40,7 +40,11 @@ def start(session: Session, line: Line) -> None:
 
 
 def identity(session: Session, line: Line) -> None:
-    """Compare greedy answers under random switches with those of SGLang without TLT."""
+    """Compare answers under random switches: greedy ones with those of SGLang without TLT, and
+    those of seeds at temperature 1 with plain decoding's.
+
+    SGLang's deterministic inference samples by the same rule.
+    """
     flags = session.settings.deterministic_flags
     servers = {"plain, deterministic": flags, "pool, deterministic": (*flags, *pool_flags())}
     session.begin(servers)
@@ -48,22 +52,26 @@ def identity(session: Session, line: Line) -> None:
     tokens = session.settings.identity_tokens
     prompts = session.prompts(session.settings.identity_prompts)
     plain = session.server(plain_name, *plain_flags)
-    expected = plain.generate(prompts, tokens).output_ids
+    expected = [plain.generate(prompts, tokens, temperature=one).output_ids for one in (0, 1)]
     alone = plain.generate(prompts[:1], tokens).output_ids
-    line["plain_alone_and_in_a_batch"] = equal_share(expected[:1], alone)
+    line["plain_alone_and_in_a_batch"] = equal_share(expected[0][:1], alone)
     pool = session.server(pool_name, *pool_words)
+    pinned(pool, "off")
+    sampled = pool.generate(prompts, tokens, temperature=1).output_ids
     over = threading.Event()
     switching = threading.Thread(target=_switch, args=(pool, over))
     switching.start()
     try:
-        answers = pool.generate(prompts, tokens).output_ids
+        answers = [pool.generate(prompts, tokens, temperature=one).output_ids for one in (0, 1)]
     finally:
         over.set()
         switching.join()
-    line |= {"tokens": tokens} | equal_share(expected, answers)
+    line |= {"tokens": tokens, "greedy": equal_share(expected[0], answers[0])}
+    line["sampled"] = equal_share(sampled, answers[1])
+    line["sampled_by_sglang"] = equal_share(expected[1], answers[1])
     status = pool.scheduler() or {}
     line |= {"switches": status.get("switches"), "strategies": status.get("strategies")}
-    line["ok"] = expected == answers
+    line["ok"] = [expected[0], sampled] == answers
 
 
 def _switch(server: Server, over: threading.Event) -> None:
