@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 @wraps_upstream(
     "sglang.srt.sampling.penaltylib.orchestrator:BatchedPenalizerOrchestrator.__init__",
     why="the order of penalties is that of a set of classes, which differs between two processes, "
-    "and so do logits where penalties that add and penalties that scale come together",
-    remove_when="SGLang applies penalties in one order",
+    "and so do logits where penalties that add and penalties that scale come together; and after a "
+    "retraction they begin to count anew",
+    remove_when="SGLang applies penalties in one order, and counts what a retracted request has",
     process="scheduler",
     digests={"0.5.23": "e8a9ded0e1f8e5e5"},
 )
@@ -26,6 +27,7 @@ def init(
 
     original(orchestrator, *args, **kwargs)
     orchestrator.penalizers = penalties.in_order(orchestrator.penalizers)
+    penalties.count_outputs(orchestrator)
 
 
 PATCHES = (init,)

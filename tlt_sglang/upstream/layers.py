@@ -228,12 +228,22 @@ class Penalizer(Protocol):
     is_multiplicative: bool
     """True if it scales logits, False if it adds to them."""
 
+    def is_prepared(self) -> bool:
+        """Return whether a request of the batch has this penalty."""
+
+    def cumulate_output_tokens(self, output_ids: torch.Tensor) -> None:
+        """Count one more token of each request, [B]."""
+
 
 class PenalizerOrchestrator(Protocol):
     """`sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator`."""
 
     penalizers: dict[type[Penalizer], Penalizer]
     """In the order in which they are applied."""
+    device: str
+
+    def reqs(self) -> Sequence[SampledRequest]:
+        """Return the requests of the batch."""
 
 
 class ProcessorEntry(Protocol):
