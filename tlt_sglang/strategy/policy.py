@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tlt_sglang.strategy.strategies import Strategy
+from tlt_sglang.strategy.strategies import TRUSTED_MATCH, Strategy
 
 AllowedStrategies = Callable[[int], Sequence[Strategy]]
 """Maps a batch size to the strategies that can run there."""
@@ -131,7 +131,7 @@ class Agreed:
     Ranks have clocks of their own, would come to different choices, and then wait for each other
     forever. `exchange` takes this rank's choice and returns the first rank's, as indices into
     `strategies`. Each choice holds for `dwell` steps, in which nothing is exchanged, unless the
-    batch size changes or matches are known.
+    batch size changes or a match is long.
     """
 
     policy: Policy
@@ -148,7 +148,8 @@ class Agreed:
         """Return the first rank's choice."""
         self._steps += 1
         holds = self._steps < self.dwell and batch_size == self._batch_size
-        if self._choice is None or match_lengths or not holds:
+        matched = max(match_lengths, default=0) >= TRUSTED_MATCH
+        if self._choice is None or matched or not holds:
             own = self.strategies.index(self.policy.choose(batch_size, match_lengths, sampled))
             self._choice = self.strategies[self.exchange(own)]
             self._batch_size, self._steps = batch_size, 0

@@ -358,7 +358,9 @@ def test_ranks_exchange_a_choice_once_in_a_dwell() -> None:
     chosen = [policy.choose(size) for size in [8] * 8 + [7, 7] + [8]]
     assert len(sent) == 4
     assert [POOL.index(one) for one in chosen] == [1] * 4 + [2] * 4 + [3] * 2 + [4]
-    policy.choose(8, [5] * 8)
+    policy.choose(8, [0, 3] * 4)
+    assert len(sent) == 4
+    policy.choose(8, [0, 5] * 4)
     assert len(sent) == 5
 
 
