@@ -11,8 +11,6 @@ import pytest
 from tests.cuda.apart import apart
 
 if TYPE_CHECKING:
-    import torch
-
     from tests.cuda.engine import Engine
 
 LENGTH = 40
@@ -100,22 +98,9 @@ def test_drawn_drafts_wait_for_nothing(tmp_path: Path) -> None:
 def expected(engine: Engine) -> list[list[int]]:
     """Return what the CPU engine's rule samples of transformers' logits at temperature 1; the seed
     of a request is its number."""
-    import torch
-
     from tests.cuda import graphs
+    from tests.support.tiny import by_seed
 
-    with graphs.busy(), torch.no_grad():
-        return [_sampled(engine, prompt, seed) for seed, prompt in enumerate(engine.prompts)]
-
-
-def _sampled(engine: Engine, prompt: list[int], seed: int) -> list[int]:
-    import torch
-
-    from tlt_sglang.cpu.kernels import noise
-
-    text = list(prompt)
-    for _ in range(LENGTH):
-        logits: torch.Tensor = engine.models.model(torch.tensor([text])).logits[:, -1]
-        position = torch.tensor([len(text) - 1])
-        text.append(int(noise.sample(logits, torch.ones(1), torch.tensor([seed]), position)))
-    return text[len(prompt) :]
+    model = engine.models.model
+    with graphs.busy():
+        return [by_seed(model, one, LENGTH, seed) for seed, one in enumerate(engine.prompts)]

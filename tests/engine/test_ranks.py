@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.servers import Server, Servers
-from tests.support.tiny import greedily, make_target
+from tests.support.tiny import by_seed, greedily, make_target
 from tlt_sglang.harvest import announce
 from tlt_sglang.launcher.child_process import wait_for
 
@@ -36,6 +36,11 @@ def test_two_ranks(servers: Servers, tmp_path: Path) -> None:
     used = server.status()["schedulers"][0]["strategies"]
     assert ",".join(used) == POOL
     assert sum(report["verify_steps"] > 0 for report in used.values()) > 1
+    for seed, prompt in enumerate(prompts):
+        answer = server.generate(
+            prompt[0].tolist(), temperature=1.0, sampling_seed=seed, max_new_tokens=LENGTH
+        )
+        assert answer["output_ids"] == by_seed(model, prompt[0].tolist(), LENGTH, seed)
     _update(server, store, make_target(tmp_path / "updated", "llama", 64, seed=6))
     servers.drop(server)
 

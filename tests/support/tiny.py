@@ -7,6 +7,7 @@ changes no output.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def greedily(model: Any, prompts: torch.Tensor, length: int) -> list[list[int]]:
     )
     rows: list[list[int]] = output[:, prompts.shape[1] :].tolist()
     return rows
+
+
+def by_seed(model: Any, prompt: Sequence[int], length: int, seed: int) -> list[int]:
+    """Return what coupled sampling says after `prompt` of transformers' logits, unfiltered."""
+    from tlt_sglang.cpu.kernels import noise
+
+    text, ones, seeds = list(prompt), torch.ones(1), torch.tensor([seed])
+    for _ in range(length):
+        with torch.no_grad():
+            logits = model(torch.tensor([text])).logits[:, -1].float()
+        text.append(int(noise.sample(logits, ones, seeds, torch.tensor([len(text) - 1]))))
+    return text[len(prompt) :]
 
 
 def draft_vocabulary(vocab: int) -> int:
