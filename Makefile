@@ -118,7 +118,7 @@ fuzz: prepare ## send random requests to a server for an hour; ARGS="--seconds 1
 	@$(PYTHON) -m tools.fuzzing $(ARGS)
 
 identity: prepare ## compare 2,000 sampled answers with plain decoding's, in half an hour; ARGS="--answers 200"
-	@exec $(PYTHON) -m pytest -s tests/engine/test_sampled_identity.py --answers 2000 $(ARGS)
+	@exec $(PYTHON) -m pytest -s tests/engine/test_sampled_identity.py --timeout 7200 --answers 2000 $(ARGS)
 
 bench: $(ENVIRONMENT) ## list the benchmarks; each has --help
 	@$(PYTHON) -m tools.benchmarks
