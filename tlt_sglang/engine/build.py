@@ -63,17 +63,23 @@ def draft_noise(config: Config, device: Device, worker: EagleWorker) -> DraftNoi
 
     Called before SGLang captures graphs, which read from it.
     """
-    from sglang.srt.runtime_context import get_exec, get_spec
+    from sglang.srt.runtime_context import get_spec
 
     learned = get_spec().speculative_algorithm in ("EAGLE", "EAGLE3")
     if config.sampling != "coupled" or device == "cpu" or not learned:
         return None
     from tlt_sglang.sampling.draft_noise import DraftNoise
 
-    graphs = get_exec().graph.cuda_graph_config
-    sizes = (graphs.decode.bs if graphs is not None else None) or BATCH_SIZES
-    size = max(*sizes, worker.target_worker.model_runner.max_running_requests)
+    size = max(*_captured_sizes(), worker.target_worker.model_runner.max_running_requests)
     return DraftNoise(worker._draft_worker, size)
+
+
+def _captured_sizes() -> Sequence[int]:
+    """Return the batch sizes that SGLang captures, or on CPU those that it would."""
+    from sglang.srt.runtime_context import get_exec
+
+    graphs = get_exec().graph.cuda_graph_config
+    return (graphs.decode.bs if graphs is not None else None) or BATCH_SIZES
 
 
 def capturing(
@@ -161,18 +167,14 @@ def plan(config: Config, device: Device, worker: EagleWorker) -> CapturePlan | N
 
     None where nothing is planned: on CPU, which has no graphs, and for a model of unknown sizes.
     """
-    from sglang.srt.runtime_context import get_exec
-
     model = worker.target_worker.model_config
     max_requests = worker.target_worker.model_runner.max_running_requests
-    graphs = get_exec().graph.cuda_graph_config
-    sizes = (graphs.decode.bs if graphs is not None else None) or BATCH_SIZES
     try:
         made = plan_for_model(
             config.pool,
             model.hf_text_config.to_dict() | {"max_position_embeddings": model.context_len},
             draft_vocab=worker._draft_worker.draft_runner.model_config.vocab_size,
-            batch_sizes=sorted({min(size, max_requests) for size in sizes}),
+            batch_sizes=sorted({min(size, max_requests) for size in _captured_sizes()}),
             max_batch=config.max_batch,
             budget_gb=config.graph_memory_gb,
         )

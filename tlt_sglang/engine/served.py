@@ -29,9 +29,7 @@ def check(config: Config, device: Device, worker: EagleWorker) -> None:
     """Raise ConfigError if the worker or its drafter excludes a feature of TLT that is on."""
     runner = worker._draft_worker.draft_runner
     if type(worker).__module__ != WORKER:
-        # Coupled sampling needs nothing of a worker: its drafts are then chosen without the noise.
-        parts = [name for name in PARTS if name != "sampling" or config.sampling != "coupled"]
-        require_started(config, parts, f"by {type(worker).__name__}")
+        require_started(config, _parts(config), f"by {type(worker).__name__}")
     refuse_drafter(config, runner.model_config.hf_config.to_dict(), device)
     if config.store is not None:
         _require_unquantised(runner.model)
@@ -40,11 +38,15 @@ def check(config: Config, device: Device, worker: EagleWorker) -> None:
 def require_parts(config: Config, step: SpeculationStep, worker: object | None) -> None:
     """Raise ConfigError if a part of a step is configured and did not come up with a `worker`."""
     parts = {"pool": step.pool, "store": step.online_drafter, "sampling": step.rejection}
-    missing = [name for name in PARTS if parts[name] is None]
-    if config.sampling == "coupled":
-        missing.remove("sampling")  # which is not a part of the step
+    missing = [name for name in _parts(config) if parts[name] is None]
     served = "without a drafter" if worker is None else f"by {type(worker).__name__}"
     require_started(config, missing, served)
+
+
+def _parts(config: Config) -> list[FeatureName]:
+    """Return the parts that need a worker of ours. Coupled sampling does not: without one, drafts
+    are chosen without the noise."""
+    return [name for name in PARTS if name != "sampling" or config.sampling != "coupled"]
 
 
 def recapture_problem(

@@ -97,7 +97,7 @@ def walk(
 def _sample(
     logits: torch.Tensor, temperatures: torch.Tensor, info: SamplingInfo, positions: torch.Tensor
 ) -> torch.Tensor:
-    seeds = _seeds(info)
+    seeds = seeds_of(info)
     times = len(logits) // len(seeds)
     arguments = logits, temperatures, _repeated(seeds, times), positions
     limits = (
@@ -125,27 +125,18 @@ def proposals(
     if info.is_all_greedy:
         return None
     temperatures = DRAFT_TEMPERATURE * info.temperatures.view(-1)
-    seeds, greedy = _seeds(info), info.top_ks <= 1
+    seeds, greedy = seeds_of(info), info.top_ks <= 1
     if rows is not None:
         temperatures, seeds, greedy = temperatures[rows], seeds[rows], greedy[rows]
 
     def propose(
         logits: torch.Tensor, positions: torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        times = len(logits) // len(seeds)
         if logits.is_cuda:
-            from tlt_sglang.sampling import triton_noise
-
-            noisy = triton_noise.scores(
-                logits,
-                _repeated(temperatures, times),
-                _repeated(seeds, times),
-                positions,
-                _repeated(greedy, times),
-                token_ids,
-            )
+            noisy = noisy_scores(logits, temperatures, seeds, greedy, positions, token_ids)
             best = noisy.softmax(-1).topk(k)
             return best.values, best.indices
+        times = len(logits) // len(seeds)
         scores, columns = noise.top(
             logits,
             _repeated(temperatures, times),
@@ -160,7 +151,28 @@ def proposals(
     return propose
 
 
-def _seeds(info: SamplingInfo) -> torch.Tensor:
+def noisy_scores(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    greedy: torch.Tensor,
+    positions: torch.Tensor,
+    token_ids: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the noisy scores of a drafter's logits [T, D] on CUDA, [T, D] float32.
+
+    `temperatures`, `seeds` and `greedy` are [B], T being a multiple of B; `positions` are [T].
+    """
+    from tlt_sglang.sampling import triton_noise
+
+    times = len(logits) // len(seeds)
+    of_rows = (_repeated(one, times) for one in (temperatures, seeds, greedy))
+    temperatures, seeds, greedy = of_rows
+    return triton_noise.scores(logits, temperatures, seeds, positions, greedy, token_ids)
+
+
+def seeds_of(info: SamplingInfo) -> torch.Tensor:
+    """Return the seeds [B] of a batch, which `set_seeds` has given it."""
     assert info.sampling_seed is not None, "a batch without seeds"
     return info.sampling_seed
 

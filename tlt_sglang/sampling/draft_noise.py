@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang.sampling.coupled import noisy_scores, seeds_of
 from tlt_sglang.sampling.ranking import DRAFT_TEMPERATURE
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class DraftNoise:
             self._all_greedy = True
             return
         size = len(info.temperatures)
-        self._seeds[:size].copy_(_seeds(info))
+        self._seeds[:size].copy_(seeds_of(info))
         self._temperatures[:size].copy_(info.temperatures.view(-1))
         self._greedy[:size].copy_(info.top_ks <= 1)
         self._all_greedy = False
@@ -106,18 +107,15 @@ class DraftNoise:
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Return what the drafter chooses by: noisy scores [T, D] in the place of its logits."""
-        from tlt_sglang.sampling import triton_noise
-
-        if self._rows is None or not len(logits):
+        rows = self._rows
+        if rows is None or not len(logits):
             return logits
-        rows, times = self._rows, len(logits) // len(self._rows.seeds)
-        temperatures = DRAFT_TEMPERATURE * rows.temperatures
-        return triton_noise.scores(
+        return noisy_scores(
             logits,
-            temperatures.repeat_interleave(times),
-            rows.seeds.repeat_interleave(times),
+            DRAFT_TEMPERATURE * rows.temperatures,
+            rows.seeds,
+            rows.greedy,
             rows.positions + rows.ahead,
-            rows.greedy.repeat_interleave(times),
             self._worker.hot_token_id,
         )
 
@@ -128,7 +126,7 @@ class DraftNoise:
             yield
             return
         temperatures, greedy = info.temperatures.view(-1), info.top_ks <= 1
-        with self._set(_Rows(_seeds(info), temperatures, greedy, positions, ahead=0)):
+        with self._set(_Rows(seeds_of(info), temperatures, greedy, positions, ahead=0)):
             yield
 
     @contextlib.contextmanager
@@ -138,8 +136,3 @@ class DraftNoise:
             yield
         finally:
             self._rows = None
-
-
-def _seeds(info: SamplingInfo) -> torch.Tensor:
-    assert info.sampling_seed is not None, "a batch without seeds"
-    return info.sampling_seed
