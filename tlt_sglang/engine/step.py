@@ -17,6 +17,7 @@ Runs in the scheduler process.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class SpeculationStep:
     ) -> VerifyInput:
         """Return what is to be verified; `original` runs SGLang's drafter with `topk` branches."""
         if self.noise is not None:
-            self.noise.set_batch(batch.sampling_info)
+            original = functools.partial(self.noise.draft, original)
         if self.pool is not None:
             return self.pool.draft(original, batch)
         if self.rejection is not None:

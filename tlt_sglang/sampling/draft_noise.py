@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         DraftWorker,
         SamplingInfo,
         StepResult,
+        VerifyInput,
     )
 
 
@@ -82,6 +83,12 @@ class DraftNoise:
         )
         with self._set(rows):
             yield
+
+    def draft(self, original: Callable[[Batch], VerifyInput], batch: Batch) -> VerifyInput:
+        """Run SGLang's drafter; a strategy of at most one step takes its drafts from before."""
+        if self._worker.speculative_num_steps > 1:
+            self.set_batch(batch.sampling_info)
+        return original(batch)
 
     def prefill(self, original: Callable[[], DraftInput], batch: Batch) -> DraftInput:
         """Run the drafter's prefill, which keeps the best drafts."""
