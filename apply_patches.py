@@ -8,6 +8,7 @@ processes that SGLang's plugin entry point starts.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,11 @@ from typing import NoReturn
 
 from tlt_sglang.config.settings import VARIABLE
 from tlt_sglang.errors import ConfigError, TltError
-from tlt_sglang.patches import all_patches
-from tlt_sglang.patching.patch import Patch, inspect_patches, table
+from tlt_sglang.patches import DIGESTS, all_patches, patches_of
+from tlt_sglang.patching.patch import Patch, PatchFit, inspect_patches, table
 from tlt_sglang.patching.patcher import Patcher
 from tlt_sglang.patching.source import SourceTree
+from tlt_sglang.upstream import versions
 
 ENTRY_POINT = "tlt_sglang.plugin:load"
 TABLE = Path(__file__).resolve().parent / "patches" / "TABLE.md"
@@ -35,23 +37,19 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
     """0: all is well. 1: something does not fit. 2: the request cannot be carried out."""
     try:
         options = _parser().parse_args(arguments)
-        patches = all_patches()
         if options.list:
-            return _list(patches)
-        tree = (
-            SourceTree.from_wheel(options.check)
-            if options.check
-            else SourceTree.from_installed("sglang")
-        )
-        if options.check is not None:
-            return _check(patches, tree)
+            return _list(all_patches())
         if options.write_table:
-            TABLE.write_text(table(patches, tree.version), encoding="utf-8")
+            TABLE.write_text(table(all_patches(), list(versions.SHAPES)), encoding="utf-8")
             print(f"Wrote {TABLE}.")
             return 0
-        if options.print_digests:
-            return _print_digests(patches, tree)
-        return _explain(patches, tree, environ)
+        wheel = options.check or options.write_digests
+        tree = SourceTree.from_wheel(wheel) if wheel else SourceTree.from_installed("sglang")
+        if options.check is not None:
+            return _check(tree)
+        if options.write_digests is not None:
+            return _write_digests(tree)
+        return _explain(patches_of(versions.shape_of(tree.version)), tree, environ)
     except (TltError, OSError) as error:
         print(f"apply_patches.py: {error}", file=sys.stderr)
         return 2
@@ -73,9 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--list", action="store_true", help="list the patches")
     one.add_argument("--write-table", action="store_true", help="write patches/TABLE.md")
     one.add_argument(
-        "--print-digests",
-        action="store_true",
-        help="print the digest of each target in the installed SGLang",
+        "--write-digests",
+        nargs="?",
+        const="",
+        metavar="WHEEL",
+        help="write patches/digests/VERSION.json from the installed SGLang, or a downloaded wheel",
     )
     return parser
 
@@ -87,7 +87,10 @@ def _list(patches: Sequence[Patch]) -> int:
     return 0
 
 
-def _check(patches: Sequence[Patch], tree: SourceTree) -> int:
+def _check(tree: SourceTree) -> int:
+    if tree.version not in versions.SHAPES:
+        return _compare(tree)
+    patches = patches_of(versions.shape_of(tree.version))
     problems = Patcher(patches, "any", tree).check(tree)
     for problem in problems:
         print(problem)
@@ -99,13 +102,44 @@ def _check(patches: Sequence[Patch], tree: SourceTree) -> int:
     return 1 if problems else 0
 
 
-def _print_digests(patches: Sequence[Patch], tree: SourceTree) -> int:
-    print(f"SGLang {tree.version}")
-    fits = inspect_patches(patches, tree)
-    for fit in fits:
-        digest = fit.definition.digest if fit.definition else "missing"
-        print(f"{digest:16}  {fit.patch.target}")
-    return 1 if any(fit.definition is None for fit in fits) else 0
+def _compare(tree: SourceTree) -> int:
+    """Print what an unknown version lacks of the shape that it is nearest to."""
+    shapes = reversed(dict.fromkeys(versions.SHAPES.values()))
+    fits = {shape: inspect_patches(patches_of(shape), tree) for shape in shapes}
+    same = {shape: sum(map(_is_same, fits[shape])) for shape in fits}
+    nearest = max(same, key=lambda shape: same[shape])
+    for fit in fits[nearest]:
+        print(fit.problem)
+    total = len(fits[nearest])
+    missing = sum(fit.definition is None for fit in fits[nearest])
+    print(
+        f"SGLang {tree.version} is not supported; TLT runs on {versions.supported()}. The nearest "
+        f"shape is {nearest}: of its {_count(total, 'target')} {same[nearest]} are the same, "
+        f"{total - same[nearest] - missing} differ, {missing} are missing. See docs/upgrading.md."
+    )
+    return 1
+
+
+def _is_same(fit: PatchFit) -> bool:
+    return fit.definition is not None and fit.definition.digest in fit.patch.digests.values()
+
+
+def _write_digests(tree: SourceTree) -> int:
+    if tree.version not in versions.SHAPES:
+        raise ConfigError(
+            f"SGLang {tree.version} has no shape: add it to tlt_sglang/upstream/versions.py."
+        )
+    fits = inspect_patches(patches_of(versions.SHAPES[tree.version]), tree)
+    missing = [fit.problem for fit in fits if fit.definition is None]
+    for problem in missing:
+        print(problem)
+    if missing:
+        return 1
+    digests = {fit.patch.target: fit.definition.digest for fit in fits if fit.definition}
+    path = DIGESTS / f"{tree.version}.json"
+    path.write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"Wrote {path}.")
+    return 0
 
 
 def _explain(patches: Sequence[Patch], tree: SourceTree, environ: Mapping[str, str]) -> int:

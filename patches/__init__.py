@@ -1,17 +1,27 @@
 """Every change that TLT makes to SGLang: one file per upstream module, with a tuple `PATCHES`.
 
 Patches are data: only this folder names what is patched, and only `tlt_sglang.patching.patcher`
-applies it. Imported in every process that loads SGLang's plugins.
+applies it. A file here serves every shape of SGLang (`tlt_sglang.upstream.versions`); a folder
+`v23` has what differs between shapes. `digests/` has, per version of SGLang, the digest of the
+upstream source that each patch was written for. Imported in every process that loads SGLang's
+plugins.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
 from tlt_sglang.patching.patch import Patch
+from tlt_sglang.upstream import versions
 
-MODULES = (
+DIGESTS = Path(__file__).parent / "digests"
+
+SHARED = (
     "activation",
     "allocation_sizing",
     "attention_registry",
@@ -56,12 +66,49 @@ MODULES = (
     "unquant",
     "weight_updater",
 )
+"""The files that serve every shape."""
+
+SHAPES: dict[str, tuple[str, ...]] = {
+    "v23": (),
+}
+"""The further files of each shape, as "v23.eagle_utils"; a shape may use those of another."""
+
+
+def patches_for(version: str) -> tuple[Patch, ...]:
+    """Return the patches of an SGLang version. Raises EnvironmentProblem if it is not supported."""
+    return patches_of(versions.shape_of(version))
+
+
+def patches_of(shape: str) -> tuple[Patch, ...]:
+    """Return the patches of a shape with their digests, in the order of its files."""
+    return tuple(patch for name in (*SHARED, *SHAPES[shape]) for patch in _patches_in(name))
 
 
 def all_patches() -> tuple[Patch, ...]:
-    """Return every patch in the order of `MODULES`, with the file that it comes from."""
-    patches: list[Patch] = []
-    for name in MODULES:
-        module = importlib.import_module(f"{__name__}.{name}")
-        patches += [dataclasses.replace(patch, file=f"{name}.py") for patch in module.PATCHES]
-    return tuple(patches)
+    """Return every patch, also where several shapes have one of their own for a target."""
+    names = dict.fromkeys((*SHARED, *(name for names in SHAPES.values() for name in names)))
+    return tuple(patch for name in names for patch in _patches_in(name))
+
+
+def _patches_in(name: str) -> list[Patch]:
+    """Return the patches in a file, with its name and the digests of the versions it serves."""
+    digests = {
+        version: _digests(version)
+        for version, shape in versions.SHAPES.items()
+        if name in SHARED or name in SHAPES[shape]
+    }
+    return [
+        dataclasses.replace(
+            patch,
+            file=f"{name.replace('.', '/')}.py",
+            digests={v: all_[patch.target] for v, all_ in digests.items() if patch.target in all_},
+        )
+        for patch in importlib.import_module(f"{__name__}.{name}").PATCHES
+    ]
+
+
+@functools.cache
+def _digests(version: str) -> Mapping[str, str]:
+    """Return the digest of each target in a version, as `apply_patches.py` has written them."""
+    path = DIGESTS / f"{version}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

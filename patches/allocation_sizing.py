@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     why="where the KV pool is short, a step reserves fewer slots for drafts, or none",
     remove_when="SGLang finishes with speculation every request that it finishes without",
     process="scheduler",
-    digests={"0.5.23": "b0440527c87eb16b"},
 )
 def get_alloc_reserve_per_decode(original: Upstream) -> int:
     from tlt_sglang.engine import engine
@@ -28,7 +27,6 @@ def get_alloc_reserve_per_decode(original: Upstream) -> int:
     why="drafts of an answer that fills the context are written behind its row of the table",
     remove_when="SGLang's rows hold what a decode step reserves, for pages of one token, too",
     process="scheduler",
-    digests={"0.5.23": "ed2e59033f6a1bc7"},
 )
 def get_req_to_token_extra_context_len(original: Upstream) -> int:
     from sglang.srt.mem_cache import allocation_sizing as upstream
@@ -47,7 +45,6 @@ def get_req_to_token_extra_context_len(original: Upstream) -> int:
     remove_when="SGLang's runtime states hold whole strategies",
     process="scheduler",
     only_on="cuda",
-    digests={"0.5.23": "94a739cd4eba0db1"},
 )
 def get_alloc_len_per_decode(original: Upstream) -> int:
     from tlt_sglang.engine import engine

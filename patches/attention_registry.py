@@ -29,7 +29,6 @@ PATCHES = tuple(
         remove_when="SGLang supports target-verify and draft decoding on CPUs without AMX",
         process="scheduler",
         only_on="cpu",
-        digests={"0.5.23": "f0281f7d48112b34"},
     )
     for name in ("torch_native", "intel_amx")
 )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     remove_when="SGLang packs float32 weights for CPUs without AMX",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "b7378523671773d5"},
 )
 def process_weights_after_loading(original: Upstream, method: object, layer: object) -> None:
     from tlt_sglang.cpu import linear

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     why="after /flush_cache nothing of earlier requests remains, our n-grams included",
     remove_when="SGLang tells plugins when its caches are flushed",
     process="scheduler",
-    digests={"0.5.23": "786eaf96e8f2ab2a"},
 )
 def clear_cache_pool(original: Upstream, worker: object) -> None:
     from tlt_sglang.engine import engine

@@ -18,21 +18,19 @@ if TYPE_CHECKING:
     from tlt_sglang.upstream.results import AnsweredBatch, AnsweredRequest, DecodeResult
 
 
-def _wrapped(name: str, why: str, digest: str) -> Callable[[Upstream], Patch]:
+def _wrapped(name: str, why: str) -> Callable[[Upstream], Patch]:
     return wraps_upstream(
         "sglang.srt.managers.scheduler_components.batch_result_processor:"
         f"SchedulerBatchResultProcessor.{name}",
         why=why,
         remove_when="SGLang ends an answer at the same token with and without speculation",
         process="scheduler",
-        digests={"0.5.23": digest},
     )
 
 
 @_wrapped(
     "_accept_grammar_tokens",
     "SGLang ends an accepted run where its grammar terminates; plain decoding, one token later",
-    "ce74f9c6fcc488cc",
 )
 def accept_grammar_tokens(
     original: Upstream, processor: object, req: AnsweredRequest, tokens: int | list[int]
@@ -46,7 +44,6 @@ def accept_grammar_tokens(
 @_wrapped(
     "advance_grammar_fsm",
     "with overlap scheduling the grammar accepts the first token before SGLang asks for its end",
-    "80c87feeb1829a79",
 )
 def advance_grammar_fsm(
     original: Upstream, processor: object, result: DecodeResult, batch: AnsweredBatch
@@ -62,7 +59,6 @@ def advance_grammar_fsm(
 @_wrapped(
     "_resolve_spec_v2_tokens",
     "tokens behind the end of an answer are counted as its reasoning tokens and accepted drafts",
-    "7ba3cbdff5af5ab4",
 )
 def resolve_spec_v2_tokens(
     original: Upstream, processor: object, result: DecodeResult, batch: AnsweredBatch

@@ -14,7 +14,6 @@ PATCHES = tuple(
         remove_when="SGLang lists its CPU backends among the deterministic ones",
         process="main",
         only_on="cpu",
-        digests={"0.5.23": "683bd127bd21e505"},
     )
     for name in ("torch_native", "intel_amx")
 )

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     remove_when="plugins can register backends in SGLang's table of draft backends",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "e1bff986f457940b"},
 )
 def create_backend(
     original: Upstream,

@@ -32,7 +32,6 @@ _REMOVE = "SGLang's CPU verification applies temperature, top-k, top-p and min-p
     remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "a8813868a8292f44"},
 )
 def verify_uses_greedy(original: Upstream, *, is_cpu: bool, **flags: bool) -> object:
     return original(is_cpu=False, **flags)
@@ -44,7 +43,6 @@ def verify_uses_greedy(original: Upstream, *, is_cpu: bool, **flags: bool) -> ob
     remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "d634b4ba38115f08"},
 )
 def verify_coins(original: Upstream, *, sampling_info: SamplingInfo, **arguments: object) -> object:
     from tlt_sglang.cpu import sampling
@@ -60,7 +58,6 @@ def verify_coins(original: Upstream, *, sampling_info: SamplingInfo, **arguments
     remove_when="SGLang chooses the kind of verification for each step, penalises a draft for "
     "every token before it, and calls custom logit processors under speculation",
     process="scheduler",
-    digests={"0.5.23": "e1ce9e9404ec50f9"},
 )
 def eagle_sample(
     original: Upstream,
@@ -103,7 +100,6 @@ def eagle_sample(
     why="where the KV pool is short, the positions of drafts have no slot",
     remove_when="SGLang finishes with speculation every request that it finishes without",
     process="scheduler",
-    digests={"0.5.23": "b45c52a02903d9d2"},
 )
 def eagle_prepare_for_decode(original: Upstream, batch: DecodeBatch) -> None:
     from tlt_sglang.engine import engine
@@ -233,7 +229,7 @@ def _sample_rejection(**arguments: Any) -> None:
     sampling.verify_rejection(**arguments)
 
 
-def _replaced(name: str, value: Callable[..., object], why: str, digest: str) -> Patch:
+def _replaced(name: str, value: Callable[..., object], why: str) -> Patch:
     return replaces_upstream(
         f"{_MODULE}:{name}",
         value,
@@ -241,7 +237,6 @@ def _replaced(name: str, value: Callable[..., object], why: str, digest: str) ->
         remove_when=_REMOVE,
         process="scheduler",
         only_on="cpu",
-        digests={"0.5.23": digest},
     )
 
 
@@ -252,18 +247,16 @@ PATCHES = (
     verify_coins,
     eagle_sample,
     eagle_prepare_for_decode,
-    _replaced("top_k_renorm_prob", _unchanged, _FILTERED_LATER, "fb9e5b0d90e4a306"),
-    _replaced("top_p_renorm_prob", _unchanged, _FILTERED_LATER, "5ff03646323a4470"),
+    _replaced("top_k_renorm_prob", _unchanged, _FILTERED_LATER),
+    _replaced("top_p_renorm_prob", _unchanged, _FILTERED_LATER),
     _replaced(
         "tree_speculative_sampling_target_only",
         _sample,
         "upstream's kernel is None on CPU",
-        "04a88d88346bda5f",
     ),
     _replaced(
         "chain_speculative_sampling_triton",
         _sample_rejection,
         "upstream's kernel is written in Triton, which does not support CPUs",
-        "31044bd1f1d72393",
     ),
 )

@@ -37,20 +37,19 @@ def _step() -> SpeculationStep:
     return engine.require().step
 
 
-def _wrapped(name: str, digest: str) -> Callable[[Upstream], Patch]:
+def _wrapped(name: str) -> Callable[[Upstream], Patch]:
     return wraps_upstream(
         f"{_MODULE}:{name}",
         why="SGLang's adaptive speculation changes the number of steps of a chain and nothing else",
         remove_when="SGLang's runtime states hold whole strategies, and plugins may choose them",
         process="scheduler",
-        digests={"0.5.23": digest},
     )
 
 
 # -- the start of a worker ---------------------------------------------------------------------
 
 
-@_wrapped("EAGLEWorkerV2.init_cuda_graphs", "fe4035edbfc49f6c")
+@_wrapped("EAGLEWorkerV2.init_cuda_graphs")
 def init_cuda_graphs(original: Upstream, worker: EagleWorker) -> None:
     from tlt_sglang.engine import engine
 
@@ -65,7 +64,6 @@ def init_cuda_graphs(original: Upstream, worker: EagleWorker) -> None:
     remove_when="SGLang captures graphs for whole strategies",
     process="scheduler",
     only_on="cuda",
-    digests={"0.5.23": "6f166c50498ca204"},
 )
 def capture_cuda_graphs(original: Upstream, worker: DraftWorker) -> None:
     from tlt_sglang.engine import build, engine
@@ -78,7 +76,7 @@ def capture_cuda_graphs(original: Upstream, worker: DraftWorker) -> None:
 # -- a decode step, in this order --------------------------------------------------------------
 
 
-@_wrapped("EAGLEWorkerV2.forward_batch_generation", "dffc98e342ebce80")
+@_wrapped("EAGLEWorkerV2.forward_batch_generation")
 def forward_batch_generation(
     original: Upstream, worker: EagleWorker, batch: Batch, *args: object, **kwargs: object
 ) -> object:
@@ -92,7 +90,7 @@ def forward_batch_generation(
     return result
 
 
-@_wrapped("EagleDraftWorker.draft", "a3ab21439cec938c")
+@_wrapped("EagleDraftWorker.draft")
 def draft(
     original: Upstream,
     worker: DraftWorker,
@@ -111,7 +109,6 @@ def draft(
     remove_when="SGLang drafts with the noise of a seed, and its CPU draft step costs no more than "
     "its matrix products",
     process="scheduler",
-    digests={"0.5.23": "0676db770337c56b"},
 )
 def draft_forward(
     original: Upstream, worker: DraftWorker, forward_batch: DraftForwardBatch
@@ -127,7 +124,7 @@ def draft_forward(
     return drafting.draft(original, worker, forward_batch, propose)
 
 
-@_wrapped("EagleDraftWorker._draft_extend_for_decode", "8aba97613607578b")
+@_wrapped("EagleDraftWorker._draft_extend_for_decode")
 def draft_extend_for_decode(
     original: Upstream,
     worker: DraftWorker,
@@ -159,7 +156,6 @@ def _extend(original: Upstream) -> Upstream:
     why="SGLang updates its own totals only when it prints a log line",
     remove_when="SGLang's accept-length totals are current at any time",
     process="scheduler",
-    digests={"0.5.23": "05b092eba8277b22"},
 )
 def on_verify_complete_cpu(
     original: Upstream,
@@ -179,7 +175,6 @@ def on_verify_complete_cpu(
     why="hidden states of prompts are logged before the drafter moves its tokens by one",
     remove_when="SGLang hands the hidden states of prompts to plugins",
     process="scheduler",
-    digests={"0.5.23": "8ad343044b03119d"},
 )
 def forward_prefill_batch(
     original: Upstream, worker: EagleWorker, batch: Batch, *args: object, **kwargs: object
@@ -188,7 +183,7 @@ def forward_prefill_batch(
     return _step().prefill_target(upstream, batch)
 
 
-@_wrapped("EagleDraftWorker._draft_extend_for_prefill", "12bf6e8a51caefea")
+@_wrapped("EagleDraftWorker._draft_extend_for_prefill")
 def draft_extend_for_prefill(
     original: Upstream, worker: DraftWorker, batch: Batch, *args: object, **kwargs: object
 ) -> object:
@@ -198,23 +193,22 @@ def draft_extend_for_prefill(
 # -- coupled sampling --------------------------------------------------------------------------
 
 
-def _with_noise(name: str, digest: str) -> Callable[[Upstream], Patch]:
+def _with_noise(name: str) -> Callable[[Upstream], Patch]:
     return wraps_upstream(
         f"{_MODULE}:{name}",
         why="drafts are chosen with the target's noise",
         remove_when="SGLang drafts with the noise of a seed",
         process="scheduler",
         only_on="cuda",
-        digests={"0.5.23": digest},
     )
 
 
-@_with_noise("renorm_draft_probs", "6ae66f091eae9f20")
+@_with_noise("renorm_draft_probs")
 def renorm_draft_probs(original: Upstream, logits: torch.Tensor, *args: object) -> object:
     return original(_noisy(logits), *args)
 
 
-@_with_noise("draft_topk1_postprocess", "2af682fbd5388cb8")
+@_with_noise("draft_topk1_postprocess")
 def draft_topk1_postprocess(original: Upstream, logits: torch.Tensor, *args: object) -> object:
     return original(_noisy(logits), *args)
 
@@ -232,7 +226,6 @@ def _noisy(logits: torch.Tensor) -> torch.Tensor:
     why="verification needs the drafter's distribution over the target's whole vocabulary",
     remove_when="SGLang's rejection sampling serves drafters with a reduced vocabulary",
     process="scheduler",
-    digests={"0.5.23": "bf522edc05e7bba9"},
 )
 def sample_draft_proposal(original: Upstream, *args: object, **kwargs: object) -> object:
     probs, token_prob, token = original(*args, **kwargs)

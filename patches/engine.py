@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     remove_when="SGLang's CPU engine can start its processes by forkserver",
     process="main",
     only_on="cpu",
-    digests={"0.5.23": "01931f633e6c4805"},
 )
 def set_envs_and_config(original: Upstream, server_args: ServerArgs) -> None:
     from tlt_sglang.cpu import ranks

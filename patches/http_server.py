@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     why="adds our routes and our warm-up to SGLang's app before it is served",
     remove_when="plugins can add HTTP routes and warm-ups",
     process="main",
-    digests={"0.5.23": "f25e2f374cb04d5c"},
 )
 def setup_and_run_http_server(original: Upstream, *args: Any, **kwargs: Any) -> object:
     from sglang.srt.entrypoints import http_server
@@ -42,7 +41,6 @@ def setup_and_run_http_server(original: Upstream, *args: Any, **kwargs: Any) -> 
     why="a stream that is refused was answered with status 200, and the error within",
     remove_when="SGLang answers a refused stream of /generate with its status, as /v1/... does",
     process="main",
-    digests={"0.5.23": "d517398a960d54f1"},
 )
 async def serve_generate_request(original: Upstream, obj: Call, request: object) -> object:
     from tlt_sglang.engine import admit

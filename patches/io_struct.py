@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tlt_sglang.upstream.requests import Call
 
 
-def _normalized(kind: str, digest: str) -> Patch:
+def _normalized(kind: str) -> Patch:
     """Return the patch of one kind of request."""
 
     @wraps_upstream(
@@ -20,7 +20,6 @@ def _normalized(kind: str, digest: str) -> Patch:
         why="fields of the wrong shape raise whatever comes first, which is answered as our fault",
         remove_when="SGLang raises ValueError for every field that has the wrong shape",
         process="main",
-        digests={"0.5.23": digest},
     )
     def normalize(original: Upstream, request: Call) -> None:
         from tlt_sglang.engine import admit
@@ -31,6 +30,6 @@ def _normalized(kind: str, digest: str) -> Patch:
 
 
 PATCHES = (
-    _normalized("GenerateReqInput", "ba140b03d37e4d78"),
-    _normalized("EmbeddingReqInput", "5f80428faf1c96b5"),
+    _normalized("GenerateReqInput"),
+    _normalized("EmbeddingReqInput"),
 )

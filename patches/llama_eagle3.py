@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     remove_when="SGLang's draft step on CPU takes no longer than its matrix products",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "294395fdb4a95582"},
 )
 def forward(original: Upstream, model: object, *args: object, **kwargs: object) -> object:
     from tlt_sglang.cpu import decoder

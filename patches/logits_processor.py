@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     remove_when="SGLang routes an unquantized head through its quant_method on CPU",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "a20af75b22e50ac8"},
 )
 def compute_lm_head(
     original: Upstream,
@@ -51,7 +50,6 @@ def compute_lm_head(
     "last hidden states as well as the features",
     remove_when="SGLang has a switch for it that does not add an HTTP route",
     process="scheduler",
-    digests={"0.5.23": "97d7c13496c498dc"},
 )
 def init(original: Upstream, processor: LogitsProcessor, *args: object, **kwargs: object) -> None:
     from tlt_sglang.engine import engine, hidden_states

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     "speculation that of exact ones: they differ for tokens whose probability rounds to 0",
     remove_when="SGLang computes both in the same way",
     process="scheduler",
-    digests={"0.5.23": "7f130ee246d291f5"},
 )
 def compute_spec_logprobs(
     original: Upstream, batch: Batch, logits_output: Any, *args: object, **kwargs: object

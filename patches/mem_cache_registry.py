@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     why="with EAGLE one cached token less is found than in plain decoding, and prefilled again",
     remove_when="SGLang finds as many cached tokens with EAGLE as without",
     process="scheduler",
-    digests={"0.5.23": "76df4209481c88d4"},
 )
 def default_radix_cache_factory(original: Upstream, context: CacheContext) -> object:
     context.params.is_eagle = False

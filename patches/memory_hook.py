@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     remove_when="SGLang reserves memory for what plugins say they need",
     process="main",
     only_on="cuda",
-    digests={"0.5.23": "e84a85adc137e852"},
 )
 def reserve_for_graph_mb(original: Upstream, server_args: Arguments) -> float:
     from tlt_sglang.config.cuda_memory import reserved_bytes

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     remove_when="SGLang's batch-invariant mode supports CPUs",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "2dad8cb360db31b6"},
 )
 def maybe_enable_batch_invariant_mode(original: Upstream, runner: object) -> None:
     return None

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     why="SGLang updates its own totals only when it prints a log line",
     remove_when="SGLang's accept-length totals are current at any time",
     process="scheduler",
-    digests={"0.5.23": "db3a04af88c3d319"},
 )
 def on_verify_complete_cpu(
     original: Upstream, worker: object, num_correct_drafts_per_req: list[int], batch_size: int = 0

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     "retraction they begin to count anew",
     remove_when="SGLang applies penalties in one order, and counts what a retracted request has",
     process="scheduler",
-    digests={"0.5.23": "e8a9ded0e1f8e5e5"},
 )
 def init(
     original: Upstream, orchestrator: PenalizerOrchestrator, *args: object, **kwargs: object

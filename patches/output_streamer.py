@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     why="the drafter versions of a request are reported once, not for each token",
     remove_when="SGLang lets plugins add to a request's meta_info",
     process="scheduler",
-    digests={"0.5.23": "4fda0c46b08c19cf"},
 )
 def is_request_level_customized_info_key(original: Upstream, streamer: object, key: str) -> bool:
     from tlt_sglang.engine.online_drafter import VERSION_KEY

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     remove_when="SGLang does not open NCCL for CPU ranks",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "0b820327b54ccc33"},
 )
 def init_model_parallel_group(original: Upstream, *args: object, **kwargs: object) -> object:
     kwargs["use_pynccl"] = False

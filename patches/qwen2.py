@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     remove_when="SGLang's decode step on CPU takes no longer than its matrix products",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "d59230ec1f2cebbc"},
 )
 def forward(original: Upstream, model: object, *args: object, **kwargs: object) -> object:
     from tlt_sglang.cpu import decoder

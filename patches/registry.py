@@ -20,7 +20,6 @@ _REMOVE = "SGLang imports model modules on demand"
     why=_WHY,
     remove_when=_REMOVE,
     process="main, scheduler",
-    digests={"0.5.23": "77c0a4c7b70438d3"},
 )
 def resolve_model_cls(
     original: Upstream, registry: ModelRegistry, architectures: str | list[str]
@@ -36,7 +35,6 @@ def resolve_model_cls(
     why=_WHY,
     remove_when=_REMOVE,
     process="main, scheduler",
-    digests={"0.5.23": "9789f6fb00675789"},
 )
 def is_arch_supported(original: Upstream, registry: ModelRegistry, architecture: str) -> object:
     from tlt_sglang.models.classes import provide

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     remove_when="SGLang ships a fused rotary embedding for CPUs without AMX",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "d62c323632040844"},
 )
 def forward_native(original: Upstream, *args: object, **kwargs: object) -> object:
     from tlt_sglang.cpu import layers

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     remove_when="SGLang supports min-p together with a seed",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "2c3b8dd6784af51c"},
 )
 def sample(
     original: Upstream,
@@ -47,7 +46,6 @@ def sample(
     "costs more than the model",
     remove_when="SGLang keys the noise by the token, and verifies drafts by it",
     process="scheduler",
-    digests={"0.5.23": "da26600528242e31"},
 )
 def sample_from_probs(
     original: Upstream,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     why="a request whose parameters or logit processor raise ended the engine",
     remove_when="SGLang aborts a request whose parameters or logit processor raise",
     process="scheduler",
-    digests={"0.5.23": "599fa86e2ded999c"},
 )
 def from_schedule_batch(
     original: Upstream, cls: type, batch: ScheduledBatch, vocab_size: int

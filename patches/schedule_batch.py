@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     "that comes first; and an exception for one request ended the engine",
     remove_when="SGLang ends an answer at the same token with and without speculation",
     process="scheduler",
-    digests={"0.5.23": "f9b24157222052c1"},
 )
 def update_finish_state(
     original: Upstream, request: AnsweredRequest, new_accepted_len: int = 1
@@ -37,7 +36,6 @@ def update_finish_state(
     why="a request is retracted or aborted for want of slots for drafts, which it can do without",
     remove_when="SGLang finishes with speculation every request that it finishes without",
     process="scheduler",
-    digests={"0.5.23": "85d4af1606714048"},
 )
 def check_decode_mem(
     original: Upstream, batch: DecodeBatch, selected_indices: Sequence[int] | None = None
@@ -54,7 +52,6 @@ def check_decode_mem(
     why="a prefill of embeddings beside tokens ends the engine: the model gets too few rows",
     remove_when="SGLang prefills embeddings and tokens in one batch, or in two",
     process="scheduler",
-    digests={"0.5.23": "9bee3c0345cf4664"},
 )
 def prepare_for_extend(original: Upstream, batch: PrefillBatch) -> None:
     from tlt_sglang.engine import embeddings

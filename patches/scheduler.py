@@ -26,7 +26,6 @@ _MODULE = "sglang.srt.managers.scheduler"
     why="the last moment to check that every patch is in; and our own errors need no traceback",
     remove_when="SGLang has a hook that runs when a scheduler is built",
     process="scheduler",
-    digests={"0.5.23": "d37b5301e9085079"},
 )
 def init(original: Upstream, scheduler: Scheduler, *args: Any, **kwargs: Any) -> None:
     from tlt_sglang.cpu import ranks
@@ -49,7 +48,6 @@ def init(original: Upstream, scheduler: Scheduler, *args: Any, **kwargs: Any) ->
     why="carries the scheduler's part of GET /tlt/status to the HTTP process",
     remove_when="plugins can contribute to SGLang's internal state",
     process="scheduler",
-    digests={"0.5.23": "12f83db359aeb97d"},
 )
 def get_internal_state(original: Upstream, scheduler: Scheduler, request: object) -> InternalState:
     from tlt_sglang.engine import engine
@@ -64,7 +62,6 @@ def get_internal_state(original: Upstream, scheduler: Scheduler, request: object
     why="carries the commands of POST /tlt/... to every scheduler, between two steps",
     remove_when="plugins can add to SGLang's internal state",
     process="scheduler",
-    digests={"0.5.23": "af788b2476e5e242"},
 )
 def set_internal_state(
     original: Upstream, scheduler: Scheduler, recv_req: InternalStateRequest
@@ -85,7 +82,6 @@ def set_internal_state(
     why="the end of requests is logged, and a drafter version swapped in, without waiting for work",
     remove_when="SGLang tells plugins when the scheduler is idle",
     process="scheduler",
-    digests={"0.5.23": "79d57d8c07182133"},
 )
 def on_idle(original: Upstream, scheduler: Scheduler) -> None:
     from tlt_sglang.engine import engine
@@ -101,7 +97,6 @@ def on_idle(original: Upstream, scheduler: Scheduler) -> None:
     why="a request that raises before it is received ended the engine",
     remove_when="SGLang aborts a request that raises while it is received",
     process="scheduler",
-    digests={"0.5.23": "33a08fc3e6a76e18"},
 )
 def process_input_requests(
     original: Upstream, scheduler: IntakeScheduler, recv_reqs: Sequence[object]
@@ -116,7 +111,6 @@ def process_input_requests(
     why="a request that raises while it is received ended the engine",
     remove_when="SGLang aborts a request that raises while it is received",
     process="scheduler",
-    digests={"0.5.23": "e08deade0fc7249e"},
 )
 def handle_generate_request(
     original: Upstream, scheduler: IntakeScheduler, recv_req: ArrivedRequest, **options: Any
@@ -132,7 +126,6 @@ def handle_generate_request(
     "flight, and no request is retracted",
     remove_when="SGLang finishes with speculation every request that it finishes without",
     process="scheduler",
-    digests={"0.5.23": "be14c33fd187c3ca"},
 )
 def update_running_batch(
     original: Upstream, scheduler: Scheduler, batch: DecodeBatch

@@ -12,13 +12,12 @@ from tlt_sglang.patching.patch import wraps_upstream
 _CLASS = "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager"
 
 
-def _marked(name: str, digest: str) -> Any:
+def _marked(name: str) -> Any:
     @wraps_upstream(
         f"{_CLASS}.{name}",
         why="features of one version of the target must not be trained on with those of another",
         remove_when="SGLang tells plugins when the weights have changed",
         process="scheduler",
-        digests={"0.5.23": digest},
     )
     def update(original: Any, manager: Any, *args: Any, **kwargs: Any) -> Any:
         from tlt_sglang.engine import engine
@@ -31,13 +30,12 @@ def _marked(name: str, digest: str) -> Any:
     return update
 
 
-def _copies_finished(name: str, digest: str) -> Any:
+def _copies_finished(name: str) -> Any:
     @wraps_upstream(
         f"{_CLASS}.{name}",
         why="the target's embedding and head may still be on their way to the sidecar",
         remove_when="SGLang tells plugins that the weights are about to change or to be released",
         process="scheduler",
-        digests={"0.5.23": digest},
     )
     def before(original: Any, manager: Any, *args: Any, **kwargs: Any) -> Any:
         from tlt_sglang.engine import engine
@@ -51,8 +49,8 @@ def _copies_finished(name: str, digest: str) -> Any:
 
 
 PATCHES = (
-    _copies_finished("_select_runners", "abc0538c94ad99e3"),
-    _copies_finished("release_memory_occupation", "94b62615a55a57f5"),
-    _marked("record_weight_version_after_update", "fc739d818f1c8fe8"),
-    _marked("end_weight_update", "cf2f357c18b08375"),
+    _copies_finished("_select_runners"),
+    _copies_finished("release_memory_occupation"),
+    _marked("record_weight_version_after_update"),
+    _marked("end_weight_update"),
 )

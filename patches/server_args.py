@@ -17,7 +17,6 @@ _MODULE = "sglang.srt.server_args"
     why="SGLang's own fields must describe the strategy before it resolves them",
     remove_when="SGLang lets plugins contribute defaults to ServerArgs",
     process="main",
-    digests={"0.5.23": "d06b7dc84e127611"},
 )
 def resolve_once(original: Upstream, args: Any) -> None:
     from tlt_sglang.config.sglang_arguments import native_fields
@@ -38,7 +37,6 @@ def resolve_once(original: Upstream, args: Any) -> None:
     "strategy, and nothing may run if another plugin has undone a patch",
     remove_when="SGLang loads plugins before it resolves arguments, however it is started",
     process="main",
-    digests={"0.5.23": "395ebf45c0400c1c"},
 )
 def check_server_args(original: Upstream, args: Any) -> None:
     from sglang.srt.arg_groups.overrides import resolved_view

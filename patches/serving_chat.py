@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     why="SGLang drops the logprobs of tokens without text of their own, such as the last",
     remove_when="SGLang's streamed chats have as many logprobs as tokens",
     process="main",
-    digests={"0.5.23": "a82a5e999dbfdb4c"},
 )
 def generate_stream_content(
     original: Upstream, serving: object, **arguments: Any
@@ -54,7 +53,6 @@ def generate_stream_content(
     why="SGLang takes a limit of 0 tokens for none, and answers up to the end of the context",
     remove_when="SGLang obeys or refuses max_completion_tokens 0",
     process="main",
-    digests={"0.5.23": "502870d68927f6f8"},
 )
 def validate_request(original: Upstream, serving: object, request: Any) -> str | None:
     for limit in ("max_completion_tokens", "max_tokens"):

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     why="token ids that the tokenizer cannot read are answered with status 500",
     remove_when="SGLang answers them with status 400",
     process="main",
-    digests={"0.5.23": "cfaca5fb398363e6"},
 )
 async def detokenize(
     original: Upstream, serving: Any, adapted_request: object, request: Any, raw_request: object

@@ -22,7 +22,6 @@ _MODULE = "sglang.srt.speculative.spec_utils"
     remove_when="SGLang does not compile it for CPUs",
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "95fc7b236799ba7a"},
 )
 def select_top_k_tokens_later(original: Upstream, *args: object, **kwargs: object) -> object:
     eager: Upstream = inspect.unwrap(original)
@@ -42,7 +41,6 @@ def _keeps_states(model_config: ModelConfig) -> bool:
     why="it searches the model's config at every step to find that there is nothing to commit",
     remove_when="SGLang remembers whether a model keeps recurrent states",
     process="scheduler",
-    digests={"0.5.23": "9c2d02779c038c88"},
 )
 def commit_mamba_states_after_verify(
     original: Upstream, target_worker: TargetWorker, *args: object, **kwargs: object
@@ -66,6 +64,5 @@ PATCHES = (
         remove_when="SGLang samples drafts on CPUs",
         process="scheduler",
         only_on="cpu",
-        digests={"0.5.23": "891889d4f1dc3cc4"},
     ),
 )

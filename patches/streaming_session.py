@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     "computed, so that its answer differs from plain decoding's",
     remove_when="SGLang prefills the last token of a turn with the next one under speculation",
     process="scheduler",
-    digests={"0.5.23": "c6ec9cabface5732"},
 )
 def try_cache_finished_req(original: Upstream, sessions: object, req: Turn) -> bool:
     from tlt_sglang.engine import engine

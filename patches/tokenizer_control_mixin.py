@@ -8,14 +8,13 @@ from typing import Any
 from tlt_sglang.patching.patch import wraps_upstream
 
 
-def _needs_gpu(name: str, digest: str) -> Any:
+def _needs_gpu(name: str) -> Any:
     @wraps_upstream(
         f"sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin.{name}",
         why="the scheduler waits for a GPU that is not there, which ends the engine",
         remove_when="SGLang releases and resumes memory on CPU, or refuses to",
         process="main",
         only_on="cpu",
-        digests={"0.5.23": digest},
     )
     def command(original: Any, manager: object, *args: object) -> Awaitable[object]:
         from tlt_sglang.errors import BadRequest
@@ -26,6 +25,6 @@ def _needs_gpu(name: str, digest: str) -> Any:
 
 
 PATCHES = (
-    _needs_gpu("release_memory_occupation", "3c2f0c30ad1fae30"),
-    _needs_gpu("resume_memory_occupation", "3e9c0ba4b0db3f45"),
+    _needs_gpu("release_memory_occupation"),
+    _needs_gpu("resume_memory_occupation"),
 )

@@ -26,7 +26,6 @@ _MANAGER = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
     why="SGLang counts the largest number of draft tokens of the pool for every step",
     remove_when="SGLang counts the drafts that each step proposed",
     process="main",
-    digests={"0.5.23": "aa6dfb5ca1241c09"},
 )
 def calculate_spec_decoding_metrics(
     original: Upstream, manager: object, meta_info: dict[str, float], recv_obj: object, i: int
@@ -47,7 +46,6 @@ def calculate_spec_decoding_metrics(
     why="a list that is too short for the requests of a call is answered with status 500",
     remove_when="SGLang checks the lengths of all lists of a call",
     process="main",
-    digests={"0.5.23": "e59db6379f53d1e0"},
 )
 def init_req_state(original: Upstream, manager: Manager, obj: Call, *args: Any) -> None:
     from tlt_sglang.engine import admit
@@ -60,7 +58,6 @@ def init_req_state(original: Upstream, manager: Manager, obj: Call, *args: Any) 
     why="a request with a value that SGLang does not check ended the engine; all pass here",
     remove_when="SGLang checks every field of a request against the model before it is scheduled",
     process="main",
-    digests={"0.5.23": "48c2763afee677ed"},
 )
 def validate_one_request(
     original: Upstream, manager: Manager, obj: Request, input_ids: list[int] | None
@@ -75,7 +72,6 @@ def validate_one_request(
     why="a value of a type that the scheduler cannot decode ended it",
     remove_when="SGLang checks the types of all fields before it sends a request",
     process="main",
-    digests={"0.5.23": "e600bfb9994df796"},
 )
 def create_tokenized_object(
     original: Upstream, manager: Manager, obj: Request, *args: Any
@@ -90,7 +86,6 @@ def create_tokenized_object(
     why="a call with one bad text scheduled the texts before it",
     remove_when="SGLang checks all requests of a call before it sends one",
     process="main",
-    digests={"0.5.23": "5337c2ece66f68d5"},
 )
 def handle_batch_request(
     original: Upstream, manager: Manager, obj: Call, *args: Any
@@ -105,7 +100,6 @@ def handle_batch_request(
     why="all samples of a request with a seed were the same text",
     remove_when="SGLang gives each sample of a request a seed of its own",
     process="main",
-    digests={"0.5.23": "5321224eda671241"},
 )
 async def send_one_request(
     original: Upstream, manager: Manager, tokenized_obj: TokenizedRequest
@@ -121,7 +115,6 @@ async def send_one_request(
     why="the seed of an answer is not reported, and answers are not logged for a replay",
     remove_when="SGLang reports the seed of each answer in its meta_info",
     process="main",
-    digests={"0.5.23": "fe3592178b208ef3"},
 )
 def stream_one_response(
     original: Upstream,

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     remove_when="SGLang captures graphs for whole strategies",
     process="scheduler",
     only_on="cuda",
-    digests={"0.5.23": "04d3e89e05b3f15a"},
 )
 def init_cuda_graphs(
     original: Upstream, worker: object, capture_decode_cuda_graph: bool = True

@@ -26,7 +26,6 @@ _REMOVE = "SGLang packs float32 weights for CPUs without AMX"
     remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "5694d2d9bd3f4d88"},
 )
 def linear_process(original: Upstream, method: object, layer: Linear) -> None:
     from tlt_sglang.cpu import linear
@@ -41,7 +40,6 @@ def linear_process(original: Upstream, method: object, layer: Linear) -> None:
     remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "d1fd0753662f6a7e"},
 )
 def linear_apply(
     original: Upstream,

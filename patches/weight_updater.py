@@ -16,7 +16,6 @@ _REMOVE = "SGLang packs float32 weights for CPUs without AMX"
     remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "a34f3d39513eca55"},
 )
 def begin_weight_update(original: Any, updater: Any) -> None:
     from tlt_sglang.cpu import linear
@@ -32,7 +31,6 @@ def begin_weight_update(original: Any, updater: Any) -> None:
     remove_when=_REMOVE,
     process="scheduler",
     only_on="cpu",
-    digests={"0.5.23": "45c5e6d5af8d89f4"},
 )
 def end_weight_update(original: Any, updater: Any, **kwargs: Any) -> None:
     from tlt_sglang.cpu import linear
@@ -48,7 +46,6 @@ def end_weight_update(original: Any, updater: Any, **kwargs: Any) -> None:
     remove_when="SGLang's update from disk has a selector, or leaves separate drafters alone, and "
     "its runtime states capture their graphs anew",
     process="scheduler",
-    digests={"0.5.23": "a0807b7fdec21b38"},
 )
 def update_weights_from_disk(original: Any, updater: Any, *args: Any, **kwargs: Any) -> Any:
     from tlt_sglang.engine import engine, served

@@ -27,13 +27,14 @@ def load() -> None:
         if config is None:
             return
         from tlt_sglang.engine import engine
-        from tlt_sglang.patches import all_patches
+        from tlt_sglang.patches import patches_for
         from tlt_sglang.patching.patcher import Patcher
+        from tlt_sglang.upstream import versions
 
         if engine.current is not None:
             return
         device = sources.engine_device()
-        patcher = Patcher(all_patches(), device)
+        patcher = Patcher(patches_for(versions.installed()), device)
         patcher.apply()
         patcher.verify()
         engine.start(engine.Engine(config, device, patcher))

@@ -19,10 +19,10 @@ ALLOWED: dict[str, str] = {
     # Imported by everybody: the version, and the errors.
     "__init__": "",
     "errors": "",
-    # Leaves: pure decisions, the patch layer, the types of SGLang's objects.
+    # Leaves: pure decisions, the patch layer, SGLang's versions and objects.
     "config.command_line": "errors",
     "patching": "errors",
-    "upstream": "",
+    "upstream": "errors",
     "strategy": "errors",
     "admission": "errors",
     "serving": "",
@@ -59,8 +59,8 @@ ALLOWED: dict[str, str] = {
     ),
     # What meets SGLang, and what a person starts.
     "patches": "errors patching upstream serving models cpu sampling config launcher engine",
-    "launcher.environment": "errors config patching patches",
-    "plugin": "errors patching config serving engine patches",
+    "launcher.environment": "errors config patching upstream patches",
+    "plugin": "errors patching upstream config serving engine patches",
     "launch_server": (
         "errors config config.command_line harvest harvest.log_size launcher launcher.environment "
         "models models.seed"

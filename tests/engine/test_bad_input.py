@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.launching import refused
 from tests.support.tiny import make_drafter, make_target
+from tlt_sglang.upstream import versions
 
 AT_ONCE = 5.0
 """Seconds, on a busy machine, for what is refused before SGLang is imported."""
@@ -175,10 +176,10 @@ def test_a_machine_without_a_gpu(folder: Path) -> None:
 
 def test_another_version(folder: Path, tmp_path: Path) -> None:
     """Its metadata is found first, as in an environment that has it installed."""
-    info = tmp_path / "sglang-0.5.22.dist-info"
+    info = tmp_path / "sglang-0.5.20.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.22\n")
-    says = "SGLang 0.5.22 is installed, but the patches are made for 0.5.23; install sglang=="
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.20\n")
+    says = f"SGLang 0.5.20 is installed, but TLT runs on {versions.supported()}; install sglang=="
     flags = ["--model", f"{folder}/target", "--adaptive-spec"]
     assert refused(*flags, says=says, environment={"PYTHONPATH": str(tmp_path)}) < AT_ONCE
 
@@ -189,7 +190,7 @@ def test_a_changed_function(folder: Path, tmp_path: Path) -> None:
     text = changed.read_text()
     assert "return is_all_greedy or is_cpu" in text
     changed.write_text(text.replace("return is_all_greedy or is_cpu", "return is_cpu"))
-    says = "eagle_utils:_verify_uses_greedy in SGLang 0.5.23 has changed (digest "
+    says = f"eagle_utils:_verify_uses_greedy in SGLang {versions.installed()} has changed (digest "
     flags = ["--model", f"{folder}/target", "--adaptive-spec"]
     assert refused(*flags, says=says, environment={"PYTHONPATH": str(tmp_path)}) < AT_ONCE
 
@@ -198,7 +199,7 @@ def test_a_function_that_is_gone(folder: Path, tmp_path: Path) -> None:
     changed = copy_but(tmp_path, "srt/layers/layernorm.py")
     text = changed.read_text()
     changed.write_text(text.replace("def forward_native(", "def forward_plain("))
-    says = "layernorm:RMSNorm.forward_native in SGLang 0.5.23 is missing"
+    says = f"layernorm:RMSNorm.forward_native in SGLang {versions.installed()} is missing"
     flags = ["--model", f"{folder}/target", "--adaptive-spec"]
     assert refused(*flags, says=says, environment={"PYTHONPATH": str(tmp_path)}) < AT_ONCE
 

@@ -16,9 +16,9 @@ from tests.support.launching import refused, run, run_file
 from tests.support.servers import Servers
 from tests.support.tiny import greedily, make_drafter, make_target
 from tlt_sglang import __version__
-from tlt_sglang.launcher.environment import SGLANG
 from tlt_sglang.launcher.server_process import free_port
-from tlt_sglang.patches import all_patches
+from tlt_sglang.patches import patches_for
+from tlt_sglang.upstream import versions
 
 VOCAB = 64
 PROMPT = [5, 9, 14, 3] * 4
@@ -213,7 +213,7 @@ def assert_in_force(state: dict[str, Any], *unused: str) -> None:
     """
     states = {row["target"]: row["state"] for row in state["patches"]}
     expected = {}
-    for patch in all_patches():
+    for patch in patches_for(versions.installed()):
         module = patch.module.rpartition(".")[2]
         waits = "scheduler" not in patch.process or module in unused
         expected[patch.target] = ("in force", "waiting for import") if waits else ("in force",)
@@ -225,10 +225,9 @@ def assert_in_force(state: dict[str, Any], *unused: str) -> None:
 
 def assert_none_lost(rows: list[dict[str, Any]]) -> None:
     """Assert that in a main process on CPU every patch is in force, or still can be."""
+    patches = patches_for(versions.installed())
     for row in rows:
-        for_gpus = (
-            next(one for one in all_patches() if one.target == row["target"]).only_on == "cuda"
-        )
+        for_gpus = next(one for one in patches if one.target == row["target"]).only_on == "cuda"
         possible = ("not for this device",) if for_gpus else ("in force", "waiting for import")
         assert row["state"] in possible, row
 
@@ -375,7 +374,7 @@ def test_status(servers: Servers) -> None:
         "schedulers",
     }
     assert status["versions"]["tlt_sglang"] == __version__
-    assert status["versions"]["sglang"] == SGLANG
+    assert status["versions"]["sglang"] == versions.installed()
     assert set(status["versions"]) == {"tlt_sglang", "sglang", "torch", "transformers"}
     assert status["device"] == "cpu"
     assert (status["strategy"], status["drafter"]) == ("ngram:8", "ngram")
@@ -400,15 +399,15 @@ def test_check() -> None:
     ("flags", "environment", "says"),
     [
         ([], {"SGLANG_PLUGINS": "other"}, "SGLANG_PLUGINS excludes TLT; add tlt to it"),
-        ([], {"PYTHONPATH": "OTHER"}, "SGLang 0.5.22 is installed, but the patches are made for"),
+        ([], {"PYTHONPATH": "OTHER"}, "SGLang 0.5.20 is installed, but TLT runs on "),
     ],
 )
 def test_check_of_what_is_not_sound(
     tmp_path: Path, flags: list[str], environment: dict[str, str], says: str
 ) -> None:
-    info = tmp_path / "sglang-0.5.22.dist-info"
+    info = tmp_path / "sglang-0.5.20.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.22\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.20\n")
     path = {name: str(tmp_path) for name in environment if name == "PYTHONPATH"}
     done = run([sys.executable, "-m", "tlt_sglang.cli", "check", *flags], environment | path)
     assert done.status == 1

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from patches import batch_result_processor, schedule_batch
+from tlt_sglang.patches import patches_for
 from tlt_sglang.patching.patcher import Patcher
+from tlt_sglang.upstream import versions
 
 pytestmark = pytest.mark.sglang
 
@@ -186,7 +187,9 @@ def answer(request: Any) -> Answer:
 @pytest.fixture(autouse=True, scope="module")
 def patched() -> Iterator[None]:
     """Apply the patches; `inspect.unwrap` gives the functions of SGLang."""
-    patcher = Patcher([*batch_result_processor.PATCHES, *schedule_batch.PATCHES], "cpu")
+    files = ("batch_result_processor.py", "schedule_batch.py")
+    patches = patches_for(versions.installed())
+    patcher = Patcher([patch for patch in patches if patch.file in files], "cpu")
     patcher.apply()
     yield
     patcher.revert()

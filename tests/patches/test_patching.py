@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import itertools
+import json
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from tlt_sglang.patching.patch import (
 )
 from tlt_sglang.patching.patcher import Patcher
 from tlt_sglang.patching.source import SourceTree, source_digest
+from tlt_sglang.upstream import versions
 
 VERSION = "1.2.3"
 
@@ -112,24 +114,28 @@ def load(name: str) -> Any:
     return importlib.import_module(f"fakelang.{name}")
 
 
-def digests(target: str) -> dict[str, str]:
+def digest(target: str) -> str:
     module, qualname = target.split(":")
-    return {VERSION: source_digest(SourceTree.from_installed("fakelang").read(module), qualname)}
+    return source_digest(SourceTree.from_installed("fakelang").read(module), qualname)
+
+
+def with_digests(patch: Patch) -> Patch:
+    return replace(patch, digests={VERSION: digest(patch.target)})
 
 
 def wrap(name: str, change: Callable[..., Any], module: str = "maths", **more: Any) -> Patch:
     target = f"fakelang.{module}:{name}"
-    return wraps_upstream(target, **{**FACTS, "digests": digests(target), **more})(change)
+    return with_digests(wraps_upstream(target, **FACTS, **more)(change))
 
 
 def swap(name: str, value: Any, module: str = "maths", **more: Any) -> Patch:
     target = f"fakelang.{module}:{name}"
-    return replaces_upstream(target, value, **{**FACTS, "digests": digests(target), **more})
+    return with_digests(replaces_upstream(target, value, **FACTS, **more))
 
 
 def register(name: str, key: Any, value: Any) -> Patch:
     target = f"fakelang.maths:{name}"
-    return registers_upstream(target, key, value, **FACTS, digests=digests(target))
+    return with_digests(registers_upstream(target, key, value, **FACTS))
 
 
 def plus_100(original: Any, *args: Any) -> Any:
@@ -384,7 +390,8 @@ def test_registry_entries_come_back_exactly(patcher_of: Callable[..., Patcher]) 
 def test_other_devices_are_left_alone(patcher_of: Callable[..., Patcher]) -> None:
     broken = {"1.2.3": "0" * 16}
     patcher = patcher_of(
-        wrap("double", plus_100, only_on="cuda", digests=broken), swap("LIMIT", 9, only_on="cpu")
+        replace(wrap("double", plus_100, only_on="cuda"), digests=broken),
+        swap("LIMIT", 9, only_on="cpu"),
     )
     patcher.apply()
     assert load("maths").double(1) == 2
@@ -453,7 +460,7 @@ def test_patches_in_each_others_way_are_refused(patcher_of: Callable[..., Patche
         patcher_of(wrap("Worker.run", plus_100), swap("Worker", int)).apply()
     with pytest.raises(PatchError, match="is not valid; write"):
         swap_target = "fakelang.maths.double"
-        replaces_upstream(swap_target, 1, **FACTS, digests={})
+        replaces_upstream(swap_target, 1, **FACTS)
 
 
 # ---- double ownership
@@ -641,7 +648,7 @@ def test_another_version_is_told_apart(upstream: Path, tmp_path: Path) -> None:
     changed = MATHS.replace("value * 2", "value * 3")
     one, two = patcher.check(SourceTree.from_wheel(wheel(tmp_path / "w.whl", changed, "2.0")))
     assert "double in SGLang 2.0 has no digest and differs from 1.2.3" in one
-    assert "Worker.run in SGLang 2.0 is the same as in 1.2.3: test it, then add its digest" in two
+    assert "Worker.run in SGLang 2.0 is the same as in 1.2.3: test the patch there." in two
     assert patcher.check(SourceTree.from_installed("fakelang")) == []
 
 
@@ -660,6 +667,8 @@ def command(
     patches = two_patches()
     installed = SourceTree.from_installed("fakelang")
     monkeypatch.setattr(apply_patches, "all_patches", lambda: patches)
+    monkeypatch.setattr(apply_patches, "patches_of", lambda shape: patches)
+    monkeypatch.setattr(versions, "SHAPES", {VERSION: "v1"})
     monkeypatch.setattr(SourceTree, "from_installed", lambda package: installed)
     points = [SimpleNamespace(name="tlt", value=apply_patches.ENTRY_POINT)]
     monkeypatch.setattr(metadata, "entry_points", lambda group: points)
@@ -704,6 +713,11 @@ def test_check(
     assert code == 1
     assert "fakelang.maths:LIMIT in SGLang 1.2.3 is missing" in out
     assert "1 problem with SGLang 1.2.3." in out
+    newer = wheel(tmp_path / "newer.whl", MATHS.replace("value * 2", "value * 3"), "2.0")
+    code, out, _ = command("--check", str(newer))
+    assert code == 1
+    assert "SGLang 2.0 is not supported; TLT runs on 1.2.3. The nearest shape is v1: of its" in out
+    assert "2 targets 1 are the same, 1 differ, 0 are missing." in out
     (upstream / "maths.py").write_text("")
     assert command()[0] == command("--check")[0] == 1
 
@@ -723,20 +737,36 @@ def test_bad_requests_get_one_sentence(
         assert err.startswith("apply_patches.py: ")
 
 
-def test_lists_digests_and_table(
+def test_writes_digests(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(apply_patches, "DIGESTS", tmp_path)
+    assert command("--write-digests")[0] == 0
+    expected = {
+        target: digest(target) for target in ("fakelang.maths:double", "fakelang.maths:LIMIT")
+    }
+    assert json.loads((tmp_path / f"{VERSION}.json").read_text()) == expected
+
+    # A wheel of an unknown version, and one that lacks a target: nothing is written.
+    (tmp_path / f"{VERSION}.json").unlink()
+    unknown = wheel(tmp_path / "unknown.whl", MATHS, "2.0")
+    assert "SGLang 2.0 has no shape: add it to" in command("--write-digests", str(unknown))[2]
+    lacking = wheel(tmp_path / "lacking.whl", MATHS.replace("LIMIT = 3", "MOST = 3"), VERSION)
+    code, out, _ = command("--write-digests", str(lacking))
+    assert code == 1 and "fakelang.maths:LIMIT in SGLang 1.2.3 is missing" in out
+    assert list(tmp_path.glob("*.json")) == []
+
+
+def test_lists_patches_and_writes_their_table(
     command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert (
         "fakelang.maths:LIMIT\n    replace, any process, on cuda only: a test"
         in command("--list")[1]
     )
-    assert (
-        f"{digests('fakelang.maths:LIMIT')[VERSION]}  fakelang.maths:LIMIT"
-        in command("--print-digests")[1]
-    )
     monkeypatch.setattr(apply_patches, "TABLE", tmp_path / "TABLE.md")
     assert command("--write-table")[0] == 0
     text = (tmp_path / "TABLE.md").read_text()
-    assert text == table(two_patches(), VERSION)
+    assert text == table(two_patches(), [VERSION])
     assert "## maths.py" in text
     assert "| `fakelang.maths:LIMIT` | replace | any | cuda | a test | never |" in text

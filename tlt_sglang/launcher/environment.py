@@ -19,8 +19,7 @@ from pathlib import Path
 from tlt_sglang.config.refused import by_feature
 from tlt_sglang.config.settings import Device
 from tlt_sglang.errors import EnvironmentProblem, PatchError
-
-SGLANG = "0.5.23"
+from tlt_sglang.upstream import versions
 
 DEVICE_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Where drivers of GPUs show themselves."""
@@ -107,30 +106,26 @@ def _python(device: Device) -> Iterator[CheckResult]:
 
 
 def _sglang(device: Device) -> Iterator[CheckResult]:
-    version = _version("sglang")
-    if version == SGLANG:
-        yield CheckResult(True, True, f"SGLang {version}.")
-    elif version is None:
-        yield CheckResult(False, True, f"SGLang is not installed; install sglang=={SGLANG}.")
+    try:
+        version = versions.installed()
+        versions.shape_of(version)
+    except EnvironmentProblem as error:
+        yield CheckResult(False, True, str(error))
     else:
-        yield CheckResult(
-            False,
-            True,
-            f"SGLang {version} is installed, but the patches are made for {SGLANG}; install "
-            f"sglang=={SGLANG}, or see docs/upgrading.md.",
-        )
+        yield CheckResult(True, True, f"SGLang {version}.")
 
 
 def _patches(device: Device) -> Iterator[CheckResult]:
-    if _version("sglang") != SGLANG:
-        return
-    from tlt_sglang.patches import all_patches
+    from tlt_sglang.patches import patches_for
     from tlt_sglang.patching.patcher import Patcher
     from tlt_sglang.patching.source import SourceTree
 
-    patcher = Patcher(all_patches(), device)
     try:
-        problems = patcher.check(SourceTree.from_installed("sglang"))
+        patches = patches_for(versions.installed())
+    except EnvironmentProblem:
+        return  # `_sglang` reports it
+    try:
+        problems = Patcher(patches, device).check(SourceTree.from_installed("sglang"))
     except PatchError as error:
         problems = [str(error)]
     for problem in problems:
@@ -178,7 +173,7 @@ def _kernels(device: Device) -> Iterator[CheckResult]:
                 True,
                 f"{name} {version}."
                 if version
-                else f"{name} is missing; pip install sglang=={SGLANG}.",
+                else f"{name} is missing; pip install sglang=={versions.NEWEST}.",
             )
         return
     if not has_cpu_kernels():

@@ -1,6 +1,6 @@
 """SGLang's own rule, for comparison: the depth of a chain follows an average of accept lengths.
 
-Facts from SGLang 0.5.23, `speculative/adaptive_spec_params.py`: ranges of batch sizes have their
+Facts from SGLang's `speculative/adaptive_spec_params.py`: ranges of batch sizes have their
 candidate depths; every few steps the depth goes down while the average lies half a draft or more
 below the next lower candidate (a quarter more at the smallest range), else up while it exceeds the
 present depth less a half. From depth 0, which drafts nothing, the lowest depth is tried again.

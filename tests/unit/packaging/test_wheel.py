@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tlt_sglang import __version__
+from tlt_sglang.upstream import versions
 
 ROOT = Path(__file__).resolve().parents[3]
 UV = Path(sys.executable).with_name("uv")
@@ -125,6 +126,6 @@ def test_entry_points(installed: Installed) -> None:
 def test_check_says_what_is_missing(installed: Installed) -> None:
     done = installed.run("tlt", "check", "--device", "cpu")
     assert done.returncode == 1 and done.stderr == ""
-    assert "SGLang is not installed; install sglang==0.5.23." in done.stdout
+    assert f"SGLang is not installed; install sglang=={versions.NEWEST}." in done.stdout
     assert "torch is not installed" in done.stdout
     assert "Not sound: " in done.stdout
