@@ -24,13 +24,13 @@ def product() -> list[Path]:
 
 def test_no_other_file_names_a_version_or_a_shape() -> None:
     homes = {HOME / "versions.py", ROOT / "patches" / "__init__.py"}
-    found = {
+    lines = {
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in product()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if (path not in homes and LITERAL.search(line)) or QUESTION.search(line)
     }
-    assert found == set()
+    assert lines == set()
 
 
 def test_an_unknown_version_is_refused() -> None:
