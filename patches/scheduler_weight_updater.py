@@ -5,11 +5,49 @@ All ways of updating weights select runners first, and end in one of two functio
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
 
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.upstream.weight_updates import UpdateManager, UpdateRequest, UpdateResult
+
 _CLASS = "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager"
+_COPIES = "the target's embedding and head may still be on their way to the sidecar"
+_OTHER_CHECKPOINT = "a selector of all, the default, loads the target into a separate drafter, too"
+
+
+@wraps_upstream(
+    f"{_CLASS}._select_runners",
+    why=f"{_OTHER_CHECKPOINT}; and {_COPIES}",
+    remove_when="SGLang leaves separate drafters alone, and tells plugins that the weights are "
+    "about to change",
+    process="scheduler",
+)
+def select_runners(original: Upstream, manager: UpdateManager, *selector: str) -> object:
+    from tlt_sglang.engine import engine
+
+    tlt = engine.require()
+    tlt.step.finish_copies()
+    # Updates from disk and through IPC name no selector.
+    return original(manager, *selector or (tlt.weight_sync.default_selector(manager),))
+
+
+@wraps_upstream(
+    f"{_CLASS}.release_memory_occupation",
+    why=_COPIES,
+    remove_when="SGLang tells plugins that the weights are about to be released",
+    process="scheduler",
+)
+def release_memory_occupation(
+    original: Upstream, manager: object, *args: Any, **kwargs: Any
+) -> object:
+    from tlt_sglang.engine import engine
+
+    engine.require().step.finish_copies()
+    return original(manager, *args, **kwargs)
 
 
 def _marked(name: str) -> Any:
@@ -19,38 +57,53 @@ def _marked(name: str) -> Any:
         remove_when="SGLang tells plugins when the weights have changed",
         process="scheduler",
     )
-    def update(original: Any, manager: Any, *args: Any, **kwargs: Any) -> Any:
+    def update(original: Upstream, manager: UpdateManager, argument: object) -> object:
         from tlt_sglang.engine import engine
 
-        assert engine.current is not None
-        if engine.current.step.online_drafter is not None:
-            engine.current.step.online_drafter.mark_target_updated()
-        return original(manager, *args, **kwargs)
+        engine.require().step.mark_target_updated()
+        return original(manager, argument)
 
     return update
 
 
-def _copies_finished(name: str) -> Any:
+@wraps_upstream(
+    f"{_CLASS}.begin_weight_update",
+    why=_OTHER_CHECKPOINT,
+    remove_when="SGLang leaves separate drafters alone",
+    process="scheduler",
+)
+def begin_weight_update(
+    original: Upstream, manager: UpdateManager, recv_req: UpdateRequest
+) -> UpdateResult:
+    from tlt_sglang.engine import engine
+
+    begin = functools.partial(original, manager)
+    return engine.require().weight_sync.begin(begin, manager, recv_req)
+
+
+def _with_selector(name: str) -> Any:
     @wraps_upstream(
         f"{_CLASS}.{name}",
-        why="the target's embedding and head may still be on their way to the sidecar",
-        remove_when="SGLang tells plugins that the weights are about to change or to be released",
+        why=f"{_OTHER_CHECKPOINT}; and clients of an older SGLang open no session",
+        remove_when="SGLang leaves separate drafters alone, and no RL stack updates weights "
+        "without a session",
         process="scheduler",
     )
-    def before(original: Any, manager: Any, *args: Any, **kwargs: Any) -> Any:
+    def update(original: Upstream, manager: UpdateManager, recv_req: UpdateRequest) -> UpdateResult:
         from tlt_sglang.engine import engine
 
-        assert engine.current is not None
-        if engine.current.step.online_drafter is not None:
-            engine.current.step.online_drafter.finish_copies()
-        return original(manager, *args, **kwargs)
+        tlt, load = engine.require(), functools.partial(original, manager)
+        return tlt.weight_sync.update(load, manager, recv_req, tlt.config.older_clients)
 
-    return before
+    return update
 
 
 PATCHES = (
-    _copies_finished("_select_runners"),
-    _copies_finished("release_memory_occupation"),
+    select_runners,
+    release_memory_occupation,
     _marked("record_weight_version_after_update"),
     _marked("end_weight_update"),
+    begin_weight_update,
+    _with_selector("update_weights_from_distributed"),
+    _with_selector("update_weights_from_tensor"),
 )

@@ -41,10 +41,8 @@ def end_weight_update(original: Any, updater: Any, **kwargs: Any) -> None:
 
 @wraps_upstream(
     f"{_CLASS}.update_weights_from_disk",
-    why="upstream loads the target's checkpoint into an EAGLE drafter, too, which ends the server, "
-    "and captures anew the graphs of one strategy only",
-    remove_when="SGLang's update from disk has a selector, or leaves separate drafters alone, and "
-    "its runtime states capture their graphs anew",
+    why="upstream captures anew the graphs of one strategy only",
+    remove_when="SGLang's runtime states capture their graphs anew",
     process="scheduler",
 )
 def update_weights_from_disk(original: Any, updater: Any, *args: Any, **kwargs: Any) -> Any:
@@ -54,9 +52,6 @@ def update_weights_from_disk(original: Any, updater: Any, *args: Any, **kwargs: 
     problem = served.recapture_problem(tlt.device, tlt.step, **kwargs)
     if problem is not None:
         return False, problem
-    # The drafter of an MTP model is part of the target's checkpoint; an EAGLE one never is.
-    if "Eagle" in type(updater.get_model()).__name__:
-        return True, "Succeeded to update model weights; the drafter keeps its own."
     return original(updater, *args, **kwargs)
 
 

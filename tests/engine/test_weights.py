@@ -8,7 +8,8 @@ length exactly. Through SGLang's sessions, and from disk.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from tests.support.identity import Reference, each
 from tests.support.servers import MODEL, Server, Servers, model_folder
 from tests.support.tiny import make_target
+from tests.support.trainer import trainer
 
 CHANGED = ("model.layers.3.mlp.down_proj.weight", "model.layers.20.self_attn.q_proj.weight")
 TOKENS = 48
@@ -47,23 +49,31 @@ def share_through_files(servers: Servers) -> Iterator[None]:
             child.wait()
 
 
-def update(server: Server, selector: str, tensors: dict[str, torch.Tensor]) -> None:
-    """One session: begin, load, end."""
+def load(server: Server, tensors: dict[str, torch.Tensor], **fields: Any) -> dict[str, Any]:
+    """Send tensors without a session; return the answer."""
     from sglang.srt.utils import MultiprocessingSerializer
 
     named = [(name, tensor.clone().contiguous()) for name, tensor in tensors.items()]
-    body = {
-        "serialized_named_tensors": [MultiprocessingSerializer.serialize(named, output_str=True)],
-        "selector": selector,
-        "flush_cache": True,
-    }
-    for path, content in (
-        ("/begin_weight_update", {"selector": selector}),
-        ("/update_weights_from_tensor", body),
-        ("/end_weight_update", {}),
-    ):
-        answer = server.post(path, content)
-        assert answer["success"], (path, answer)
+    sent = [MultiprocessingSerializer.serialize(named, output_str=True)]
+    body = {"serialized_named_tensors": sent, "flush_cache": True}
+    answer: dict[str, Any] = server.post("/update_weights_from_tensor", body | fields)
+    assert answer["success"], answer
+    return answer
+
+
+def update(server: Server, selector: str | None, tensors: dict[str, torch.Tensor]) -> None:
+    """One session: begin, load, end; None names no selector."""
+    fields = {} if selector is None else {"selector": selector}
+    with session(server, fields):
+        load(server, tensors, **fields)
+
+
+@contextmanager
+def session(server: Server, fields: dict[str, Any]) -> Iterator[None]:
+    """Begin and end a session."""
+    assert server.post("/begin_weight_update", fields)["success"]
+    yield
+    assert server.post("/end_weight_update", {})["success"]
 
 
 def checksums(server: Server, selector: str) -> dict[str, str]:
@@ -174,25 +184,101 @@ def test_a_tied_head_is_packed_anew(server: Server, reference: Reference) -> Non
     assert ask(server, prompts)[0] == outputs
 
 
-@each(["eagle3:3x4x8"])
-def test_update_from_disk(server: Server, reference: Reference, tmp_path: Path) -> None:
-    """A new checkpoint of the target replaces the target's weights, and leaves a drafter alone."""
-    prompts = reference.prompts[:2]
-    outputs, length = ask(server, prompts)
-    drafter = checksums(server, "draft")
-    folder = tmp_path / "new"
-    shutil.copytree(model_folder(MODEL), folder)
-    new = changed(stored(*CHANGED))
-    weights = load_file(folder / "model.safetensors") | new
+# ---- the target's update on every path, with a separate drafter ----------------------------------
+
+SHARED_NAMES = ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight", *CHANGED)
+"""Tensors of the target, of which the drafter has the first two under the same names."""
+Tensors = dict[str, torch.Tensor]
+PATHS: dict[str, Callable[[Server, Tensors, Path], object]] = {
+    "a session for all": lambda server, new, _: update(server, "all", new),
+    "a session without a selector": lambda server, new, _: update(server, None, new),
+    "a tensor update without a session": lambda server, new, _: load(server, new),
+    "a distributed update in a session": lambda server, new, _: from_trainer(server, new, True),
+    "a distributed update alone": lambda server, new, _: from_trainer(server, new, False),
+    "an update from disk": lambda server, new, folder: from_disk(server, new, folder),
+}
+"""Ways to update the target with `new` tensors; IPC, which needs a GPU, is in tests/patches."""
+
+
+def from_trainer(server: Server, new: Tensors, in_session: bool) -> None:
+    """Send tensors through a process group of gloo's, two calls for one update."""
+    halves = [dict(list(new.items())[part::2]) for part in (0, 1)]
+    with trainer(server) as client, session(server, {}) if in_session else nullcontext():
+        for half in halves:
+            answer = client.send(half)
+            assert answer["success"], answer
+
+
+def from_disk(server: Server, new: Tensors, folder: Path) -> None:
+    """Let the server read a checkpoint in which `new` tensors replace the stored ones."""
+    shutil.copytree(model_folder(MODEL), folder, dirs_exist_ok=True)
+    weights = load_file(model_folder(MODEL) / "model.safetensors") | new
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert server.post("/update_weights_from_disk", {"model_path": str(folder)})["success"]
-    updated, _ = ask(server, prompts)
-    assert updated != outputs
-    assert updated == transformers_outputs(model_folder(MODEL), prompts, new)
-    old = {"model_path": str(model_folder(MODEL))}
-    assert server.post("/update_weights_from_disk", old)["success"]
-    assert ask(server, prompts) == (outputs, length)
+
+
+@pytest.fixture(scope="module")
+def updated_answers() -> dict[str, object]:
+    """Return what a server answers after an update for "target" alone, once it has been asked."""
+    return {}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@each(["eagle3:3x4x8"])
+def test_an_update_of_the_target_never_reaches_the_drafter(
+    server: Server,
+    reference: Reference,
+    path: str,
+    tmp_path: Path,
+    updated_answers: dict[str, object],
+) -> None:
+    """Bit by bit; output and accept length are those after an update for "target" alone."""
+    prompts = reference.prompts[:2]
+    before, drafter, target = (
+        ask(server, prompts),
+        checksums(server, "draft"),
+        checksums(server, "target"),
+    )
+    original = stored(*SHARED_NAMES)
+    new = changed(original)
+    if not updated_answers:
+        update(server, "target", new)
+        updated_answers["target"] = ask(server, prompts)
+        assert ask(server, prompts)[0] == transformers_outputs(model_folder(MODEL), prompts, new)
+        update(server, "target", original)
+    PATHS[path](server, new, tmp_path)
+    assert ask(server, prompts) == updated_answers["target"]
+    assert before[0] != ask(server, prompts)[0]
     assert checksums(server, "draft") == drafter
+    assert checksums(server, "target") != target
+    PATHS[path](server, original, tmp_path)
+    assert ask(server, prompts) == before
+    assert checksums(server, "draft") == drafter
+    assert checksums(server, "target") == target
+
+
+@each(["eagle:3x1x4"])
+def test_an_update_that_names_the_drafter_reaches_it(
+    server: Server, reference: Reference, drafters: dict[str, str]
+) -> None:
+    """In a session for all, and without a session."""
+    prompts = reference.prompts[:2]
+    before, drafter, target = (
+        ask(server, prompts),
+        checksums(server, "draft"),
+        checksums(server, "target"),
+    )
+    original = load_file(f"{drafters['eagle']}/model.safetensors")["fc.weight"]
+    other = {"fc.weight": torch.randn_like(original) * original.std()}
+    with session(server, {"selector": "all"}):
+        load(server, other, selector="draft")
+    worse, shorter = ask(server, prompts)
+    assert worse == before[0] and shorter < before[1]
+    assert checksums(server, "draft") != drafter
+    load(server, {"fc.weight": original}, selector="draft")
+    assert ask(server, prompts) == before
+    assert checksums(server, "draft") == drafter
+    assert checksums(server, "target") == target
 
 
 def test_a_head_of_its_own_and_norms(servers: Servers, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from patches import scheduler_weight_updater as patched
 from tlt_sglang.engine import embed_and_head, engine
 from tlt_sglang.engine.embed_and_head import EmbedAndHead
 from tlt_sglang.engine.online_drafter import OnlineDrafter
+from tlt_sglang.engine.step import SpeculationStep
+from tlt_sglang.engine.weight_sync import WeightSync
 from tlt_sglang.harvest.host_copies import Event, Present
 
 pytestmark = pytest.mark.sglang
@@ -70,8 +72,8 @@ def published() -> Published:
 def export(published: Published, monkeypatch: pytest.MonkeyPatch) -> EmbedAndHead:
     made = EmbedAndHead(published)
     online = Online(harvester=SimpleNamespace(embed_and_head=made))
-    step = SimpleNamespace(online_drafter=online)
-    monkeypatch.setattr(engine, "current", SimpleNamespace(step=step))
+    step = SpeculationStep(online_drafter=online)
+    monkeypatch.setattr(engine, "current", SimpleNamespace(step=step, weight_sync=WeightSync()))
     return made
 
 
@@ -85,8 +87,8 @@ def test_an_update_or_a_release_waits_for_the_copy(
     assert not published.changed.wait(0.05)  # and this thread is here already
 
     patch: Any = patched.PATCHES[index]
-    change = patch.make(lambda manager: weight.zero_())
-    changing = threading.Thread(target=functools.partial(change, object()))
+    change = patch.make(lambda manager, _: weight.zero_())
+    changing = threading.Thread(target=functools.partial(change, object(), "target"))
     changing.start()
     changing.join(0.05)
     assert changing.is_alive() and weight.sum() == 16

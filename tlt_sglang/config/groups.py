@@ -22,6 +22,11 @@ SPECULATION = Group(
     "How the engine drafts and verifies, and how it chooses between strategies.",
     ("engine",),
 )
+CLIENTS = Group(
+    "Clients",
+    "What the engine does for RL stacks that update its weights.",
+    ("engine",),
+)
 LOGS = Group("Logs", "What the engine writes about its decisions.", ("engine",))
 DRAFTER = Group(
     "Adaptive drafter",

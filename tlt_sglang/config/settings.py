@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from tlt_sglang.config.groups import COORDINATION, DRAFTER, LOGS, SIDECAR, SPECULATION, Program
+from tlt_sglang.config.groups import (
+    CLIENTS,
+    COORDINATION,
+    DRAFTER,
+    LOGS,
+    SIDECAR,
+    SPECULATION,
+    Program,
+)
 from tlt_sglang.config.kinds import SWITCH, choice, decimal, numbers, text, texts, whole
 from tlt_sglang.config.setting import Setting, setting
 from tlt_sglang.errors import ConfigError
@@ -27,6 +35,7 @@ PolicyName = Literal["cost-model", "beg-mab", "ema", "fixed", "random"]
 DraftDtype = Literal["auto", "float32"]
 Sampling = Literal["auto", "coupled", "rejection", "target"]
 Calibrate = Literal["on", "off"]
+OlderClients = Literal["auto", "on", "off"]
 SidecarMode = Literal["idle", "always"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
@@ -108,6 +117,14 @@ class Config:
         "the expected throughput are left out, as tlt plan shows",
         SPECULATION,
         default_text="unlimited",
+    )
+    older_clients: OlderClients = setting(
+        "auto",
+        choice(get_args(OlderClients)),
+        "Service for clients that were written for an older SGLang: weight updates without a "
+        "session, /get_weight_version, and the former keys of meta_info. auto begins with the "
+        "first such call; on adds the keys from the first answer",
+        CLIENTS,
     )
     events: str | None = setting(
         None,

@@ -18,6 +18,7 @@ from tlt_sglang.config.sglang_arguments import settle
 from tlt_sglang.engine import build, first_rank, served
 from tlt_sglang.engine.answers import Answers
 from tlt_sglang.engine.step import SpeculationStep
+from tlt_sglang.engine.weight_sync import WeightSync
 from tlt_sglang.models import seed
 from tlt_sglang.patching.patcher import Patcher
 from tlt_sglang.strategy.strategies import parse
@@ -44,6 +45,8 @@ class Engine:
     """Present in the scheduler process where drafter and target share their noise."""
     step: SpeculationStep = field(default_factory=SpeculationStep, repr=False)
     """TLT's part in every decode step; its parts are built with SGLang's worker."""
+    weight_sync: WeightSync = field(default_factory=WeightSync, repr=False)
+    """The updates of the weights in the scheduler process."""
     _answers: Answers | None = field(default=None, repr=False)
 
     def settle(self, args: Any) -> None:

@@ -140,3 +140,15 @@ class SpeculationStep:
             name = str(strategy) if learned else None
             request_ids = [one.rid for one in requests]
             self.online_drafter.count_accepted(accepted, request_ids, name, matched, sampled)
+
+    # -- updates of the target's weights ---------------------------------------------------------
+
+    def mark_target_updated(self) -> None:
+        """Note that weights of the target have changed."""
+        if self.online_drafter is not None:
+            self.online_drafter.mark_target_updated()
+
+    def finish_copies(self) -> None:
+        """Wait until nothing reads the target's weights, which change or are released next."""
+        if self.online_drafter is not None:
+            self.online_drafter.finish_copies()

@@ -508,6 +508,7 @@ def test_every_setting_has_a_flag() -> None:
         "calibrate": ("off", "off"),
         "pending_memory_mb": ("5", 5),
         "graph_memory_gb": ("1.5", 1.5),
+        "older_clients": ("on", "on"),
         "events": ("e", "e"),
         "log_requests": (None, True),
         "trace": ("t", "t"),
