@@ -1,5 +1,5 @@
 # Work on this repository on a machine without a GPU: Linux on x86-64, Python 3.11 or newer, 8 GB of
-# disk. On a GPU machine none of this is needed: `pip install tlt-sglang` brings SGLang with it.
+# disk. On a GPU machine none of this is needed: `pip install tlt-sglang[sglang]` brings SGLang, too.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,36 +7,55 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve unit check style types test gpu fuzz identity bench figures lock clean
+.PHONY: help setup prepare serve unit check style types test test-versions test-version gpu fuzz identity bench
+.PHONY: figures lock clean
 
-PYTHON := .venv/bin/python
-UV := .venv/bin/uv
+# SGLANG=0.5.16 makes and uses an environment of its own beside .venv, from the lock of that version.
+DEFAULT_SGLANG := $(shell sed -n 's/^sglang==//p' requirements/cpu.in)
+SGLANG := $(DEFAULT_SGLANG)
+ifeq ($(SGLANG),$(DEFAULT_SGLANG))
+NAME :=
+else
+NAME := -$(SGLANG)
+endif
+VENV := .venv$(NAME)
+LOCK := requirements/cpu$(NAME).txt
+# The versions beside the default one that have a lock, the newest first.
+VERSIONS := $(shell ls requirements/cpu-*.in | sed -E 's/.*cpu-(.*)\.in/\1/' | sort -rV)
+
+PYTHON := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
 UV_VERSION := 0.13.9
 MODEL := smollm2-135m
 STAND_IN := tlt_sglang/cpu/stand_in
-LOCK := requirements/cpu.txt
 # The bytecode of the tests is stored even where the environment forbids it: to make it takes seconds.
 UNIT_TESTS := env -u PYTHONDONTWRITEBYTECODE $(PYTHON) -m pytest -n 2 --dist worksteal tests/unit tests/patches
 # The rooms of pure decisions, of which the unit tests must cover nearly all lines and branches.
 COVERAGE := --cov --cov-report=term
+# What is tested with every SGLang: start, identity, sampling, weights and switching of strategies.
+VERSION_TESTS := tests/engine/test_start.py tests/engine/test_identity.py tests/engine/test_sampling.py \
+  tests/engine/test_coupled.py tests/engine/test_weights.py tests/engine/test_switching.py
 # Paths in ARGS replace the default ones.
 TEST_PATHS := $(filter tests tests/%,$(ARGS))
 
 # Each step ends by writing its stamp: an interrupted setup continues where it stopped, and a complete
 # one costs nothing.
-ENVIRONMENT := .venv/.stamp-environment
-SYNCED := .venv/.stamp-synced
+ENVIRONMENT := $(VENV)/.stamp-environment
+SYNCED := $(VENV)/.stamp-synced
 # Exists while a sync runs. uv regards a package whose installation was interrupted as installed, so a
 # sync that finds this mark reinstalls all packages from its cache.
-SYNCING := .venv/.mark-syncing
-INSTALLED := .venv/.stamp-installed
+SYNCING := $(VENV)/.mark-syncing
+INSTALLED := $(VENV)/.stamp-installed
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
-setup: $(INSTALLED) ## make .venv from the lock (a few minutes and 8 GB the first time)
+setup: $(INSTALLED) ## make .venv from the lock (a few minutes, 8 GB); SGLANG=0.5.16 makes .venv-0.5.16
 
-$(ENVIRONMENT):
+requirements/cpu-%.txt:
+	@echo "There is no lock for SGLang $*; SGLANG is one of: $(DEFAULT_SGLANG) $(VERSIONS)." >&2; exit 1
+
+$(ENVIRONMENT): | $(LOCK)
 	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then
 	  echo "This lock is for Linux on x86-64, this machine is $$(uname -sm)." >&2; exit 1
 	fi
@@ -49,10 +68,10 @@ $(ENVIRONMENT):
 	  if [ -z "$$base" ]; then
 	    echo "No Python 3.11 or newer found: install one that python3.11 or python3 starts." >&2; exit 1
 	  fi
-	  echo "Making .venv with $$($$base --version)"
-	  $$base -m venv --clear .venv
-	  awk '/^uv==/ {on = 1; print; next} on && /--hash/ {print; next} on {exit}' $(LOCK) >.venv/uv.txt
-	  $(PYTHON) -m pip install --no-deps --require-hashes -r .venv/uv.txt
+	  echo "Making $(VENV) with $$($$base --version)"
+	  $$base -m venv --clear $(VENV)
+	  awk '/^uv==/ {on = 1; print; next} on && /--hash/ {print; next} on {exit}' $(LOCK) >$(VENV)/uv.txt
+	  $(PYTHON) -m pip install --no-deps --require-hashes -r $(VENV)/uv.txt
 	fi
 	touch $@
 
@@ -75,7 +94,7 @@ $(INSTALLED): $(SYNCED) pyproject.toml $(STAND_IN)/pyproject.toml
 	touch $@
 
 prepare: setup ## store the small model in the cache folder (once, under a minute)
-	@.venv/bin/tlt prepare $(MODEL)
+	@$(VENV)/bin/tlt prepare $(MODEL)
 
 serve: prepare ## serve the small model on port 30000; ARGS="..." go to SGLang
 	@exec $(PYTHON) -m tlt_sglang.launch_server --model $(MODEL) --adaptive-spec $(ARGS)
@@ -83,12 +102,12 @@ serve: prepare ## serve the small model on port 30000; ARGS="..." go to SGLang
 check: style types ## ruff, mypy, and the patches against the installed SGLang
 
 style: setup
-	@.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(PYTHON) apply_patches.py --check
 
 types: setup
-	@.venv/bin/mypy
+	@$(VENV)/bin/mypy
 
 unit: setup ## unit and patch tests, in under a minute
 	@$(UNIT_TESTS)
@@ -98,7 +117,7 @@ unit: setup ## unit and patch tests, in under a minute
 test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="path" runs that path alone
 	@if [ -n "$(TEST_PATHS)" ]; then exec $(PYTHON) -m pytest $(ARGS); fi
 	log=$$(mktemp)
-	.venv/bin/mypy >"$$log" 2>&1 & typing=$$!
+	$(VENV)/bin/mypy >"$$log" 2>&1 & typing=$$!
 	trap 'kill $$typing 2>/dev/null || true; rm -f "$$log"' EXIT
 	failed=0
 	# Status 5 says that ARGS select no test here.
@@ -110,7 +129,23 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="pa
 	run $(PYTHON) -m pytest --durations=15 tests/engine tests/gpu $(ARGS)
 	exit $$failed
 
-# On a GPU machine, with the Python that `pip install tlt-sglang` was made for.
+test-versions: ## test every other SGLang with a lock, twelve minutes each; ARGS go to pytest
+	@failed=0
+	for version in $(VERSIONS); do
+	  echo "SGLang $$version"
+	  $(MAKE) --no-print-directory test-version SGLANG=$$version || failed=1
+	done
+	exit $$failed
+
+test-version: setup prepare ## test one other SGLang, as SGLANG=0.5.16
+	@failed=0
+	$(PYTHON) apply_patches.py --check
+	run() { "$$@" || { status=$$?; [ $$status = 5 ] || failed=$$status; }; }
+	run $(PYTHON) -m pytest -n 2 --dist worksteal tests/patches tests/unit/packaging $(ARGS)
+	run $(PYTHON) -m pytest --durations=15 $(VERSION_TESTS) $(ARGS)
+	exit $$failed
+
+# On a GPU machine, with the Python that the wheel was installed for.
 gpu: ## check and time everything on one GPU, in twelve minutes; ARGS="OUT --parts a,b"
 	@exec python -m tests.gpu.run $(or $(ARGS),build/gpu)
 
@@ -126,12 +161,16 @@ bench: $(ENVIRONMENT) ## list the benchmarks; each has --help
 figures: $(ENVIRONMENT) ## count the figures of the code's shape, each with its bar
 	@$(PYTHON) -m tools.figures
 
-lock: $(ENVIRONMENT) ## write requirements/cpu.txt again; ARGS=--upgrade takes newer versions
-	@$(UV) pip compile requirements/cpu.in --override requirements/cpu-overrides.txt \
+# The lock of another SGLang starts from the versions of the default one, and is made with its uv.
+lock: ## write the lock again, also of SGLANG=0.5.16; ARGS=--upgrade takes newer versions
+	@$(MAKE) --no-print-directory SGLANG=$(DEFAULT_SGLANG) .venv/.stamp-environment
+	[ -f $(LOCK) ] || cp requirements/cpu.txt $(LOCK)
+	.venv/bin/uv pip compile requirements/cpu$(NAME).in --override requirements/cpu-overrides.txt \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_34 --generate-hashes \
-	  --no-emit-package pip --custom-compile-command 'make lock' --output-file $(LOCK) $(ARGS) >/dev/null
+	  --no-emit-package pip --custom-compile-command 'make lock$(if $(NAME), SGLANG=$(SGLANG))' \
+	  --output-file $(LOCK) $(ARGS) >/dev/null
 
 clean: ## remove build products and caches; .venv and the model cache stay
 	@rm -rf build dist *.egg-info $(STAND_IN)/build $(STAND_IN)/*.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -3,7 +3,7 @@
 #
 # This script has not run on a GPU yet; the flags were read in the source of SGLang 0.5.23 (docs/gpu.md).
 #
-#   pip install tlt-sglang        # brings stock SGLang 0.5.23 with its CUDA stack
+#   pip install "tlt-sglang[sglang]"   # brings stock SGLang with its CUDA stack
 #   MODEL=meta-llama/Llama-3.1-8B-Instruct DRAFTER=/path/to/eagle3 launch/cuda-one-gpu.sh
 set -euo pipefail
 : "${MODEL:?set MODEL to a folder or hub id}" "${DRAFTER:?set DRAFTER to an EAGLE-3 checkpoint}"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from dataclasses import dataclass
@@ -14,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import wheels
+from tests.support.wheels import ROOT
 from tlt_sglang import __version__
 from tlt_sglang.upstream import versions
 
-ROOT = Path(__file__).resolve().parents[3]
-UV = Path(sys.executable).with_name("uv")
 STAND_IN = Path("tlt_sglang/cpu/stand_in")
 
 
@@ -45,35 +43,13 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Build the wheel from a copy of the tree that has no link, and install it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "TABLE.md")
-    for name in ("tlt_sglang", "patches"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=skip)
-    (source / "tlt_sglang/patches").unlink()
-    uv("build", "--wheel", "--no-build-isolation", "--python", sys.executable, str(source))
-    (wheel,) = (source / "dist").glob("*.whl")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Install the wheel alone into an empty environment."""
     assert wheel.name == f"tlt_sglang-{__version__}-py3-none-any.whl"
-
-    environment = folder / "environment"
-    uv("venv", "--python", sys.executable, str(environment))
-    python = str(environment / "bin/python")
-    uv("pip", "install", "--no-deps", "--python", python, str(wheel))
+    folder, python = wheels.environment(tmp_path_factory.mktemp("installed") / "environment")
+    wheels.uv("pip", "install", "--no-deps", "--python", python, str(wheel))
     with zipfile.ZipFile(wheel) as archive:
-        return Installed(frozenset(archive.namelist()), environment / "bin")
-
-
-def uv(*arguments: str) -> None:
-    """Run uv without a network."""
-    environment = os.environ | {"PYTHONPATH": ""}
-    command = [str(UV), "--offline", "--no-config", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+        return Installed(frozenset(archive.namelist()), folder / "bin")
 
 
 def test_every_package_is_listed() -> None:
