@@ -38,14 +38,14 @@ class Pin:
 
 def pins(lock: Path) -> dict[str, Pin]:
     """Return the packages of a lock by name."""
-    found: dict[str, Pin] = {}
+    packages: dict[str, Pin] = {}
     for block in re.split(r"\n(?=[\w.-]+==)", lock.read_text(encoding="utf-8")):
         named = re.match(r"([\w.-]+)==(\S+)", block)
         if named:
             via = re.findall(r"^    # +(?:via )?(\S.*)$", block, re.MULTILINE)
             wanted_by = tuple(line for line in via if line != "via")
-            found[canonicalize_name(named[1])] = Pin(named[2], wanted_by)
-    return found
+            packages[canonicalize_name(named[1])] = Pin(named[2], wanted_by)
+    return packages
 
 
 def test_nothing_requires_an_sglang() -> None:
