@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from tests.support import wheels
 from tests.support.wheels import ROOT
 from tlt_sglang import __version__
+from tlt_sglang.upstream import versions
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIREMENTS = [Requirement(text) for text in PROJECT["dependencies"]]
@@ -50,6 +51,13 @@ def pins(lock: Path) -> dict[str, Pin]:
 
 def test_nothing_requires_an_sglang() -> None:
     assert "sglang" not in {requirement.name for requirement in REQUIREMENTS}
+
+
+def test_each_known_sglang_has_an_extra() -> None:
+    extras = PROJECT["optional-dependencies"]
+    expected = {f"sglang-{version}": [f"sglang=={version}"] for version in versions.SHAPES}
+    assert {name: extras[name] for name in extras if name.startswith("sglang-")} == expected
+    assert extras["sglang"] == expected[f"sglang-{versions.NEWEST}"]
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
