@@ -110,6 +110,12 @@ def test_requests_without_a_seed_differ_and_so_do_the_samples_of_one(
     assert [answer["output_ids"] for answer in again] == [one["output_ids"] for one in answers]
 
 
+def pool_of_a_real_model(servers: Servers, drafters: dict[str, str]) -> Server:
+    pool = POOL.replace("eagle:", "eagle3:")
+    flags = (*COUPLED, "--tlt-policy", "random")
+    return servers.get(pool, *flags, drafter=drafters["eagle3"])
+
+
 def test_a_real_model_under_every_change_of_logits(
     servers: Servers, drafters: dict[str, str]
 ) -> None:
@@ -130,9 +136,28 @@ def test_a_real_model_under_every_change_of_logits(
             return list(threads.map(ask, requests))
 
     expected = answers(servers.get("off", *COUPLED))
-    pool = POOL.replace("eagle:", "eagle3:")
-    flags = (*COUPLED, "--tlt-policy", "random")
-    server = servers.get(pool, *flags, drafter=drafters["eagle3"])
+    server = pool_of_a_real_model(servers, drafters)
     assert answers(server) == expected
     server.post("/tlt/strategy", {"strategy": PINNED.replace("eagle:", "eagle3:")})
     assert answers(server) == expected
+
+
+def test_an_answer_that_was_predicted_takes_few_steps(
+    servers: Servers, drafters: dict[str, str]
+) -> None:
+    """The answer of the epoch before, asked again with its seed; and with another seed."""
+    server = pool_of_a_real_model(servers, drafters)
+    server.post("/tlt/strategy", {"strategy": "ngram:4"})
+    for number, prompt in enumerate(prompts()[:4]):
+        shape: dict[str, Any] = {"temperature": 1.0}
+        first = server.generate(prompt, 64, sampling_seed=number, **shape)
+        server.post("/flush_cache")
+        predicted = {"predicted_output": first["output_ids"]}
+        again, other = (
+            server.generate(prompt, 64, sampling_seed=seed, custom_params=predicted, **shape)
+            for seed in (number, number + 100)
+        )
+        assert again["output_ids"] == first["output_ids"] != other["output_ids"]
+        # One token of the prefill, then mostly five a step.
+        assert again["meta_info"]["spec_verify_ct"] <= 20
+        assert first["meta_info"]["spec_verify_ct"] > 40

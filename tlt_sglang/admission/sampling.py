@@ -39,6 +39,8 @@ MAX_GRAMMAR_REGEX = 8192
 MAX_NESTING = 64
 """The deepest JSON of a schema; xgrammar needs minutes for one of thousands."""
 
+PREDICTED_OUTPUT = "predicted_output"
+"""Name in `custom_params` of the token ids that the client expects as output."""
 GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
 INTERNAL = frozenset(
     {
@@ -123,6 +125,9 @@ RULES = (
     ),
 )
 
+CUSTOM_RULES = (Rule(PREDICTED_OUTPUT, token_ids, "a list of token ids from 0 to {last_token}"),)
+"""The rules of what stands in `custom_params` for us; the rest is a logit processor's."""
+
 
 def sampling_problems(parameters: Mapping[str, object], limits: Limits) -> Iterator[str]:
     """Yield a sentence for everything that is wrong with one request's sampling parameters."""
@@ -130,6 +135,9 @@ def sampling_problems(parameters: Mapping[str, object], limits: Limits) -> Itera
         yield f"{name} cannot be set by a request; leave it out."
     # Only where each field is valid by itself does it say anything about another.
     sentences = list(problems(RULES, parameters, limits))
+    custom = parameters.get("custom_params")
+    if not sentences and isinstance(custom, Mapping):
+        sentences = list(problems(CUSTOM_RULES, custom, limits))
     yield from sentences
     if not sentences:
         yield from _lengths(parameters)

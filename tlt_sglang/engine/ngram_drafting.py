@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tlt_sglang.drafters.ngram import Matches, NgramIndex
+from tlt_sglang.admission.sampling import PREDICTED_OUTPUT
+from tlt_sglang.drafters.ngram import Matches, NgramIndex, RequestText
+from tlt_sglang.drafters.ngram_kernels import LONGEST
 from tlt_sglang.engine.deferred import request_ids
 from tlt_sglang.engine.in_flight import InFlight
 from tlt_sglang.engine.to_device import to_device
@@ -22,7 +24,7 @@ from tlt_sglang.strategy.strategies import Strategy, depth_of, uses_match
 
 if TYPE_CHECKING:
     from tlt_sglang.graphs.states import RuntimeStates
-    from tlt_sglang.upstream.protocols import Batch, StepResult, VerifyInput
+    from tlt_sglang.upstream.protocols import Batch, Request, StepResult, VerifyInput
 
 MAX_LOOKUP_BATCH = 16
 """Requests up to which matches are looked up in every step; a larger batch has no time for it."""
@@ -46,6 +48,7 @@ class NgramDrafting:
     def prefill(self, batch: Batch) -> None:
         """Note a prefill that is launched."""
         self.index.begin(request_ids(batch))
+        self.index.extend([text for one in batch.reqs if (text := predicted(one)) is not None])
         self.in_flight.prefill(batch)
 
     def begin(self, batch: Batch | None) -> Sequence[int]:
@@ -131,6 +134,16 @@ class NgramDrafting:
         self._read(batch)
         depth = self._max_depth + self.in_flight.max_tokens
         return self.index.look_up(request_ids(batch), depth)
+
+
+def predicted(request: Request) -> RequestText | None:
+    """Return the output that the client of a new request predicts, as a text of its own that
+    follows the end of the prompt; None without one."""
+    custom = request.sampling_params.custom_params or {}
+    output = custom.get(PREDICTED_OUTPUT)
+    if not isinstance(output, list) or request.output_ids:
+        return None
+    return f"{request.rid} {PREDICTED_OUTPUT}", request.origin_input_ids[-LONGEST:], output
 
 
 def matched_rows(strategy: Strategy, lengths: Sequence[int]) -> list[int]:

@@ -2,8 +2,8 @@
 
 The score of token v is z(v) + g(v): the row's logit, divided by the temperature, and the noise that
 a hash of (seed, position, v) gives. Hash and noise are those of SGLang's `multinomial_with_seed`,
-which is the reference that the tests compare with; the CPU engine's kernel is `cpu.kernels.noise`.
-Nothing here waits for the device.
+which is the reference that the tests compare with; the CPU engine's kernel is `cpu.kernels.noise`,
+which also tells how the filters work without sorting. Nothing here waits for the device.
 
 Runs in the scheduler process.
 """
@@ -41,38 +41,15 @@ def sample(
         top_ps: ``[T]``, None for no limit.
         min_ps: ``[T]``, None for no limit.
     """
-    kept = None
-    if any(limits is not None for limits in (top_ks, top_ps, min_ps)):
-        kept = kept_tokens(logits, temperatures, top_ks, top_ps, min_ps)
+    given, filters = (top_ks, top_ps, min_ps), None
+    if any(limits is not None for limits in given):
+        filters = torch.zeros((3, len(logits)), dtype=torch.float64, device=logits.device)
+        filters[1] = 1.0
+        for row, limits in zip(filters, given, strict=True):
+            if limits is not None:
+                row.copy_(limits.view(-1))
     greedy = None if top_ks is None else top_ks.view(-1) == 1
-    return argmax(logits, temperatures, seeds, positions, kept=kept, greedy=greedy)
-
-
-def kept_tokens(
-    logits: torch.Tensor,
-    temperatures: torch.Tensor,
-    top_ks: torch.Tensor | None,
-    top_ps: torch.Tensor | None,
-    min_ps: torch.Tensor | None,
-) -> torch.Tensor:
-    """Return which tokens the filters of each row keep, [T, V] bool; arguments as in `sample`.
-
-    All filters look at the unfiltered distribution, as in SGLang's
-    `top_k_top_p_min_p_sampling_from_probs_torch`. Among equal probabilities the lower token id
-    ranks first.
-    """
-    probs = torch.softmax(logits.float() / temperatures.view(-1, 1), dim=-1)
-    descending, order = probs.sort(dim=-1, descending=True, stable=True)
-    kept = torch.ones_like(descending, dtype=torch.bool)
-    if top_ks is not None:
-        limits = top_ks.view(-1, 1)
-        kept &= (torch.arange(probs.shape[1], device=probs.device) < limits) | (limits <= 0)
-    if top_ps is not None:
-        limits = top_ps.view(-1, 1)
-        kept &= (descending.cumsum(dim=-1) - descending <= limits) | (limits >= 1)
-    if min_ps is not None:
-        kept &= descending >= descending[:, :1] * min_ps.view(-1, 1)
-    return torch.empty_like(kept).scatter_(1, order, kept)
+    return argmax(logits, temperatures, seeds, positions, filters=filters, greedy=greedy)
 
 
 def argmax(
@@ -81,7 +58,7 @@ def argmax(
     seeds: torch.Tensor,
     positions: torch.Tensor,
     *,
-    kept: torch.Tensor | None = None,
+    filters: torch.Tensor | None = None,
     greedy: torch.Tensor | None = None,
     token_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -92,7 +69,9 @@ def argmax(
         temperatures: as in `sample`.
         seeds: as in `sample`.
         positions: as in `sample`.
-        kept: ``[T, D]`` bool, the tokens that may be chosen; None for all.
+        filters: ``[3, T]`` float64, each row's top-k (0 for no limit), top-p and min-p; None for
+            none. They look at the unfiltered distribution, as SGLang's
+            `top_k_top_p_min_p_sampling_from_probs_torch` does.
         greedy: ``[T]`` bool, rows without noise; None for none of them.
         token_ids: ``[D]`` int64, the tokens that the columns stand for; None for the columns.
 
@@ -108,13 +87,14 @@ def argmax(
         temperatures.float().contiguous(),
         seeds.contiguous(),
         positions.contiguous(),
-        logits if kept is None else kept.contiguous(),
+        logits if filters is None else filters,
         logits if greedy is None else greedy.contiguous(),
         logits if token_ids is None else token_ids.contiguous(),
         columns,
+        rows,
         width,
         logits.stride(0),
-        FILTERED=kept is not None,
+        FILTERED=filters is not None,
         MAY_BE_GREEDY=greedy is not None,
         RENAMED=token_ids is not None,
         BLOCK=BLOCK,
@@ -192,10 +172,11 @@ def _argmax(  # type: ignore[no-untyped-def]
     temperatures,
     seeds,
     positions,
-    kept,
+    filters,
     greedy,
     token_ids,
     chosen,
+    rows,
     width,
     stride,
     FILTERED: tl.constexpr,
@@ -210,30 +191,81 @@ def _argmax(  # type: ignore[no-untyped-def]
     noiseless = False
     if MAY_BE_GREEDY:
         noiseless = tl.load(greedy + row).to(tl.int1)
-    best = tl.full([], float("-inf"), tl.float64)
     column = tl.full([], 0, tl.int64)
-    for begin in range(0, width, BLOCK):
-        columns = begin + tl.arange(0, BLOCK)
-        inside = columns < width
-        z = tl.load(logits + row * stride + columns, mask=inside, other=float("-inf"))
-        z = tl.div_rn(z.to(tl.float32), temperature)
+    # The token that those looked at rank before: at first none.
+    last_z = tl.full([], float("-inf"), tl.float32)
+    last = tl.full([], 0, tl.int64) + width
+    searching = True
+    while searching:
+        best = tl.full([], float("-inf"), tl.float64)
+        best_z = tl.full([], float("-inf"), tl.float32)
+        largest_z = tl.full([], float("-inf"), tl.float32)
+        for begin in range(0, width, BLOCK):
+            columns = begin + tl.arange(0, BLOCK)
+            inside = columns < width
+            z = tl.load(logits + row * stride + columns, mask=inside, other=float("-inf"))
+            z = tl.div_rn(z.to(tl.float32), temperature)
+            if FILTERED:
+                largest_z = tl.maximum(tl.max(z, axis=0), largest_z)
+                before = (z > last_z) | ((z == last_z) & (columns < last))
+                z = tl.where(before, z, float("-inf"))
+            # Where the largest noise is not enough, none is computed.
+            if tl.max(z, axis=0).to(tl.float64) + LARGEST_NOISE > best:
+                tokens = columns.to(tl.uint32)
+                if RENAMED:
+                    tokens = tl.load(token_ids + columns, mask=inside, other=0).to(tl.uint32)
+                noise = _noise(_hash(seed, position, tokens))
+                if MAY_BE_GREEDY:
+                    noise = tl.where(noiseless, 0.0, noise)
+                scores = z.to(tl.float64) + noise
+                largest = tl.max(scores, axis=0)
+                first = tl.min(tl.where(scores == largest, columns, width), axis=0)
+                if largest > best:
+                    column = first.to(tl.int64)
+                    best_z = tl.max(tl.where(columns == first, z, float("-inf")), axis=0)
+                best = tl.maximum(largest, best)
+        searching = False
         if FILTERED:
-            keep = tl.load(kept + row * width + columns, mask=inside, other=0)
-            z = tl.where(keep.to(tl.int1), z, float("-inf"))
-        # Where the largest noise is not enough, none is computed.
-        if tl.max(z, axis=0).to(tl.float64) + LARGEST_NOISE > best:
-            tokens = columns.to(tl.uint32)
-            if RENAMED:
-                tokens = tl.load(token_ids + columns, mask=inside, other=0).to(tl.uint32)
-            noise = _noise(_hash(seed, position, tokens))
-            if MAY_BE_GREEDY:
-                noise = tl.where(noiseless, 0.0, noise)
-            scores = z.to(tl.float64) + noise
-            largest = tl.max(scores, axis=0)
-            first = tl.min(tl.where(scores == largest, columns, width), axis=0)
-            column = tl.where(largest > best, first.to(tl.int64), column)
-            best = tl.maximum(largest, best)
+            if best > float("-inf"):
+                searching = _is_dropped(
+                    logits + row * stride,
+                    temperature,
+                    best_z,
+                    column,
+                    largest_z,
+                    width,
+                    tl.load(filters + row),
+                    tl.load(filters + rows + row),
+                    tl.load(filters + 2 * rows + row),
+                    BLOCK,
+                )
+            last_z, last = best_z, column
     tl.store(chosen + row, column)
+
+
+@triton.jit
+def _is_dropped(  # type: ignore[no-untyped-def]
+    logits, temperature, z_of, column, largest_z, width, top_k, top_p, min_p, BLOCK: tl.constexpr
+):
+    """Return whether the filters of a row drop the token of a column, with logit `z_of`."""
+    dropped = False
+    if ((top_k > 0) & (top_k < width)) | (top_p < 1) | (min_p > 0):
+        count = tl.full([], 0, tl.int32)
+        total = tl.full([], 0, tl.float64)
+        mass = tl.full([], 0, tl.float64)
+        for begin in range(0, width, BLOCK):
+            columns = begin + tl.arange(0, BLOCK)
+            z = tl.load(logits + columns, mask=columns < width, other=float("-inf"))
+            z = tl.div_rn(z.to(tl.float32), temperature)
+            before = (z > z_of) | ((z == z_of) & (columns < column))
+            weights = tl.exp(z - largest_z).to(tl.float64)
+            count += tl.sum(before.to(tl.int32), axis=0)
+            total += tl.sum(weights, axis=0)
+            mass += tl.sum(tl.where(before, weights, 0.0), axis=0)
+        dropped = (top_p < 1) & (mass > top_p * total)
+        dropped = dropped | ((top_k > 0) & (count >= top_k))
+        dropped = dropped | (tl.exp((z_of - largest_z).to(tl.float64)) < min_p)
+    return dropped
 
 
 @triton.jit

@@ -9,7 +9,7 @@ Shapes: B requests, W verified tokens per request, V vocabulary, N hidden size, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ class SamplingParams(Protocol):
 
     top_k: int
     """1 for greedy requests."""
+    custom_params: Mapping[str, object] | None
 
 
 class Request(Protocol):

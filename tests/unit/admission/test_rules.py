@@ -89,6 +89,21 @@ SAMPLING: dict[str, tuple[list[Any], list[Any]]] = {
 }
 
 
+@pytest.mark.parametrize("tokens", [[], [0, 49151], None])
+def test_a_predicted_output(tokens: object) -> None:
+    assert not said({"predicted_output": tokens})
+
+
+@pytest.mark.parametrize("tokens", ["text", [49152], [-1], [1.5], {"a": 1}])
+def test_a_predicted_output_that_is_none(tokens: object) -> None:
+    (sentence,) = said({"predicted_output": tokens})
+    assert sentence.startswith("predicted_output ")
+
+
+def said(custom_params: dict[str, object]) -> list[str]:
+    return list(sampling_problems({"custom_params": custom_params}, LIMITS))
+
+
 def test_every_sampling_rule_is_tried() -> None:
     assert set(SAMPLING) == {rule.field for rule in SAMPLING_RULES}
 

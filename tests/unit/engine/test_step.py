@@ -23,7 +23,7 @@ POOL = (OFF, CHAIN, TREE, NGRAM)
 VOCAB = 40
 OLD = list(range(1, 21))
 NEW = [30, 31, 32, 33]
-GREEDY, SAMPLED = SimpleNamespace(top_k=1), SimpleNamespace(top_k=1 << 30)
+GREEDY, SAMPLED = (SimpleNamespace(top_k=k, custom_params=None) for k in (1, 1 << 30))
 
 
 class RecordingPolicy:
@@ -123,6 +123,21 @@ def test_a_chain_drafts_the_continuation_of_a_long_match() -> None:
     (observation,) = policy.observed
     assert (observation.strategy, observation.match_lengths) == (CHAIN, [6, 0])
     assert observation.match_outcomes == [(3, False), (0, True)]
+
+
+def test_a_chain_drafts_the_output_that_the_client_predicts() -> None:
+    engine = pool(RecordingPolicy(CHAIN))
+    output: list[int] = []
+    requests = batch(output)
+    expected = {"predicted_output": [31, 32, 33, 34]}
+    requests.reqs[0].sampling_params = SimpleNamespace(top_k=1, custom_params=expected)
+    engine.prefill(lambda: None, requests)
+    output.append(31)
+    verify = step(engine, requests, [[32, 9]], [1])
+    assert verify.draft_token.tolist() == [9, 32, 33, 34]
+    output += [32, 9]  # the text has left the prediction
+    verify = step(engine, requests, [[9]], [0])
+    assert verify.draft_token.tolist() == [9] * 4
 
 
 def test_nothing_is_looked_up_while_the_driver_rests() -> None:

@@ -51,7 +51,7 @@ from tlt_sglang.sampling.triton_noise import BLOCK, _argmax, _scores
 flags = ("FILTERED", "MAY_BE_GREEDY", "RENAMED")
 types = {
     "logits": "*fp32", "temperatures": "*fp32", "seeds": "*i64", "positions": "*i64",
-    "greedy": "*i1", "token_ids": "*i64", "width": "i32", "stride": "i32",
+    "greedy": "*i1", "token_ids": "*i64", "rows": "i32", "width": "i32", "stride": "i32",
 }
 def check(kernel, types, flags, value):
     constants = dict.fromkeys(flags, value) | {"BLOCK": BLOCK}
@@ -62,8 +62,9 @@ def check(kernel, types, flags, value):
     assert "0d41EFFFFFFFE00000" in kernel.asm["ptx"].replace("0x", "0d")
 
 for value in (False, True):
-    check(_argmax, types | {"kept": "*i1", "chosen": "*i64"}, flags, value)
-    check(_scores, types | {"noisy": "*fp32"}, ("RENAMED",), value)
+    check(_argmax, types | {"filters": "*fp64", "chosen": "*i64"}, flags, value)
+    noisy = {name: kind for name, kind in types.items() if name != "rows"} | {"noisy": "*fp32"}
+    check(_scores, noisy, ("RENAMED",), value)
 """
 
 
@@ -104,12 +105,11 @@ def argmax_cases() -> list[Case]:
     halves["logits"] = halves["logits"].to(torch.bfloat16)
     strided["logits"] = strided["logits"][:, ::2]
     rng = torch.Generator().manual_seed(1)
-    kept = torch.rand(4, 1027, generator=rng) < 0.1
     ids = torch.randperm(LARGEST_ID, generator=rng)[:1028].sort().values
     greedy = torch.tensor([True, False, True, False])
     renamed = arguments(4, 1028, 1) | {"token_ids": ids}
-    filtered = arguments(4, 1027, 2) | {"greedy": greedy, "kept": kept}
-    return [*cases, infinite, halves, strided, renamed, filtered]
+    mixed = arguments(4, 1027, 2) | {"greedy": greedy}
+    return [*cases, infinite, halves, strided, renamed, mixed]
 
 
 def score_cases() -> list[Case]:
@@ -153,8 +153,6 @@ def test_tokens_are_those_of_sglang(results: Results) -> None:
 
     for case, columns in zip(argmax_cases(), results["argmax"], strict=True):
         z = case["logits"].float() / case["temperatures"].view(-1, 1)
-        if "kept" in case:
-            z = z.masked_fill(~case["kept"], -torch.inf)
         if "token_ids" in case:  # the scores of all tokens, of which a few may be chosen
             z = torch.full((len(z), LARGEST_ID), -torch.inf).index_copy(1, case["token_ids"], z)
         expected = multinomial_with_seed(z, case["seeds"], case["positions"]).view(-1)

@@ -6,6 +6,11 @@ SGLang's `multinomial_with_seed` samples by it. Here most of the noise is never 
 at most 22.2, so a block whose largest z is too far below the best score so far is left out, and
 within a block only a hash above a bound can win.
 
+Nothing is sorted for top-k, top-p and min-p: what they keep are the first of a row's tokens by
+probability, of equal ones the lower id first. The token with the largest score is nearly always
+among them, and one pass over the row tells, by the number of tokens before it and their
+probability. If it is not, the next one is looked for among the tokens before it.
+
 Runs in the scheduler process. Knows nothing of SGLang.
 """
 
@@ -20,7 +25,8 @@ from numba import carray, cfunc, types
 from tlt_sglang.cpu.kernels.compile import Array, inline
 from tlt_sglang.cpu.kernels.hashing import hash_column, hash_row
 from tlt_sglang.cpu.kernels.team import next_item, pointer_to, start
-from tlt_sglang.cpu.kernels.truncate import limits, truncate_row
+from tlt_sglang.cpu.kernels.truncate import limits
+from tlt_sglang.cpu.kernels.vector import exp_block
 
 BLOCK = 1024
 LARGEST_NOISE = -math.log(2.0**-32)
@@ -48,20 +54,9 @@ def sample(
         top_ps: ``[T]``, None for no limit.
         min_ps: ``[T]``, None for no limit.
     """
-    rows, vocab = logits.shape
-    ks, ps, mins = limits(rows, top_ks, top_ps, min_ps)
-    greedy = ks == 1
-    tokens = top(logits, temperatures, seeds, positions, 1, greedy=torch.from_numpy(greedy))[1]
-    filtered = ~greedy & (((ks > 0) & (ks < vocab)) | (ps < 1) | (mins > 0))
-    if filtered.any():
-        chosen = torch.from_numpy(np.nonzero(filtered)[0])
-        probs = torch.softmax(logits[chosen] / temperatures.view(-1, 1)[chosen], dim=-1)
-        values = probs.numpy()
-        for place, row in enumerate(chosen.tolist()):
-            truncate_row(values[place], ks[row], ps[row], mins[row])
-        ones = torch.ones(len(chosen))
-        tokens[chosen] = top(probs.log_(), ones, seeds[chosen], positions[chosen], 1)[1]
-    return tokens.view(-1)
+    filters = limits(len(logits), top_ks, top_ps, min_ps)
+    greedy = torch.from_numpy(filters[0] == 1)
+    return _top(logits, temperatures, seeds, positions, 1, None, greedy, filters)[1].view(-1)
 
 
 def top(
@@ -88,6 +83,23 @@ def top(
     Returns:
         ``[T, k]`` float32 and ``[T, k]`` int64.
     """
+    if greedy is None:
+        greedy = torch.zeros(len(logits), dtype=torch.bool)
+    return _top(logits, temperatures, seeds, positions, k, token_ids, greedy, _NO_FILTERS)
+
+
+def _top(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    k: int,
+    token_ids: torch.Tensor | None,
+    greedy: torch.Tensor,
+    filters: tuple[Array, Array, Array],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the kernel; for arguments and result see `top`. `filters` are limits on a row, with k=1,
+    or empty."""
     if logits.stride(-1) != 1 or logits.dtype is not torch.float32:
         logits = logits.float().contiguous()
     rows, width = logits.shape
@@ -97,16 +109,19 @@ def top(
         seeds.to(torch.int64).contiguous(),
         positions.to(torch.int64).contiguous(),
         _NO_IDS if token_ids is None else token_ids.contiguous(),
-        torch.zeros(rows, dtype=torch.bool) if greedy is None else greedy.contiguous(),
+        greedy.contiguous(),
     ]
     pointers = [tensor.data_ptr() for tensor in (logits, *inputs, scores, columns)]
-    ids = 0 if token_ids is None else len(token_ids)
-    data = np.array([0, rows, width, logits.stride(0), k, ids, *pointers], np.int64)
+    pointers += [one.ctypes.data for one in filters]
+    ids, filtered = 0 if token_ids is None else len(token_ids), len(filters[0])
+    sizes = [0, rows, width, logits.stride(0), k, ids, filtered]
+    data = np.array([*sizes, *pointers], np.int64)
     start(rows > 1)(_task.address, data.ctypes.data)
     return scores, columns
 
 
 _NO_IDS = torch.empty(0, dtype=torch.int64)
+_NO_FILTERS = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32)
 
 
 @inline(fastmath={"nnan", "nsz", "ninf"})
@@ -168,9 +183,11 @@ def _top_row(
     state: np.uint32,
     greedy: bool,
     ids: Array,
+    last: int,
     scores: Array,
     columns: Array,
 ) -> None:
+    """Fill in the largest scores; if `last` is a column, of the tokens that rank before it."""
     blocks = (row.size + BLOCK - 1) // BLOCK
     largest = np.empty(blocks, np.float32)
     for block in range(blocks):
@@ -196,7 +213,7 @@ def _top_row(
             if _hash_block(state, begin, ids, part) < least:
                 continue
         for i in range(part.size):
-            if part[i] < least:
+            if part[i] < least or (last >= 0 and not _ranks_before(row, begin + i, last)):
                 continue
             score = np.float64(row[begin + i] / temperature)
             if not greedy:
@@ -208,25 +225,86 @@ def _top_row(
                     least = _least_hash(scores[k - 1] - ceiling)
 
 
+@inline()
+def _ranks_before(row: Array, column: int, other: int) -> bool:
+    return row[column] > row[other] or (row[column] == row[other] and column < other)
+
+
+@inline(fastmath={"reassoc"})
+def _sums(values: Array, before: Array) -> tuple[float, float]:
+    total, part = 0.0, 0.0
+    for i in range(values.size):
+        total += np.float64(values[i])
+        part += np.float64(values[i]) if before[i] else 0.0
+    return total, part
+
+
+@inline()
+def _is_kept(
+    row: Array, temperature: np.float32, column: int, k: int, p: np.float32, min_p: np.float32
+) -> bool:
+    """Return whether the filters of a row keep a token; a row of NaN keeps all."""
+    if (k <= 0 or k >= row.size) and p >= 1 and min_p <= 0:
+        return True
+    largest = np.float32(-np.inf)
+    for begin in range(0, row.size, BLOCK):
+        largest = max(largest, _largest(row[begin : begin + BLOCK]))
+    if min_p > 0 and math.exp(np.float64(row[column] - largest) / temperature) < min_p:
+        return False
+    before = np.empty(BLOCK, np.bool_)
+    scaled, powers, ints = (
+        np.empty(BLOCK, np.float32),
+        np.empty(BLOCK, np.float32),
+        np.empty(BLOCK, np.int32),
+    )
+    count, total, mass = 0, 0.0, 0.0
+    value = row[column]
+    for begin in range(0, row.size, BLOCK):
+        block = row[begin : begin + BLOCK]
+        size = block.size
+        for i in range(size):
+            before[i] = block[i] > value or (block[i] == value and begin + i < column)
+            count += 1 if before[i] else 0
+        if p < 1:
+            for i in range(size):
+                scaled[i] = (block[i] - largest) / temperature
+            exp_block(scaled[:size], powers[:size], ints[:size])
+            of_block, of_before = _sums(powers[:size], before[:size])
+            total += of_block
+            mass += of_before
+    return not ((k > 0 and count >= k) or mass > p * total)
+
+
 def _work(pointer: int) -> None:
     """Run on each thread of the team: take one row after the other."""
-    data = carray(pointer, (14,), np.int64)
+    data = carray(pointer, (18,), np.int64)
     rows, width, stride, k = data[1], data[2], data[3], data[4]
-    temperatures = carray(pointer_to(data[7]), (rows,), np.float32)
-    seeds = carray(pointer_to(data[8]), (rows,), np.uint64)
-    positions = carray(pointer_to(data[9]), (rows,), np.uint64)
-    ids = carray(pointer_to(data[10]), (data[5],), np.int64)
-    greedy = carray(pointer_to(data[11]), (rows,), np.bool_)
-    scores = carray(pointer_to(data[12]), (rows, k), np.float32)
-    columns = carray(pointer_to(data[13]), (rows, k), np.int64)
+    temperatures = carray(pointer_to(data[8]), (rows,), np.float32)
+    seeds = carray(pointer_to(data[9]), (rows,), np.uint64)
+    positions = carray(pointer_to(data[10]), (rows,), np.uint64)
+    ids = carray(pointer_to(data[11]), (data[5],), np.int64)
+    greedy = carray(pointer_to(data[12]), (rows,), np.bool_)
+    scores = carray(pointer_to(data[13]), (rows, k), np.float32)
+    columns = carray(pointer_to(data[14]), (rows, k), np.int64)
+    filtered = data[6]
+    ks = carray(pointer_to(data[15]), (filtered,), np.int64)
+    ps = carray(pointer_to(data[16]), (filtered,), np.float32)
+    min_ps = carray(pointer_to(data[17]), (filtered,), np.float32)
     best = np.empty(k, np.float64)
     while True:
         row = next_item(data.ctypes.data)
         if row >= rows:
             return
-        logits = carray(pointer_to(data[6] + row * stride * 4), (width,), np.float32)
+        logits = carray(pointer_to(data[7] + row * stride * 4), (width,), np.float32)
         state = hash_row(seeds[row], positions[row])
-        _top_row(logits, temperatures[row], state, greedy[row], ids, best, columns[row])
+        temperature, last = temperatures[row], -1
+        while True:
+            _top_row(logits, temperature, state, greedy[row], ids, last, best, columns[row])
+            last = columns[row, 0]
+            if filtered == 0 or greedy[row] or last >= width:
+                break
+            if _is_kept(logits, temperature, last, ks[row], ps[row], min_ps[row]):
+                break
         for i in range(k):
             scores[row, i] = best[i]
             columns[row, i] = min(columns[row, i], width - 1)  # of a row of NaN

@@ -71,6 +71,23 @@ def silu_row(gate: Array, up: Array, out: Array, ints: Array) -> None:
         out[i] = gate[i] / (np.float32(1.0) + out[i] * powers[i]) * up[i]
 
 
+@inline(fastmath={"contract"})
+def exp_block(x: Array, out: Array, ints: Array) -> None:
+    """Compute out = exp(x), all [N] and x at most 0; ints [N] is scratch memory.
+
+    What is less than 2 ** -126 becomes that.
+    """
+    powers = ints.view(np.float32)
+    for i in range(out.size):
+        y = max(x[i] * _LOG2E, _MIN_EXPONENT)
+        whole = np.floor(y + np.float32(0.5))
+        f = y - whole
+        ints[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+        out[i] = _C0 + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
+    for i in range(out.size):
+        out[i] *= powers[i]
+
+
 @kernel("void(float32[:, ::1], float32[:, ::1], int32[::1])", fastmath=True)
 def silu_and_mul(x: Array, out: Array, ints: Array) -> None:
     """Compute out = silu(x[:, :N]) * x[:, N:]; x [T, 2N], out [T, N], ints [N] scratch memory."""
