@@ -28,6 +28,7 @@ UV := $(VENV)/bin/uv
 UV_VERSION := 0.13.9
 MODEL := smollm2-135m
 STAND_IN := tlt_sglang/cpu/stand_in
+STARTUP := $(addprefix tlt_sglang/startup/,tlt_sglang.pth tlt_sglang_startup.py)
 # The bytecode of the tests is stored even where the environment forbids it: to make it takes seconds.
 UNIT_TESTS := env -u PYTHONDONTWRITEBYTECODE $(PYTHON) -m pytest -n 2 --dist worksteal tests/unit tests/patches
 # The rooms of pure decisions, of which the unit tests must cover nearly all lines and branches.
@@ -86,8 +87,10 @@ $(SYNCED): $(LOCK) | $(ENVIRONMENT)
 	rm $(SYNCING)
 	touch $@
 
-$(INSTALLED): $(SYNCED) pyproject.toml $(STAND_IN)/pyproject.toml
+$(INSTALLED): $(SYNCED) pyproject.toml $(STAND_IN)/pyproject.toml $(STARTUP)
 	@$(UV) pip install --python $(PYTHON) --no-deps --no-build-isolation -e . -e $(STAND_IN)
+	# A wheel brings these files; an editable install leaves them out.
+	cp $(STARTUP) "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	$(PYTHON) -m compileall -q tlt_sglang patches apply_patches.py
 	echo "Compiling the CPU kernels (once, half a minute)"
 	$(PYTHON) -c "from tlt_sglang.cpu.kernels import argmax, attention, matrix, vector"
@@ -126,7 +129,7 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="pa
 	wait $$typing || failed=1
 	cat "$$log"
 	run $(PYTHON) -m pytest -n 2 --dist worksteal tests/cuda $(ARGS)
-	run $(PYTHON) -m pytest --durations=15 tests/engine tests/gpu $(ARGS)
+	run $(PYTHON) -m pytest --durations=15 tests/engine tests/stacks tests/gpu $(ARGS)
 	exit $$failed
 
 test-versions: ## test every other SGLang with a lock, twelve minutes each; ARGS go to pytest

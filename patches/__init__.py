@@ -32,7 +32,6 @@ SHARED = (
     "draft_utils",
     "eagle_utils",
     "eagle_worker_v2",
-    "engine",
     "http_server",
     "io_struct",
     "layernorm",

@@ -13,27 +13,35 @@ if TYPE_CHECKING:
 
 @wraps_upstream(
     "sglang.srt.entrypoints.http_server:_setup_and_run_http_server",
-    why="adds our routes and our warm-up to SGLang's app before it is served",
-    remove_when="plugins can add HTTP routes and warm-ups",
+    why="shared memory of killed processes is recognised by the id of their server, and several "
+    "tokenizer workers import the app by its name",
+    remove_when="SGLang removes what its processes leave behind, and loads plugins in tokenizer "
+    "workers",
     process="main",
 )
 def setup_and_run_http_server(original: Upstream, *args: Any, **kwargs: Any) -> object:
-    from sglang.srt.entrypoints import http_server
     from sglang.srt.environ import envs
 
-    from tlt_sglang.engine import calibration
-    from tlt_sglang.engine.admin import add_routes
     from tlt_sglang.launcher import leftovers
-    from tlt_sglang.serving import http_errors
 
     port_args = kwargs.get("port_args") or args[3]
     leftovers.belongs_to(port_args.instance_id)
-    calibration.register()
-    http_errors.install(http_server.app)
-    add_routes(http_server.app, http_server.get_global_state)
-    # Several tokenizer workers import the app by this name.
     envs.SGLANG_HTTP_SERVER_APP_PATH.set("tlt_sglang.plugin:app")
     return original(*args, **kwargs)
+
+
+@wraps_upstream(
+    "sglang.srt.entrypoints.http_server:set_global_state",
+    why="adds our routes and our warm-up to SGLang's app before it is served, by SGLang or by a "
+    "stack's own uvicorn",
+    remove_when="plugins can add HTTP routes and warm-ups",
+    process="main",
+)
+def set_global_state(original: Upstream, global_state: object) -> None:
+    from tlt_sglang.startup import http_app
+
+    original(global_state)
+    http_app.prepare()
 
 
 @wraps_upstream(
@@ -48,4 +56,4 @@ async def serve_generate_request(original: Upstream, obj: Call, request: object)
     return await admit.stream(await original(obj, request), obj.stream)
 
 
-PATCHES = (setup_and_run_http_server, serve_generate_request)
+PATCHES = (setup_and_run_http_server, set_global_state, serve_generate_request)

@@ -19,34 +19,33 @@ _MODULE = "sglang.srt.server_args"
     process="main",
 )
 def resolve_once(original: Upstream, args: Any) -> None:
-    from tlt_sglang.config.sglang_arguments import native_fields
-    from tlt_sglang.engine import engine
+    from tlt_sglang.startup import arguments
 
     if not getattr(args, "_resolution_finished", False):
-        engine.require().settle(args)
-        for name, value in native_fields(
-            engine.require().config, args, engine.require().device
-        ).items():
-            setattr(args, name, value)
+        arguments.before_resolution(args)
     original(args)
 
 
 @wraps_upstream(
     f"{_MODULE}:ServerArgs.check_server_args",
-    why="arguments that were resolved before plugins loaded must not run without the configured "
-    "strategy, and nothing may run if another plugin has undone a patch",
-    remove_when="SGLang loads plugins before it resolves arguments, however it is started",
+    why="the last step before processes start: arguments that were resolved before plugins loaded "
+    "get the strategy, nothing runs if another plugin has undone a patch, and the app gets our "
+    "routes, whoever serves it",
+    remove_when="SGLang loads plugins before it resolves arguments, and lets them add routes",
     process="main",
 )
 def check_server_args(original: Upstream, args: Any) -> None:
-    from sglang.srt.arg_groups.overrides import resolved_view
-
-    from tlt_sglang.config.sglang_arguments import check_resolved
+    from tlt_sglang.cpu import ranks
     from tlt_sglang.engine import engine
+    from tlt_sglang.launcher import prefork
+    from tlt_sglang.startup import arguments, http_app
 
-    engine.require().patcher.verify()
-    check_resolved(engine.require().config, resolved_view(args), engine.require().device)
+    arguments.before_processes(args)
     original(args)
+    http_app.prepare()
+    if engine.require().device == "cpu":
+        ranks.share_cores(args.tp_size)
+        prefork.use()
 
 
 PATCHES = (resolve_once, check_server_args)

@@ -159,9 +159,12 @@ def _model(name: str, argv: Sequence[str]) -> str:
 
 
 def _drafter(config: Config | None, model: str, argv: Sequence[str]) -> list[str]:
-    """Return the flag for the drafter shipped with `model`, unless the flags choose a drafter."""
+    """Return the flag for the configured drafter, or the one shipped with `model`, unless the flags
+    choose a drafter."""
     if config is None or config.grow or sglang_flags.flag_value(argv, *_SPECULATION) is not None:
         return []
+    if config.drafter is not None:
+        return [_SPECULATION[0], config.drafter]
     if config.strategy is not None and config.strategy.drafter in ("off", "ngram"):
         return []
     from tlt_sglang.models.shipped import default_drafter

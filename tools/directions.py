@@ -58,9 +58,13 @@ ALLOWED: dict[str, str] = {
         "__init__ errors config config.command_line coordinator harvest observe training weights"
     ),
     # What meets SGLang, and what a person starts.
-    "patches": "errors patching upstream serving models cpu sampling config launcher engine",
+    "startup": "upstream serving config engine",
+    "patches": (
+        "errors patching upstream serving models cpu sampling config launcher engine startup"
+    ),
     "launcher.environment": "errors config patching upstream patches",
-    "plugin": "errors patching upstream config serving engine patches",
+    "plugin": "errors patching upstream config engine startup patches",
+    "startup.tlt_sglang_startup": "plugin",
     "launch_server": (
         "errors config config.command_line harvest harvest.log_size launcher launcher.environment "
         "models models.seed"
@@ -78,6 +82,7 @@ A row of a module is an exception: the module stands apart from its room, lower 
 - harvest.log_size: the memory of a log, which the settings need to know.
 - graphs.commands: the command line of `tlt plan`; the planner itself knows no setting.
 - models.seed: begins a drafter in the store that a configuration names.
+- startup.tlt_sglang_startup: stands apart from the package at the top of site-packages.
 - launcher.environment: checks the patches, whose processes run the rest of the launcher.
 """
 

@@ -560,6 +560,32 @@ def test_verify_sees_a_module_that_came_in_past_us(patcher_of: Callable[..., Pat
         patcher.verify()
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_subclass_in_the_place_of_its_base(
+    patcher_of: Callable[..., Patcher], before: bool
+) -> None:
+    """As stacks do it, before or after we patch: the base is patched, the override is theirs."""
+    maths = load("maths")
+    base = maths.Worker
+
+    class Own(base):  # type: ignore[misc]
+        def run(self, value: int) -> int:
+            return int(super().run(value)) * 10
+
+    patcher = patcher_of(wrap("Worker.run", plus_100), wrap("Worker.size", plus_100))
+    if before:
+        maths.Worker = Own
+    patcher.apply()
+    maths.Worker = Own
+    patcher.verify()
+    assert (maths.Worker().run(1), maths.Worker().size) == (1020, 105)
+    patcher.revert()
+    assert (maths.Worker().run(1), maths.Worker().size) == (20, 5)
+    base.run = foreign
+    with pytest.raises(PatchError, match=r"Worker.run is already patched by other code"):
+        patcher.apply()
+
+
 # ---- digests and sources
 
 

@@ -146,6 +146,14 @@ class Config:
         "File for the policy's inputs and choices, from which they can be replayed",
         LOGS,
     )
+    drafter: str | None = setting(
+        None,
+        text("MODEL", "write the path of a folder, or a hub id"),
+        "Drafter of the target, a folder or a hub id, for stacks that cannot pass "
+        "--speculative-draft-model-path to SGLang",
+        DRAFTER,
+        default_text="the one of SGLang's arguments",
+    )
     store: str | None = setting(
         None,
         text("DIR", "write the path of a folder"),

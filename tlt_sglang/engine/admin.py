@@ -42,10 +42,13 @@ Command = dict[str, object]
 """A key that `Engine.act` knows, and its value."""
 
 
+def has_routes(app: FastAPI) -> bool:
+    """Return True if the routes were added to `app`."""
+    return any(getattr(route, "path", None) == STATUS_PATH for route in app.routes)
+
+
 def add_routes(app: FastAPI, global_state: Callable[[], GlobalState]) -> None:
-    """Add the routes to SGLang's FastAPI `app`; a second call does nothing."""
-    if any(getattr(route, "path", None) == STATUS_PATH for route in app.routes):
-        return
+    """Add the routes to SGLang's FastAPI `app`, which does not have them."""
 
     async def tlt_status() -> Json:
         states = await global_state().tokenizer_manager.get_internal_state()

@@ -56,6 +56,8 @@ class Engine:
         process chooses anew.
         """
         self.unsettled = self.unsettled or self.config
+        if args.speculative_draft_model_path is None:
+            args.speculative_draft_model_path = self.unsettled.drafter
         if seed.grows(self.unsettled, args):
             args.speculative_draft_model_path = str(seed.make(args.model_path, self.unsettled))
         settled = settle(self.unsettled, args, self.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def check(device: Device) -> list[CheckResult]:
         _patches,
         _torch,
         _plugin,
+        _start,
         _kernels,
         _compiler,
         _model,
@@ -162,6 +164,33 @@ def _plugin(device: Device) -> Iterator[CheckResult]:
         )
         return
     yield CheckResult(True, True, "SGLang sees TLT as a plugin.")
+
+
+def _start(device: Device) -> Iterator[CheckResult]:
+    """Check what brings TLT into a process of SGLang. SGLang only logs the errors of a plugin."""
+    problem = _import_problem()
+    text = "TLT's plugin can be imported."
+    if problem:
+        text = f"TLT's plugin cannot be imported ({problem}); install tlt-sglang again."
+    yield CheckResult(not problem, True, text)
+    if find_spec("tlt_sglang_startup") is not None:
+        yield CheckResult(True, False, "With TLT_CONFIG set, TLT is loaded as SGLang is imported.")
+        return
+    yield CheckResult(
+        False,
+        False,
+        "tlt_sglang_startup is missing from site-packages (an editable install?), so TLT is loaded "
+        "only where SGLang loads its plugins; see docs/rl-stacks.md.",
+    )
+
+
+def _import_problem() -> str:
+    """Return why the plugin, or what it imports in an engine, cannot be imported; "" if it can."""
+    program = "import tlt_sglang.plugin, tlt_sglang.patches, tlt_sglang.engine.engine"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["unknown"])[-1]
 
 
 def _kernels(device: Device) -> Iterator[CheckResult]:

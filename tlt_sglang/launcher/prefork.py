@@ -19,6 +19,7 @@ from multiprocessing import forkserver
 from types import FrameType
 from typing import Any
 
+from tlt_sglang.config.settings import VARIABLE
 from tlt_sglang.errors import EnvironmentProblem
 
 _PRELOAD = [
@@ -34,15 +35,27 @@ _begun = False
 
 
 def begin() -> None:
-    """Start the fork server and its imports; return at once. Call this before threads exist."""
+    """Start the fork server and its imports; return at once. Call this before threads exist.
+
+    The fork server itself runs without TLT: each process that is forked from it loads TLT with the
+    configuration of its own environment.
+    """
     global _begun
-    forkserver.set_forkserver_preload(_PRELOAD)
-    forkserver.ensure_running()
+    config = os.environ.pop(VARIABLE, None)
+    try:
+        forkserver.set_forkserver_preload(_PRELOAD)
+        forkserver.ensure_running()
+    finally:
+        if config is not None:
+            os.environ[VARIABLE] = config
     _begun = True
 
 
 def use() -> None:
     """Make SGLang start its processes from the fork server, if `begin` was called.
+
+    SGLang has set the start method to spawn by now, with which every process imports everything
+    again.
 
     Children report a crash by SIGQUIT, for which SGLang's own handler kills this process silently
     while SGLang starts. The handler set here raises an error instead.

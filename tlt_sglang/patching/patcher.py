@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
 
 from tlt_sglang.errors import PatchError
 from tlt_sglang.patching.conflicts import hook_conflicts, target_conflicts
@@ -129,9 +128,8 @@ class Patcher:
             return "not applied"
         if patch.module not in sys.modules:
             return "waiting for import" if self._finder in sys.meta_path else "lost"
-        live: Any = sys.modules[patch.module]
-        for part in patch.qualname.split("."):
-            live = inspect.getattr_static(live, part, MISSING)
+        holder, name, _ = resolve(sys.modules[patch.module], patch)
+        live = inspect.getattr_static(holder, name, MISSING)
         entries = [live]
         if patch.kind == "register" and isinstance(live, (dict, list)):
             entries = live if isinstance(live, list) else [live.get(patch.key)]

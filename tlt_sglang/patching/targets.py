@@ -17,14 +17,25 @@ MISSING = object()
 
 
 def resolve(module: ModuleType, patch: Patch) -> tuple[Any, str, Any]:
-    """Return the holder of the target, its name there, and its raw value or MISSING."""
+    """Return the holder of the target, its name there, and its raw value or MISSING.
+
+    The holder is the module's own class also where a stack has put a subclass in its place.
+    """
     holder: Any = module
     *owners, name = patch.qualname.split(".")
-    for owner in owners:
-        holder = vars(holder).get(owner)
+    for depth, owner in enumerate(owners, start=1):
+        holder = _own_class(vars(holder).get(owner), module, ".".join(owners[:depth]))
         if not isinstance(holder, type):
             return holder, name, MISSING
     return holder, name, vars(holder).get(name, MISSING)
+
+
+def _own_class(value: object, module: ModuleType, qualname: str) -> object:
+    """Return the class of `module` that `value` is or inherits from, else `value`."""
+    for base in value.__mro__ if isinstance(value, type) else ():
+        if (base.__module__, base.__qualname__) == (module.__name__, qualname):
+            return base
+    return value
 
 
 def is_own(raw: object, module: ModuleType, definition: Definition) -> bool:

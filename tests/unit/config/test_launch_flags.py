@@ -512,6 +512,7 @@ def test_every_setting_has_a_flag() -> None:
         "events": ("e", "e"),
         "log_requests": (None, True),
         "trace": ("t", "t"),
+        "drafter": ("d", "d"),
         "store": ("s", "s"),
         "grow": (None, True),
         "harvest_gb": ("0.5", 0.5),

@@ -115,3 +115,17 @@ def test_a_driver_whose_nodes_are_not_in_dev(
         return
     with pytest.raises(EnvironmentProblem, match=r"^There is no GPU driver here, so --device cuda"):
         launch_server._use_cpu_engine_if_needed(ON_CUDA)
+
+
+def test_tlt_check_names_a_plugin_that_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang would log the error, and start without TLT."""
+    (sound, *_) = environment._start("cpu")
+    assert sound.passed
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tlt_sglang'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (broken, *_) = environment._start("cpu")
+    assert broken.required and not broken.passed
+    assert broken.text.startswith("TLT's plugin cannot be imported (ModuleNotFoundError: ")
+    assert broken.text.endswith("; install tlt-sglang again.")

@@ -18,6 +18,9 @@ from tlt_sglang import __version__
 from tlt_sglang.upstream import versions
 
 STAND_IN = Path("tlt_sglang/cpu/stand_in")
+STARTUP = ROOT / "tlt_sglang/startup"
+AT_THE_TOP = ("tlt_sglang.pth", "tlt_sglang_startup.py")
+"""What the wheel puts at the top of site-packages, besides the package."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,20 @@ class Installed:
     """Files of the wheel."""
     bin: Path
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    @property
+    def site(self) -> Path:
+        """The folder site-packages."""
+        (folder,) = self.bin.parent.glob("lib/python*/site-packages")
+        return folder
+
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a program of this environment outside the repository."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("TLT_", "PYTHON"))}
         program = str(self.bin / command[0])
         return subprocess.run(
             [program, *command[1:]],
             cwd=self.bin,
-            env=environment,
+            env=environment | variables,
             capture_output=True,
             text=True,
             check=False,
@@ -83,7 +92,9 @@ def test_every_module_and_data_file_is_in_the_wheel(installed: Installed) -> Non
     assert f"{STAND_IN}/sgl_kernel/__init__.py" in expected
     assert expected - installed.files == set()
     strangers = {name for name in installed.files - expected if ".dist-info/" not in name}
-    assert strangers == set()
+    assert {Path(name).name for name in strangers} == set(AT_THE_TOP)
+    for name in AT_THE_TOP:
+        assert (installed.site / name).read_bytes() == (STARTUP / name).read_bytes()
 
 
 def test_entry_points(installed: Installed) -> None:
@@ -97,6 +108,16 @@ def test_entry_points(installed: Installed) -> None:
     done = installed.run("python", "-c", "import tlt_sglang.patches as p; print(p.__file__)")
     assert done.stdout.strip().endswith("site-packages/tlt_sglang/patches/__init__.py"), done.stderr
     assert installed.run("tlt", "--version").stdout == f"tlt-sglang {__version__}\n"
+
+
+def test_python_starts_without_us_unless_the_variable_is_set(installed: Installed) -> None:
+    program = "import sys; print(*(type(f).__name__ for f in sys.meta_path), *sys.modules)"
+    off = installed.run("python", "-c", program).stdout.split()
+    on = installed.run("python", "-c", program, TLT_CONFIG="{}").stdout.split()
+    assert "tlt_sglang_startup" not in off
+    assert "Hook" not in off
+    assert on[0] == "Hook"
+    assert set(on) - set(off) == {"Hook", "tlt_sglang_startup"}
 
 
 def test_check_says_what_is_missing(installed: Installed) -> None:
