@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark a test with the folder below tests/ that it lies in: unit, patches, engine or gpu."""
+    """Mark a test with the folder below tests/ that it lies in: such as unit or engine."""
     item.add_marker(item.path.relative_to(HERE).parts[0])
 
 

@@ -19,7 +19,8 @@ from tests.support.tiny import greedily, make_drafter, make_target
 from tlt_sglang.launcher.server_process import free_port
 
 HERE = Path(__file__).parent
-STARTUP = HERE.parents[1] / "tlt_sglang" / "startup"
+ROOT = HERE.parents[1]
+STARTUP = ROOT / "tlt_sglang" / "startup"
 VOCAB = 64
 PROMPT = [5, 9, 14, 3] * 4
 STRATEGIES = ["off", "eagle:1x1x2", "ngram:6"]
@@ -73,7 +74,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def customized(folder: Path, program: str) -> dict[str, str]:
     """Return an environment whose Pythons run `program` as they start."""
     (folder / "sitecustomize.py").write_text(program)
-    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(folder), str(ROOT), os.environ.get("PYTHONPATH"))))
     return {"PYTHONPATH": path, "SGLANG_USE_CPU_ENGINE": "1"}
 
 

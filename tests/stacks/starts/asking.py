@@ -1,4 +1,4 @@
-"""What the programs here ask a started server, and how they end."""
+"""Ask a started server, for the programs here, and report what it answers."""
 
 from __future__ import annotations
 

@@ -12,11 +12,12 @@ import os
 
 import sglang.srt.entrypoints.engine as engine_module
 import uvicorn
-from asking import arguments, ask
 from sglang.srt.entrypoints.http_server import Engine, _GlobalState, app, set_global_state
 from sglang.srt.managers.tokenizer_manager import ServerStatus
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils import kill_process_tree
+
+from tests.stacks.starts.asking import arguments, ask
 
 
 def own_environment(server_args: ServerArgs) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from typing import Any
 
-from asking import arguments, ask
+from tests.stacks.starts.asking import arguments, ask
 
 
 def serve(values: dict[str, Any]) -> None:

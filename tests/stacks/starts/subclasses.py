@@ -12,8 +12,9 @@ from typing import Any
 import sglang.srt.entrypoints.engine as engine_module
 import sglang.srt.managers.scheduler as scheduler_module
 import sglang.srt.managers.tokenizer_manager as tokenizer_module
-from asking import arguments, parameters, report
 from sglang.srt.server_args import ServerArgs
+
+from tests.stacks.starts.asking import arguments, parameters, report
 
 
 class OwnTokenizerManager(tokenizer_module.TokenizerManager):

@@ -20,7 +20,7 @@ from tlt_sglang.upstream import versions
 STAND_IN = Path("tlt_sglang/cpu/stand_in")
 STARTUP = ROOT / "tlt_sglang/startup"
 AT_THE_TOP = ("tlt_sglang.pth", "tlt_sglang_startup.py")
-"""What the wheel puts at the top of site-packages, besides the package."""
+"""The files that the wheel puts at the top of site-packages, besides the package."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def test_python_starts_without_us_unless_the_variable_is_set(installed: Installe
     assert "tlt_sglang_startup" not in off
     assert "Hook" not in off
     assert on[0] == "Hook"
-    assert set(on) - set(off) == {"Hook", "tlt_sglang_startup"}
+    assert set(on) - set(off) == {"Hook", "tlt_sglang_startup", "__future__"}
 
 
 def test_check_says_what_is_missing(installed: Installed) -> None:
