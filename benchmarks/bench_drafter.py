@@ -60,7 +60,7 @@ SAMPLED = {
     "accept_len_t1_tree16": "eagle3:3x4x16",
 }
 """Strategies that are measured at temperature 1."""
-POOL = ",".join(("off", *SAMPLED.values()))
+POOL = ",".join(("off", "eagle3:1x1x2", *SAMPLED.values()))
 EVALUATION_SEED = 20
 """Seed of reasoning-gym; training uses those from a million on."""
 LONGEST_PROBLEM = 700

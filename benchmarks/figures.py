@@ -246,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "longtail": lambda: longtail("bench_longtail"),
     "longtail_sampled": lambda: longtail("bench_longtail_sampled"),
     "strategies": lambda: strategies("bench_strategies"),
+    "strategies_sampled": lambda: strategies("bench_strategies_sampled"),
     "policy": policy,
 }
 
