@@ -29,13 +29,14 @@ def get_alloc_reserve_per_decode(original: Upstream) -> int:
     process="scheduler",
 )
 def get_req_to_token_extra_context_len(original: Upstream) -> int:
-    from sglang.srt.mem_cache import allocation_sizing as upstream
-    from sglang.srt.runtime_context import get_spec
+    from sglang.srt.mem_cache import allocation_sizing as sizing
+
+    from tlt_sglang import upstream
 
     extra: int = original()
-    if get_spec().speculative_algorithm is None:
+    if upstream.current().spec().speculative_algorithm is None:
         return extra
-    reserve: int = upstream.get_alloc_reserve_per_decode() + upstream.get_alloc_page_size()
+    reserve: int = sizing.get_alloc_reserve_per_decode() + sizing.get_alloc_page_size()
     return max(extra, reserve)
 
 

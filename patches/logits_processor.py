@@ -52,11 +52,12 @@ def compute_lm_head(
     process="scheduler",
 )
 def init(original: Upstream, processor: LogitsProcessor, *args: object, **kwargs: object) -> None:
+    from tlt_sglang import upstream
     from tlt_sglang.engine import engine, hidden_states
 
     original(processor, *args, **kwargs)
     if engine.require().config.harvests or hidden_states.are_returned():
-        processor.keep_last_hidden_states = True
+        upstream.current().keep_last_hidden_states(processor)
 
 
 PATCHES = (compute_lm_head, init)

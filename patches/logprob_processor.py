@@ -21,13 +21,13 @@ def compute_spec_logprobs(
     original: Upstream, batch: Batch, logits_output: Any, *args: object, **kwargs: object
 ) -> None:
     from sglang.srt.environ import envs
-    from sglang.srt.runtime_context import get_exec
 
+    from tlt_sglang import upstream
     from tlt_sglang.sampling import logprobs
 
     info, logits = batch.sampling_info, logits_output.next_token_logits
     original_logprobs = envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get()
-    exact = original_logprobs or get_exec().deterministic.enable_deterministic_inference
+    exact = original_logprobs or upstream.current().is_deterministic()
     if info.is_all_greedy or exact:
         original(batch, logits_output, *args, **kwargs)
         return

@@ -19,9 +19,10 @@ _MODULE = "sglang.srt.server_args"
     process="main",
 )
 def resolve_once(original: Upstream, args: Any) -> None:
+    from tlt_sglang import upstream
     from tlt_sglang.startup import arguments
 
-    if not getattr(args, "_resolution_finished", False):
+    if not upstream.current().is_resolved(args):
         arguments.before_resolution(args)
     original(args)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.cpu import linear
 from tlt_sglang.cpu.attention import CpuAttnBackend
 from tlt_sglang.cpu.decoder_stack import Stack, drafter_stack, target_stack
@@ -67,7 +68,7 @@ def forward(
     for index, layer in enumerate(stack.layers):
         hidden = run.layer(layer, hidden, backend, by_layer.get(index))
     hidden = run.end(hidden)
-    return (hidden, captured.flatten(1)) if layers else hidden
+    return upstream.current().model_output(hidden, captured) if layers else hidden
 
 
 def draft_forward(

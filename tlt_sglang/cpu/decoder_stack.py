@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.cpu import linear
 from tlt_sglang.cpu.decoder_pass import Pass
 
@@ -88,7 +89,7 @@ def drafter_stack(model: DecoderModel) -> Stack | None:
     supported = (
         len(model.layers) == 1
         and not model.is_mrope_enabled
-        and model.input_norm is None
+        and not upstream.current().has_input_norm(model)
         and model.fc_norm is None
     )
     return _build_stack(model, [_layer(model.layers[0])]) if supported else None

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from tlt_sglang import upstream
 from tlt_sglang.cpu import decoder, linear
 from tlt_sglang.cpu.attention import LONG_EXTEND, CpuAttnBackend
 from tlt_sglang.cpu.kernels.argmax import argmax
@@ -61,8 +62,7 @@ def draft(
 
     `propose` chooses drafts of known noise, None where there is none.
     """
-    from sglang.srt.runtime_context import get_spec
-    from sglang.srt.speculative import eagle_worker_v2 as upstream
+    from sglang.srt.speculative import eagle_worker_v2 as eagle
 
     # Unsupported drafters and batches take SGLang's own path.
     drafter, size = _drafter(worker), forward_batch.batch_size
@@ -79,9 +79,11 @@ def draft(
     topk_p, token = draft_input.topk_p, draft_input.topk_index
     if target_ids is not None:
         token = target_ids[token]
-    slots = upstream.per_step_draft_out_cache_loc(forward_batch.out_cache_loc, size, topk, steps)
+    slots = eagle.per_step_draft_out_cache_loc(forward_batch.out_cache_loc, size, topk, steps)
     slots = slots.contiguous()
-    sampling = get_spec().speculative_use_rejection_sampling and not info.is_all_greedy
+    sampling = (
+        upstream.current().spec().speculative_use_rejection_sampling and not info.is_all_greedy
+    )
     step_probs: list[Tensor | None] = [draft_input.draft_probs] if sampling else []
 
     # Every further step reads the tokens of the one before; the last step only selects.
@@ -91,7 +93,7 @@ def draft(
             ids = token.flatten()
             chain.append(token)
         else:
-            ids, hidden, scores, level = upstream.select_top_k_tokens(
+            ids, hidden, scores, level = eagle.select_top_k_tokens(
                 step, topk_p, token, hidden, scores, topk
             )
             tree.append(level)
@@ -111,7 +113,7 @@ def draft(
     # A tree keeps the best nodes of all levels, a chain every token.
     draft_probs = torch.stack(step_probs, dim=1) if sampling else None  # type: ignore[arg-type]
     if topk > 1:
-        parents, score_indices, tokens = upstream.organize_draft_results(
+        parents, score_indices, tokens = eagle.organize_draft_results(
             *map(list, zip(*tree, strict=True)), worker.speculative_num_draft_tokens
         )
         return parents, score_indices, tokens, draft_probs
@@ -131,8 +133,6 @@ def extend(
 
     Replaces `EagleDraftWorker._draft_extend_for_decode`, and calls it for unsupported drafters.
     """
-    from sglang.srt.runtime_context import get_spec
-
     drafter = _drafter(worker)
     if drafter is None or batch.forward_mode.is_idle():
         original(worker, batch, result, **kwargs)
@@ -154,7 +154,7 @@ def extend(
 
     # The first draft tokens of the next step.
     draft_input = result.next_draft_input
-    sampling = get_spec().speculative_use_rejection_sampling
+    sampling = upstream.current().spec().speculative_use_rejection_sampling
     probs, draft_input.topk_p, draft_input.topk_index = _propose(
         logits,
         worker.topk,
@@ -249,20 +249,20 @@ def _propose(
 
     With the sampling parameters `info` the tokens are sampled; without, they are the most likely.
     """
-    from sglang.srt.speculative import eagle_worker_v2 as upstream
+    from sglang.srt.speculative import eagle_worker_v2 as eagle
 
     if propose is not None:
         return None, *propose(logits, positions, topk)
     if info is not None:
-        proposal: tuple[Tensor, Tensor, Tensor] = upstream.sample_draft_proposal(
+        return upstream.current().sample_proposal(
+            eagle.sample_draft_proposal,
             logits,
             info.temperatures,
             info.top_ks,
-            sampling_seed=info.sampling_seed,
-            positions=positions,
-            draft_step=step,
+            info.sampling_seed,
+            positions,
+            step,
         )
-        return proposal
     if topk == 1:
         token = argmax(logits).unsqueeze(-1)
         return None, torch.ones_like(token, dtype=torch.float32), token

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from tlt_sglang import upstream
 from tlt_sglang.config.settings import Config, Device
 from tlt_sglang.engine import first_rank
 from tlt_sglang.engine.telemetry import EventLog, Metrics, Sink, Telemetry
@@ -44,9 +45,7 @@ def rejection_sampling(
 
     Called before SGLang captures graphs.
     """
-    from sglang.srt.runtime_context import get_spec
-
-    spec = get_spec()
+    spec = upstream.current().spec()
     topks = [strategy.topk for strategy in config.pool if strategy.num_steps] or [worker.topk]
     learned = spec.speculative_algorithm in ("EAGLE", "EAGLE3")
     thresholds = spec.speculative_accept_threshold_single, spec.speculative_accept_threshold_acc
@@ -63,9 +62,7 @@ def draft_noise(config: Config, device: Device, worker: EagleWorker) -> DraftNoi
 
     Called before SGLang captures graphs, which read from it.
     """
-    from sglang.srt.runtime_context import get_spec
-
-    learned = get_spec().speculative_algorithm in ("EAGLE", "EAGLE3")
+    learned = upstream.current().spec().speculative_algorithm in ("EAGLE", "EAGLE3")
     if config.sampling != "coupled" or device == "cpu" or not learned:
         return None
     from tlt_sglang.sampling.draft_noise import DraftNoise
@@ -76,10 +73,7 @@ def draft_noise(config: Config, device: Device, worker: EagleWorker) -> DraftNoi
 
 def _captured_sizes() -> Sequence[int]:
     """Return the batch sizes that SGLang captures, or on CPU those that it would."""
-    from sglang.srt.runtime_context import get_exec
-
-    graphs = get_exec().graph.cuda_graph_config
-    return (graphs.decode.bs if graphs is not None else None) or BATCH_SIZES
+    return upstream.current().captured_sizes() or BATCH_SIZES
 
 
 def capturing(
@@ -95,7 +89,7 @@ def capturing(
 
 def drafter_capture(
     config: Config, device: Device, step: SpeculationStep
-) -> contextlib.AbstractContextManager[None]:
+) -> contextlib.AbstractContextManager[object]:
     """Return the context in which SGLang's drafter captures its graphs.
 
     The flags of several strategies are as large as all of them together, so that none would use
@@ -191,13 +185,11 @@ def plan(config: Config, device: Device, worker: EagleWorker) -> CapturePlan | N
 
 def telemetry(config: Config, strategies: Sequence[Strategy]) -> Telemetry:
     """Return telemetry with the sinks that configuration and SGLang's flags name, on one rank."""
-    from sglang.srt.runtime_context import get_observability
-
     sinks: list[Sink] = []
     if first_rank.is_first():
         if config.events is not None:
             sinks.append(EventLog(config.events))
-        if get_observability().enable_metrics:
+        if upstream.current().has_metrics():
             sinks.append(Metrics())
     return Telemetry(strategies, sinks)
 

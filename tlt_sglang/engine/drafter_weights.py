@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.errors import TltError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def dtype_name(runner: ModelRunner) -> str:
 
 def writable(updater: WeightUpdater) -> bool:
     """Return whether the weights may be written: none are released, or being updated."""
-    return updater._session is None and not updater.offload_tags
+    return not upstream.current().updates_weights(updater) and not updater.offload_tags
 
 
 def copier(worker: EagleWorker, device: Device) -> Callable[[Weights], None]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.engine.embed_and_head import EmbedAndHead
 from tlt_sglang.errors import TltError
 from tlt_sglang.harvest import announce, segments
@@ -79,9 +80,8 @@ class Harvester:
         """Log the prompt tokens [T] that the target has read, `counts` of each request."""
         if output.hidden_states is None or (chosen := self.tap.choose(batch.reqs)) is None:
             return
-        self.tap.prefill(
-            chosen, tokens, starts, counts, output.hidden_states, output.last_hidden_states
-        )
+        last = upstream.current().last_hidden_states(output)
+        self.tap.prefill(chosen, tokens, starts, counts, output.hidden_states, last)
 
     def log_verify_step(self, batch: Batch, result: StepResult) -> None:
         """Log the committed tokens of a verify step; `batch` is as it was verified."""
@@ -92,6 +92,7 @@ class Harvester:
         # Inputs of the target: the last committed token of each request, then accepted drafts.
         size, width = len(batch.reqs), result.speculative_num_draft_tokens
         output = result.logits_output
+        last = upstream.current().last_hidden_states(output)
         first = batch.spec_info.draft_token.view(size, width)[:, :1].to(torch.int64)
         sampled = result.next_token_ids.view(size, width).to(torch.int64)
 
@@ -101,8 +102,8 @@ class Harvester:
             batch.seq_lens,
             result.accept_lens,
             output.hidden_states,
-            output.last_hidden_states,
-            _nodes(batch, result) if output.last_hidden_states is not None else None,
+            last,
+            None if last is None else _nodes(batch, result),
         )
 
     # -- updates of the target -------------------------------------------------------------------
@@ -141,13 +142,14 @@ class Harvester:
 def _nodes(batch: Batch, result: StepResult) -> torch.Tensor | None:
     """Return the node [B * W] of a verified tree that each row of a step belongs to; None for
     chains. SGLang has moved accepted rows to the front, but not the last hidden states."""
-    if batch.spec_info.topk <= 1:
+    accept_index = upstream.current().accept_index(result)
+    if batch.spec_info.topk <= 1 or accept_index is None:
         return None
     from sglang.srt.speculative.eagle_worker_common import _compact_accept_to_front
 
     size, width = len(batch.reqs), result.speculative_num_draft_tokens
     nodes = torch.arange(size * width, device=result.accept_lens.device)
     moved: torch.Tensor = _compact_accept_to_front(
-        nodes, result.accept_index, size, num_draft_tokens=width
+        nodes, accept_index, size, num_draft_tokens=width
     )
     return moved

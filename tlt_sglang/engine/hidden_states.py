@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tlt_sglang import upstream
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,21 +21,19 @@ if TYPE_CHECKING:
 
 def are_returned() -> bool:
     """Return whether this engine lets requests ask for hidden states."""
-    from sglang.srt.model_executor.forward_batch_info import get_server_return_hidden_states_mode
-
-    return bool(get_server_return_hidden_states_mode().need_capture())
+    return upstream.current().returns_hidden_states()
 
 
 def put_last(result: StepResult) -> None:
     """Replace the features of a finished step of EAGLE, [B * W, F] or [T, F], by last hidden states
     [B * W, N] or [T, N], where the drafter reads others. The drafter has read them by now."""
-    output = result.logits_output
-    last = output.last_hidden_states
+    sglang, output = upstream.current(), result.logits_output
+    last, accept_index = sglang.last_hidden_states(output), sglang.accept_index(result)
     if last is None:
         return
-    if result.accept_index is not None:
+    if accept_index is not None:
         # SGLang has moved the accepted rows to the front, but not those of this tensor.
-        last = accepted_first(last, result.accept_index, result.speculative_num_draft_tokens)
+        last = accepted_first(last, accept_index, result.speculative_num_draft_tokens)
     output.hidden_states = last
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.strategy.strategies import Strategy, depth_of
 
 if TYPE_CHECKING:
@@ -126,10 +127,8 @@ class KvSlots:
 
 def _slots_of(strategy: Strategy, original: Callable[[], int]) -> int:
     """Return what SGLang's `original` says of a strategy; the tokens stay those of the flags."""
-    from sglang.srt.runtime_context import get_spec
-
-    steps = max(1, depth_of(strategy))
-    with get_spec().override(speculative_num_steps=steps, speculative_eagle_topk=strategy.topk):
+    sglang, steps = upstream.current(), max(1, depth_of(strategy))
+    with sglang.with_spec(speculative_num_steps=steps, speculative_eagle_topk=strategy.topk):
         return original()
 
 

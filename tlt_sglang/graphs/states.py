@@ -19,12 +19,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tlt_sglang import upstream
 from tlt_sglang.strategy.strategies import Strategy, depth_of
 
 if TYPE_CHECKING:
     import torch
 
-    from tlt_sglang.upstream.protocols import DraftWorker, EagleWorker, RuntimeState
+    from tlt_sglang.upstream.protocols import EagleWorker, RuntimeState
 
     ChainTables = tuple[torch.Tensor, torch.Tensor]
 
@@ -56,7 +57,7 @@ class RuntimeStates:
         self._tables: dict[Strategy, ChainTables] = {}
         self._states: dict[Strategy, RuntimeState] = {}
         self.strategies = tuple(dict.fromkeys(strategies))
-        with _as_sglang_builds(draft):
+        with upstream.current().draft_contexts(draft):
             # Those with a drafter first, so that the others can share their graphs.
             for strategy in sorted(self.strategies, key=lambda one: not one.num_steps):
                 state = self._present(strategy) or self._shared(strategy, captured)
@@ -181,11 +182,9 @@ class RuntimeStates:
             worker.speculative_num_draft_tokens = strategy.num_draft_tokens
 
 
-def nothing_captured() -> contextlib.AbstractContextManager[None]:
+def nothing_captured() -> contextlib.AbstractContextManager[object]:
     """Return a context in which SGLang captures no graphs of decode steps."""
-    from sglang.srt.runtime_context import get_spec
-
-    return _configured(get_spec().speculative_eagle_topk, [])
+    return upstream.current().with_captured_sizes([])
 
 
 @contextlib.contextmanager
@@ -194,25 +193,6 @@ def _configured(topk: int, batch_sizes: list[int] | None) -> Iterator[None]:
 
     They read SGLang's configuration, not the worker. None leaves the batch sizes as they are.
     """
-    from sglang.srt.model_executor.cuda_graph_config import with_phase
-    from sglang.srt.runtime_context import get_exec, get_spec
-
-    graph, changes = get_exec().graph, {}
-    if batch_sizes is not None and graph.cuda_graph_config is not None:
-        decode = {"bs": batch_sizes} if batch_sizes else {"backend": "disabled"}
-        changes["cuda_graph_config"] = with_phase(graph.cuda_graph_config, "decode", **decode)
-    with get_spec().override(speculative_eagle_topk=topk), graph.override(**changes):
-        yield
-
-
-@contextlib.contextmanager
-def _as_sglang_builds(draft: DraftWorker) -> Iterator[None]:
-    """Enter the contexts in which SGLang builds its own runtime states."""
-    from sglang.srt.speculative import eagle_worker_v2 as upstream
-
-    with (
-        upstream.draft_tp_context(draft.parallel_layout),
-        upstream.speculative_moe_backend_context(),
-        upstream.speculative_moe_a2a_backend_context(),
-    ):
+    sglang = upstream.current()
+    with sglang.with_spec(speculative_eagle_topk=topk), sglang.with_captured_sizes(batch_sizes):
         yield

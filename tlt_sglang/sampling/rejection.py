@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang import upstream
+
 if TYPE_CHECKING:
     from tlt_sglang.upstream.protocols import (
         Batch,
@@ -38,9 +40,7 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def flag(on: bool) -> Iterator[None]:
     """Set SGLang's flag for rejection sampling within a `with` block."""
-    from sglang.srt.runtime_context import get_spec
-
-    with get_spec().override(speculative_use_rejection_sampling=on):
+    with upstream.current().with_spec(speculative_use_rejection_sampling=on):
         yield
 
 
@@ -135,12 +135,13 @@ class RejectionSampling:
         from sglang.srt.speculative.spec_utils import sample_draft_proposal
 
         seeds = sampling_info.sampling_seed
-        probs, _, sampled = sample_draft_proposal(
+        probs, _, sampled = upstream.current().sample_proposal(
+            sample_draft_proposal,
             logits,
             sampling_info.temperatures[rows],
             sampling_info.top_ks[rows],
-            sampling_seed=None if seeds is None else seeds[rows],
-            positions=lengths,
+            None if seeds is None else seeds[rows],
+            lengths,
         )
         column_probs, tokens = self._columns(probs, sampled)
         next_input.topk_p = next_input.topk_p.index_copy(0, rows, column_probs)

@@ -113,7 +113,7 @@ class DecoderModel(Protocol):
     fc: Linear
     config: DrafterConfig
     is_mrope_enabled: bool
-    input_norm: object
+    input_norm: object | None
     fc_norm: object
     norm_output: bool
 

@@ -209,6 +209,16 @@ class RequestPool(Protocol):
     req_to_token: torch.Tensor  # [requests, context], KV slots
 
 
+class SpecSettings(Protocol):
+    """`sglang.srt.runtime_context.get_spec()`: the engine's settings of speculation."""
+
+    speculative_algorithm: str | None
+    speculative_eagle_topk: int
+    speculative_accept_threshold_single: float
+    speculative_accept_threshold_acc: float
+    speculative_use_rejection_sampling: bool
+
+
 class DraftWorker(Protocol):
     """`sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker`."""
 

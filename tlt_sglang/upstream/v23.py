@@ -1,0 +1,140 @@
+"""The newest shape of SGLang: its settings are namespaces of `runtime_context`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from tlt_sglang.upstream.api import Sglang
+
+if TYPE_CHECKING:
+    import torch
+
+    from tlt_sglang.upstream.layers import DecoderModel, LogitsProcessor
+    from tlt_sglang.upstream.protocols import (
+        DraftWorker,
+        LogitsOutput,
+        SpecSettings,
+        StepResult,
+        Upstream,
+        WeightUpdater,
+    )
+
+
+class Adapter(Sglang):
+    """See `tlt_sglang.upstream.api.Sglang`, also for the docstrings."""
+
+    # -- settings of the engine --------------------------------------------------------------------
+
+    def is_resolved(self, server_args: Any) -> bool:
+        return bool(getattr(server_args, "_resolution_finished", False))
+
+    def spec(self) -> SpecSettings:
+        from sglang.srt.runtime_context import get_spec
+
+        spec: SpecSettings = get_spec()
+        return spec
+
+    def with_spec(self, **settings: object) -> AbstractContextManager[object]:
+        from sglang.srt.runtime_context import get_spec
+
+        context: AbstractContextManager[object] = get_spec().override(**settings)
+        return context
+
+    def captured_sizes(self) -> Sequence[int] | None:
+        from sglang.srt.runtime_context import get_exec
+
+        graphs = get_exec().graph.cuda_graph_config
+        sizes: Sequence[int] | None = graphs.decode.bs if graphs is not None else None
+        return sizes
+
+    def with_captured_sizes(self, sizes: list[int] | None) -> AbstractContextManager[object]:
+        from sglang.srt.model_executor.cuda_graph_config import with_phase
+        from sglang.srt.runtime_context import get_exec
+
+        graph = get_exec().graph
+        if sizes is None or graph.cuda_graph_config is None:
+            return contextlib.nullcontext()
+        decode = {"bs": sizes} if sizes else {"backend": "disabled"}
+        config = with_phase(graph.cuda_graph_config, "decode", **decode)
+        context: AbstractContextManager[object] = graph.override(cuda_graph_config=config)
+        return context
+
+    def is_deterministic(self) -> bool:
+        from sglang.srt.runtime_context import get_exec
+
+        return bool(get_exec().deterministic.enable_deterministic_inference)
+
+    def has_metrics(self) -> bool:
+        from sglang.srt.runtime_context import get_observability
+
+        return bool(get_observability().enable_metrics)
+
+    def returns_hidden_states(self) -> bool:
+        from sglang.srt.model_executor import forward_batch_info
+
+        return bool(forward_batch_info.get_server_return_hidden_states_mode().need_capture())
+
+    # -- drafting ----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def draft_contexts(self, draft: DraftWorker) -> Iterator[None]:
+        from sglang.srt.speculative import eagle_worker_v2 as eagle
+
+        with (
+            self._draft_placement(draft),
+            eagle.speculative_moe_backend_context(),
+            eagle.speculative_moe_a2a_backend_context(),
+        ):
+            yield
+
+    def _draft_placement(self, draft: DraftWorker) -> AbstractContextManager[object]:
+        """Return the context of the drafter's tensor-parallel group."""
+        from sglang.srt.speculative import eagle_worker_v2 as eagle
+
+        context: AbstractContextManager[object] = eagle.draft_tp_context(draft.parallel_layout)
+        return context
+
+    def sample_proposal(
+        self,
+        sample: Upstream,
+        logits: torch.Tensor,
+        temperatures: torch.Tensor,
+        top_ks: torch.Tensor,
+        seeds: torch.Tensor | None,
+        positions: torch.Tensor,
+        step: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        proposal: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = sample(
+            logits,
+            temperatures,
+            top_ks,
+            sampling_seed=seeds,
+            positions=positions,
+            draft_step=step,
+        )
+        return proposal
+
+    # -- outputs of the target ---------------------------------------------------------------------
+
+    def model_output(self, hidden: torch.Tensor, captured: torch.Tensor) -> object:
+        return hidden, captured.flatten(1)
+
+    def keep_last_hidden_states(self, processor: LogitsProcessor) -> None:
+        processor.keep_last_hidden_states = True
+
+    def last_hidden_states(self, output: LogitsOutput) -> torch.Tensor | None:
+        return output.last_hidden_states
+
+    def accept_index(self, result: StepResult) -> torch.Tensor | None:
+        return result.accept_index
+
+    # -- models and weights ------------------------------------------------------------------------
+
+    def has_input_norm(self, model: DecoderModel) -> bool:
+        return model.input_norm is not None
+
+    def updates_weights(self, updater: WeightUpdater) -> bool:
+        return updater._session is not None
