@@ -68,7 +68,8 @@ SHARED = (
 """The files that serve every shape."""
 
 SHAPES: dict[str, tuple[str, ...]] = {
-    "v23": (),
+    "v22": ("v22.reject_sampling",),
+    "v23": ("v23.eagle_utils",),
 }
 """The further files of each shape, as "v23.eagle_utils"; a shape may use those of another."""
 

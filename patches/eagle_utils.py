@@ -9,15 +9,13 @@ upstream's work for greedy batches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tlt_sglang.patching.patch import replaces_upstream, wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
     import torch
 
-    from tlt_sglang.patching.patch import Patch
     from tlt_sglang.upstream.kv_pool import DecodeBatch
     from tlt_sglang.upstream.layers import GrammarMask, PenalisedBatch
     from tlt_sglang.upstream.protocols import LogitsOutput, SamplingInfo, Upstream, VerifyInput
@@ -213,50 +211,9 @@ def _penalise(
     info.acc_additive_penalties = info.acc_scaling_penalties = None
 
 
-def _unchanged(probs: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-    return probs
-
-
-def _sample(**arguments: Any) -> None:
-    from tlt_sglang.cpu import sampling
-
-    sampling.verify(**arguments)
-
-
-def _sample_rejection(**arguments: Any) -> None:
-    from tlt_sglang.cpu import sampling
-
-    sampling.verify_rejection(**arguments)
-
-
-def _replaced(name: str, value: Callable[..., object], why: str) -> Patch:
-    return replaces_upstream(
-        f"{_MODULE}:{name}",
-        value,
-        why=why,
-        remove_when=_REMOVE,
-        process="scheduler",
-        only_on="cpu",
-    )
-
-
-_FILTERED_LATER = "the sampling kernel applies all filters at once"
-
 PATCHES = (
     verify_uses_greedy,
     verify_coins,
     eagle_sample,
     eagle_prepare_for_decode,
-    _replaced("top_k_renorm_prob", _unchanged, _FILTERED_LATER),
-    _replaced("top_p_renorm_prob", _unchanged, _FILTERED_LATER),
-    _replaced(
-        "tree_speculative_sampling_target_only",
-        _sample,
-        "upstream's kernel is None on CPU",
-    ),
-    _replaced(
-        "chain_speculative_sampling_triton",
-        _sample_rejection,
-        "upstream's kernel is written in Triton, which does not support CPUs",
-    ),
 )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def kernel(name: str) -> Callable[..., Any]:
@@ -25,8 +26,29 @@ def kernel(name: str) -> Callable[..., Any]:
     return call
 
 
+def unfiltered(probs: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    """Return `probs`: the sampling kernel applies all filters of a batch at once."""
+    return probs
+
+
+def verify(**arguments: Any) -> None:
+    """Verify a tree against the target's probabilities, with the filters of the batch."""
+    from tlt_sglang.cpu import sampling
+
+    sampling.verify(**arguments)
+
+
+def verify_rejection(**arguments: Any) -> None:
+    """Verify a chain by rejection sampling, with the filters of the batch."""
+    from tlt_sglang.cpu import sampling
+
+    sampling.verify_rejection(**arguments)
+
+
 def register_murmur_hash() -> None:
     """Define ``torch.ops.sgl_kernel.murmur_hash32_cpu``, which SGLang calls on CPU; idempotent."""
+    import torch
+
     if hasattr(torch.ops.sgl_kernel, "murmur_hash32_cpu"):
         return
     _library().define(
@@ -39,10 +61,14 @@ def register_murmur_hash() -> None:
 def _shape_of_hash(
     seed: torch.Tensor, positions: torch.Tensor, col_indices: torch.Tensor
 ) -> torch.Tensor:
+    import torch
+
     return seed.new_empty((seed.shape[0], col_indices.shape[0]), dtype=torch.uint32)
 
 
 @functools.cache
 def _library() -> Any:
     """Return the operator library; cached, because its operators vanish with it."""
+    import torch
+
     return torch.library.Library("sgl_kernel", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ import sys
 from typing import NoReturn
 
 from sgl_kernel import speculative
-from tlt_sglang.cpu.later import kernel, register_murmur_hash
+from tlt_sglang.cpu.later import kernel, register_murmur_hash, unfiltered, verify
 
 assign_draft_cache_locs_contiguous_cpu = kernel("assign_draft_cache_locs_contiguous_cpu")
 assign_extend_cache_locs_cpu = kernel("assign_extend_cache_locs_cpu")
@@ -21,6 +21,8 @@ fill_accept_out_cache_loc_cpu = kernel("fill_accept_out_cache_loc_cpu")
 fill_bonus_tokens_cpu = kernel("fill_bonus_tokens_cpu")
 rotate_input_ids_cpu = kernel("rotate_input_ids_cpu")
 verify_tree_greedy_cpu = kernel("verify_tree_greedy_cpu")
+top_k_renorm_prob = top_p_renorm_prob = unfiltered
+tree_speculative_sampling_target_only = verify
 register_murmur_hash()
 
 
@@ -46,5 +48,8 @@ __all__ = [
     "fill_bonus_tokens_cpu",
     "rotate_input_ids_cpu",
     "speculative",
+    "top_k_renorm_prob",
+    "top_p_renorm_prob",
+    "tree_speculative_sampling_target_only",
     "verify_tree_greedy_cpu",
 ]

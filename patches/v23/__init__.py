@@ -1,0 +1,1 @@
+"""Patches of the newest shape that others do not share."""
