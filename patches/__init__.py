@@ -68,7 +68,12 @@ SHARED = (
 """The files that serve every shape."""
 
 SHAPES: dict[str, tuple[str, ...]] = {
-    "v22": ("v22.reject_sampling",),
+    "v22": (
+        "v22.eagle_worker_v2",
+        "v22.logits_processor",
+        "v22.reject_sampling",
+        "v22.tp_worker",
+    ),
     "v23": ("v23.eagle_utils",),
 }
 """The further files of each shape, as "v23.eagle_utils"; a shape may use those of another."""

@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     process="main",
 )
 def setup_and_run_http_server(original: Upstream, *args: Any, **kwargs: Any) -> object:
-    from sglang.srt.environ import envs
-
+    from tlt_sglang import upstream
     from tlt_sglang.launcher import leftovers
 
     port_args = kwargs.get("port_args") or args[3]
     leftovers.belongs_to(port_args.instance_id)
-    envs.SGLANG_HTTP_SERVER_APP_PATH.set("tlt_sglang.plugin:app")
+    upstream.current().serve_app("tlt_sglang.plugin:app")
     return original(*args, **kwargs)
 
 

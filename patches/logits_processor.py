@@ -53,10 +53,10 @@ def compute_lm_head(
 )
 def init(original: Upstream, processor: LogitsProcessor, *args: object, **kwargs: object) -> None:
     from tlt_sglang import upstream
-    from tlt_sglang.engine import engine, hidden_states
+    from tlt_sglang.engine import hidden_states
 
     original(processor, *args, **kwargs)
-    if engine.require().config.harvests or hidden_states.are_returned():
+    if hidden_states.last_are_kept():
         upstream.current().keep_last_hidden_states(processor)
 
 

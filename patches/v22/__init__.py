@@ -1,1 +1,4 @@
-"""Patches of the shape in which SGLang looks for the kernels of sampling in `sgl_kernel`."""
+"""Patches of the shape in which outputs of the target have no field for last hidden states.
+
+SGLang looks for kernels of sampling in `sgl_kernel` there.
+"""

@@ -94,7 +94,9 @@ def test_the_gpu_page_lists_the_patches_that_apply_on_cuda() -> None:
     page = prose(ROOT / "docs" / "gpu.md")
     listed = {
         file: CODE.findall(targets)
-        for file, targets in re.findall(r"^\| \[(\w+\.py)\]\(.*?\) \| (.*?) \|", page, re.MULTILINE)
+        for file, targets in re.findall(
+            r"^\| \[([\w/]+\.py)\]\(.*?\) \| (.*?) \|", page, re.MULTILINE
+        )
     }
     expected: dict[str, list[str]] = {}
     for patch in all_patches():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
+from tlt_sglang import upstream
 from tlt_sglang.errors import EnvironmentProblem
 from tlt_sglang.upstream import versions
+from tlt_sglang.upstream.api import Sglang
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "tlt_sglang" / "upstream"
@@ -37,3 +41,22 @@ def test_an_unknown_version_is_refused() -> None:
     with pytest.raises(EnvironmentProblem, match=r"^SGLang 0\.4\.1 is installed, but TLT runs on "):
         versions.shape_of("0.4.1")
     assert versions.shape_of(versions.NEWEST) == versions.SHAPES[versions.NEWEST]
+
+
+def test_every_shape_has_an_adapter() -> None:
+    for shape in set(versions.SHAPES.values()):
+        adapter = importlib.import_module(f"tlt_sglang.upstream.{shape}").Adapter()
+        methods = [name for name, value in vars(Sglang).items() if isinstance(value, FunctionType)]
+        inherited = {
+            name for name in methods if getattr(type(adapter), name) is getattr(Sglang, name)
+        }
+        assert inherited <= {"__init__", "__subclasshook__"}, shape
+        assert all(text.endswith(".") for text in adapter.limits())
+
+
+def test_the_adapter_is_that_of_the_installed_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, shape in versions.SHAPES.items():
+        upstream.current.cache_clear()
+        monkeypatch.setattr(versions, "installed", lambda version=version: version)
+        assert type(upstream.current()).__module__ == f"tlt_sglang.upstream.{shape}"
+    upstream.current.cache_clear()

@@ -11,17 +11,43 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from tlt_sglang import upstream
 
 if TYPE_CHECKING:
-    import torch
-
+    from tlt_sglang.upstream.layers import LogitsProcessor
     from tlt_sglang.upstream.protocols import LogitsOutput, StepResult, VerifyInput
 
 
 def are_returned() -> bool:
     """Return whether this engine lets requests ask for hidden states."""
     return upstream.current().returns_hidden_states()
+
+
+def last_are_kept() -> bool:
+    """Return whether the target's last hidden states are needed beside the features."""
+    from tlt_sglang.engine import engine
+
+    return engine.require().config.harvests or are_returned()
+
+
+def append_last(
+    features: torch.Tensor, last: torch.Tensor, processor: LogitsProcessor
+) -> torch.Tensor:
+    """Return features [T, F] of a target with its last hidden states [T, N] behind them, if its
+    logits processor is to keep these, and SGLang's outputs have no field for them."""
+    kept = getattr(processor, "keep_last_hidden_states", False)
+    return torch.cat([features, last], dim=-1) if kept else features
+
+
+def take_off_last(output: LogitsOutput, hidden_size: int) -> None:
+    """Undo `append_last` in the output of a forward pass, before the drafter reads it."""
+    stored = output.hidden_states
+    if stored is None or stored.shape[-1] <= hidden_size or not last_are_kept():
+        return
+    output.hidden_states = stored[:, :-hidden_size].contiguous()
+    output.last_hidden_states = stored[:, -hidden_size:].contiguous()
 
 
 def put_last(result: StepResult) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.errors import BadRequest, TltError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def receive(
 def _refuse(scheduler: IntakeScheduler, arrived: ArrivedRequest, error: Exception) -> None:
     _log(arrived.rid, error)
     _take_back(scheduler, arrived)
-    scheduler.send_abort_output(_abort(arrived, sentence(error)), arrived)
+    upstream.current().send_abort(scheduler, _abort(arrived, sentence(error)), arrived)
 
 
 def _take_back(scheduler: IntakeScheduler, arrived: ArrivedRequest) -> None:

@@ -7,6 +7,7 @@ import would fail.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from tlt_sglang import upstream
 from tlt_sglang.config.refused import by_feature
 from tlt_sglang.config.settings import Device
 from tlt_sglang.errors import EnvironmentProblem, PatchError
@@ -264,6 +266,9 @@ def _limits(device: Device) -> Iterator[CheckResult]:
         "An engine that speculates refuses beam search (beam_width) and return_sampling_mask; for "
         "them, start one with --tlt-strategies off.",
     )
+    with contextlib.suppress(EnvironmentProblem):  # `_sglang` reports it
+        for text in upstream.current().limits():
+            yield CheckResult(False, False, text)
     for feature, titles in by_feature(device).items():
         text = f"With {feature}, an engine refuses {', '.join(titles)} (docs/refused.md)."
         yield CheckResult(False, False, text.replace("`", ""))

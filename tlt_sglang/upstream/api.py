@@ -24,10 +24,14 @@ if TYPE_CHECKING:
         Upstream,
         WeightUpdater,
     )
+    from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
 
 
 class Sglang(Protocol):
     """The installed SGLang, as `tlt_sglang.upstream.current` returns it."""
+
+    def limits(self) -> Sequence[str]:
+        """Return what this shape lacks of the newest one, a sentence each."""
 
     # -- settings of the engine --------------------------------------------------------------------
 
@@ -57,6 +61,9 @@ class Sglang(Protocol):
 
     def returns_hidden_states(self) -> bool:
         """Return whether requests may ask for hidden states."""
+
+    def serve_app(self, name: str) -> None:
+        """Have several HTTP processes import the app to serve by `name` ("package.module:app")."""
 
     # -- drafting ----------------------------------------------------------------------------------
 
@@ -98,7 +105,12 @@ class Sglang(Protocol):
         """Return the rows of the accepted tokens in the last hidden states [B, depth]; None if they
         are the first ones of each request, and after a prefill."""
 
-    # -- models and weights ------------------------------------------------------------------------
+    # -- requests, models and weights --------------------------------------------------------------
+
+    def send_abort(
+        self, scheduler: IntakeScheduler, abort: object, request: ArrivedRequest
+    ) -> None:
+        """Report a request that has ended outside of a batch."""
 
     def has_input_norm(self, model: DecoderModel) -> bool:
         """Return whether an EAGLE-3 drafter normalises its features before its first layer."""

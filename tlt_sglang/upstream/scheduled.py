@@ -76,6 +76,8 @@ class IntakeScheduler(Protocol):
     waiting_queue: list[ScheduledRequest]
     grammar_manager: GrammarManager
     session_controller: SessionController
+    ipc_channels: Any
+    """Sockets to the other processes."""
 
     def _tokenized_requests(self, received: object) -> Sequence[ArrivedRequest]:
         """Return the requests in what has arrived, which may be a command."""

@@ -21,10 +21,14 @@ if TYPE_CHECKING:
         Upstream,
         WeightUpdater,
     )
+    from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
 
 
 class Adapter(Sglang):
     """See `tlt_sglang.upstream.api.Sglang`, also for the docstrings."""
+
+    def limits(self) -> Sequence[str]:
+        return ()
 
     # -- settings of the engine --------------------------------------------------------------------
 
@@ -76,6 +80,11 @@ class Adapter(Sglang):
         from sglang.srt.model_executor import forward_batch_info
 
         return bool(forward_batch_info.get_server_return_hidden_states_mode().need_capture())
+
+    def serve_app(self, name: str) -> None:
+        from sglang.srt.environ import envs
+
+        envs.SGLANG_HTTP_SERVER_APP_PATH.set(name)
 
     # -- drafting ----------------------------------------------------------------------------------
 
@@ -131,7 +140,12 @@ class Adapter(Sglang):
     def accept_index(self, result: StepResult) -> torch.Tensor | None:
         return result.accept_index
 
-    # -- models and weights ------------------------------------------------------------------------
+    # -- requests, models and weights --------------------------------------------------------------
+
+    def send_abort(
+        self, scheduler: IntakeScheduler, abort: object, request: ArrivedRequest
+    ) -> None:
+        scheduler.send_abort_output(abort, request)
 
     def has_input_norm(self, model: DecoderModel) -> bool:
         return model.input_norm is not None
