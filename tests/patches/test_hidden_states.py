@@ -11,12 +11,20 @@ from typing import Any
 import pytest
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.engine import hidden_states
+from tlt_sglang.upstream import v22, v23
 
 WIDTH = 4
 ACCEPTED = torch.tensor([[0, 2, 3], [4, -1, -1]], dtype=torch.int32)
 """The rows that two requests have accepted: a branch of three nodes, and the root alone."""
 ROWS = torch.arange(8.0).view(8, 1).expand(8, 5)
+
+
+@pytest.fixture(autouse=True)
+def newest_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results have the fields of the newest shape, whichever version is installed."""
+    monkeypatch.setattr(upstream, "current", v23.Adapter)
 
 
 def result(accept_index: torch.Tensor | None, last: torch.Tensor | None) -> Any:
@@ -55,3 +63,38 @@ def test_of_n_grams(topk: int, first: list[int]) -> None:
     output: Any = SimpleNamespace(hidden_states=ROWS)
     hidden_states.order_ngrams(step, output, ACCEPTED)
     assert output.hidden_states[:3, 0].tolist() == first
+
+
+def test_last_hidden_states_travel_behind_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some shapes of SGLang have no field for them in their outputs."""
+    monkeypatch.setattr(hidden_states, "last_are_kept", lambda: True)
+    features, last = torch.randn(4, 9), torch.randn(4, 3)
+    keeps: Any = SimpleNamespace(keep_last_hidden_states=True)
+    stored = hidden_states.append_last(features, last, keeps)
+    assert stored.shape == (4, 12)
+    output: Any = SimpleNamespace(hidden_states=stored)
+    hidden_states.take_off_last(output, hidden_size=3)
+    assert torch.equal(output.hidden_states, features)
+    assert torch.equal(output.last_hidden_states, last)
+    assert output.hidden_states.is_contiguous() and output.last_hidden_states.is_contiguous()
+
+
+def test_other_hidden_states_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drafter has none to keep, and a target without features returns them anyway."""
+    features, last = torch.randn(4, 9), torch.randn(4, 3)
+    other: Any = SimpleNamespace()
+    assert hidden_states.append_last(features, last, other) is features
+    for stored, kept in ((None, True), (last, True), (features, False)):
+        monkeypatch.setattr(hidden_states, "last_are_kept", lambda kept=kept: kept)
+        output: Any = SimpleNamespace(hidden_states=stored)
+        hidden_states.take_off_last(output, hidden_size=3)
+        assert output.hidden_states is stored and not hasattr(output, "last_hidden_states")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kept"), [("LlamaForCausalLM", True), ("LlamaForCausalLMEagle3", False)]
+)
+def test_a_target_keeps_last_hidden_states(architecture: str, kept: bool) -> None:
+    processor: Any = SimpleNamespace(config=SimpleNamespace(architectures=[architecture]))
+    v22.Adapter().keep_last_hidden_states(processor)
+    assert processor.keep_last_hidden_states == kept
