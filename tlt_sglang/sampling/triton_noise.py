@@ -41,11 +41,11 @@ def sample(
         top_ps: ``[T]``, None for no limit.
         min_ps: ``[T]``, None for no limit.
     """
-    given, filters = (top_ks, top_ps, min_ps), None
-    if any(limits is not None for limits in given):
+    all_limits, filters = (top_ks, top_ps, min_ps), None
+    if any(limits is not None for limits in all_limits):
         filters = torch.zeros((3, len(logits)), dtype=torch.float64, device=logits.device)
         filters[1] = 1.0
-        for row, limits in zip(filters, given, strict=True):
+        for row, limits in zip(filters, all_limits, strict=True):
             if limits is not None:
                 row.copy_(limits.view(-1))
     greedy = None if top_ks is None else top_ks.view(-1) == 1

@@ -91,16 +91,16 @@ SAMPLING: dict[str, tuple[list[Any], list[Any]]] = {
 
 @pytest.mark.parametrize("tokens", [[], [0, 49151], None])
 def test_a_predicted_output(tokens: object) -> None:
-    assert not said({"predicted_output": tokens})
+    assert not sentences({"predicted_output": tokens})
 
 
 @pytest.mark.parametrize("tokens", ["text", [49152], [-1], [1.5], {"a": 1}])
 def test_a_predicted_output_that_is_none(tokens: object) -> None:
-    (sentence,) = said({"predicted_output": tokens})
+    (sentence,) = sentences({"predicted_output": tokens})
     assert sentence.startswith("predicted_output ")
 
 
-def said(custom_params: dict[str, object]) -> list[str]:
+def sentences(custom_params: dict[str, object]) -> list[str]:
     return list(sampling_problems({"custom_params": custom_params}, LIMITS))
 
 
