@@ -29,6 +29,7 @@ SHARED = (
     "base_spec_worker",
     "batch_result_processor",
     "choices",
+    "communicator",
     "draft_utils",
     "eagle_utils",
     "eagle_worker_v2",

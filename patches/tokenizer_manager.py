@@ -30,6 +30,8 @@ _MANAGER = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
 def calculate_spec_decoding_metrics(
     original: Upstream, manager: object, meta_info: dict[str, float], recv_obj: object, i: int
 ) -> None:
+    from tlt_sglang.engine import engine
+
     original(manager, meta_info, recv_obj, i)
     verified = getattr(recv_obj, "spec_num_cap_tokens", None)
     if "spec_verify_ct" not in meta_info or not verified or not verified[i]:
@@ -39,6 +41,8 @@ def calculate_spec_decoding_metrics(
     meta_info["spec_num_proposed_drafts"] = proposed
     accepted = meta_info["spec_num_correct_drafts"]
     meta_info["spec_accept_rate"] = accepted / proposed if proposed else 0.0
+    tlt = engine.require()
+    tlt.clients.add_former_keys(meta_info, tlt.config)
 
 
 @wraps_upstream(
@@ -130,7 +134,23 @@ def stream_one_response(
     return engine.require().answers.stream(answers, manager, obj, state)
 
 
+@wraps_upstream(
+    f"{_MANAGER}._set_engine_state_field",
+    why="an engine whose client has died while it was paused does not say what it waits for",
+    remove_when="SGLang says what it waits for, and ends a pause that nobody ends",
+    process="main",
+)
+def set_engine_state_field(original: Upstream, manager: Any, name: str, value: object) -> None:
+    from tlt_sglang.engine import engine
+
+    tlt = engine.require()
+    if name == "_is_pause":
+        tlt.clients.paused(manager, bool(value), tlt.config.client_timeout_s)
+    original(manager, name, value)
+
+
 PATCHES = (
+    set_engine_state_field,
     init_req_state,
     send_one_request,
     stream_one_response,

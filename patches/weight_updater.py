@@ -55,4 +55,22 @@ def update_weights_from_disk(original: Any, updater: Any, *args: Any, **kwargs: 
     return original(updater, *args, **kwargs)
 
 
-PATCHES = (begin_weight_update, end_weight_update, update_weights_from_disk)
+@wraps_upstream(
+    "sglang.srt.model_executor.model_runner_components.weight_updater:init_custom_process_group",
+    why="a trainer that dies before its process group is formed blocks the scheduler for half an "
+    "hour",
+    remove_when="SGLang has a time limit for the process groups of trainers",
+    process="scheduler",
+)
+def init_custom_process_group(original: Any, **options: Any) -> Any:
+    from tlt_sglang.engine import engine, weight_sync
+
+    return original(**weight_sync.limited(options, engine.require().config.client_timeout_s))
+
+
+PATCHES = (
+    begin_weight_update,
+    end_weight_update,
+    update_weights_from_disk,
+    init_custom_process_group,
+)

@@ -50,7 +50,7 @@ ALLOWED: dict[str, str] = {
         "sampling.ranking weights"
     ),
     "engine": (
-        "__init__ errors patching upstream strategy admission "
+        "__init__ errors patching upstream strategy admission serving "
         "models.seed weights harvest harvest.log_size graphs cpu drafters sampling config "
         "coordinator"
     ),

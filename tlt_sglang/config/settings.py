@@ -126,6 +126,15 @@ class Config:
         "first such call; on adds the keys from the first answer",
         CLIENTS,
     )
+    client_timeout_s: float | None = setting(
+        None,
+        decimal(0, 1e9, above=True, metavar="S", remedy="write seconds"),
+        "Silence of a client in s after which the pause and the weight-update session that it has "
+        "left open are ended, and its process groups left. It must be longer than any step in "
+        "which a paused engine waits; engines that have released memory are not touched",
+        CLIENTS,
+        default_text="no limit",
+    )
     events: str | None = setting(
         None,
         _FILE,

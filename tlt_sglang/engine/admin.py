@@ -5,7 +5,7 @@ with {"strategy": "off"} pins one of several strategies; with null the policy ch
 `POST /tlt/drafter` with {"version": 3} loads a version of the drafter's store and stays with it;
 with null the engine follows the newest version again, and {"rollback": true} goes back from the
 present version for good. `POST /tlt/harvest` with {"rate": 0.5} logs that fraction of the requests.
-All take SGLang's admin key where one is set.
+All take SGLang's admin key where one is set; `client_routes` has `POST /tlt/free`.
 
 Runs in the HTTP (main) process. It does nothing to the engine itself: commands travel to the
 schedulers through SGLang's own internal-state calls.
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from tlt_sglang.engine import engine
+from tlt_sglang.engine import client_routes, engine
 from tlt_sglang.errors import ConfigError, TltError
 from tlt_sglang.strategy.strategies import parse
 from tlt_sglang.weights.store import Store
@@ -51,6 +51,8 @@ def add_routes(app: FastAPI, global_state: Callable[[], GlobalState]) -> None:
     """Add the routes to SGLang's FastAPI `app`, which does not have them."""
 
     async def tlt_status() -> Json:
+        if engine.require().clients.busy:
+            return report([])  # the scheduler answers once its call ends, which may be never
         states = await global_state().tokenizer_manager.get_internal_state()
         return report([state.get("tlt") for state in states])
 
@@ -58,6 +60,7 @@ def add_routes(app: FastAPI, global_state: Callable[[], GlobalState]) -> None:
     add_command(app, global_state, STRATEGY_PATH, strategy_command)
     add_command(app, global_state, DRAFTER_PATH, drafter_command)
     add_command(app, global_state, HARVEST_PATH, harvest_command)
+    client_routes.add(app, global_state)
 
 
 def add_command(
@@ -162,6 +165,7 @@ def report(schedulers: list[Json | None]) -> Json:
         "strategy": first.get("strategy"),
         "drafter": first.get("drafter"),
         "accept_length": first.get("accept_length"),
+        "clients": engine.current.clients.status(),
         "patches": engine.current.patcher.report(),
         "schedulers": parts,
     }

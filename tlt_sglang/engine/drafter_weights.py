@@ -20,7 +20,8 @@ from tlt_sglang.errors import TltError
 
 if TYPE_CHECKING:
     from tlt_sglang.config.settings import Device
-    from tlt_sglang.upstream.protocols import EagleWorker, ModelRunner, WeightUpdater
+    from tlt_sglang.upstream.protocols import EagleWorker, ModelRunner
+    from tlt_sglang.upstream.weight_updates import UpdateManager
     from tlt_sglang.weights.swap import Weights
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -31,7 +32,7 @@ def dtype_name(runner: ModelRunner) -> str:
     return _DTYPES[runner.dtype]
 
 
-def writable(updater: WeightUpdater) -> bool:
+def writable(updater: UpdateManager) -> bool:
     """Return whether the weights may be written: none are released, or being updated."""
     return not upstream.current().updates_weights(updater) and not updater.offload_tags
 

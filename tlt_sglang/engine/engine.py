@@ -17,6 +17,7 @@ from tlt_sglang.config.settings import VARIABLE, Config, Device
 from tlt_sglang.config.sglang_arguments import settle
 from tlt_sglang.engine import build, first_rank, served
 from tlt_sglang.engine.answers import Answers
+from tlt_sglang.engine.clients import Clients
 from tlt_sglang.engine.step import SpeculationStep
 from tlt_sglang.engine.weight_sync import WeightSync
 from tlt_sglang.models import seed
@@ -45,6 +46,8 @@ class Engine:
     """Present in the scheduler process where drafter and target share their noise."""
     step: SpeculationStep = field(default_factory=SpeculationStep, repr=False)
     """TLT's part in every decode step; its parts are built with SGLang's worker."""
+    clients: Clients = field(default_factory=Clients, repr=False)
+    """What clients have left open, in the main process."""
     weight_sync: WeightSync = field(default_factory=WeightSync, repr=False)
     """The updates of the weights in the scheduler process."""
     _answers: Answers | None = field(default=None, repr=False)
@@ -170,6 +173,7 @@ class Engine:
         if self.scheduler is None:
             return status
         status |= _speculation(self.scheduler)
+        status["weight_updates"] = self.weight_sync.status(self.scheduler.weight_updater)
         if self.step.pool is not None:
             status |= {"policy": self.config.policy} | self.step.pool.report()
         status |= self._counts()

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
         Request,
         Scheduler,
         StepResult,
-        WeightUpdater,
     )
+    from tlt_sglang.upstream.weight_updates import UpdateManager
 
 VERSION_KEY = "drafter_version"
 """Key in a request's `meta_info`: the versions that drafted for it, in order."""
@@ -143,7 +143,7 @@ class OnlineDrafter:
             self._begin_target_version()
         self.swap.swap_in()
 
-    def idle(self, updater: WeightUpdater) -> None:
+    def idle(self, updater: UpdateManager) -> None:
         """Use the time in which nothing runs: log the ends of requests, take a new version.
 
         Weights that are released, or being updated, are left alone.

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlt_sglang.config.settings import OlderClients
@@ -43,6 +44,17 @@ class WeightSync:
         """Updates for which a session was opened here."""
         self._narrowed = False
         """True if the open session was begun for "all" and covers the target alone."""
+
+    def status(self, manager: UpdateManager) -> dict[str, object]:
+        """Return this part of `GET /tlt/status`."""
+        session, groups = manager._session, manager.tp_worker.model_runner.weight_updater
+        return {
+            "session": None if session is None else session.selector,
+            "opened_sessions": self.opened_sessions,
+            "process_groups": list(groups._model_update_group),
+            "released": sorted(manager.offload_tags),
+            "separate_drafter": has_separate_drafter(manager),
+        }
 
     # -- which models ----------------------------------------------------------------------------
 
@@ -123,6 +135,16 @@ class WeightSync:
         # The load that follows would note `loaded_weights` by itself.
         manager._session = _WeightUpdateSession(selector="all", loaded_weights=True)
         self._narrowed = False
+
+
+def limited(options: dict[str, Any], timeout: float | None) -> dict[str, Any]:
+    """Return the options of a trainer's process group, with a time limit of `timeout` seconds.
+
+    NCCL's own limit ends the process, so only gloo's is set.
+    """
+    if timeout is None or options.get("backend") != "gloo":
+        return options
+    return options | {"timeout": timedelta(seconds=timeout)}
 
 
 def has_separate_drafter(manager: UpdateManager) -> bool:

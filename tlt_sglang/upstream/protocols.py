@@ -9,11 +9,14 @@ Shapes: B requests, W verified tokens per request, V vocabulary, N hidden size, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from tlt_sglang.upstream.weight_updates import UpdateManager
 
 Upstream = Callable[..., Any]
 """A function of SGLang's, as a patch is handed it."""
@@ -283,15 +286,6 @@ class EagleWorker(Protocol):
         """Return a context in which backends and runners are built for this shape."""
 
 
-class WeightUpdater(Protocol):
-    """`SchedulerWeightUpdaterManager` of SGLang's scheduler."""
-
-    _session: object
-    """Not None between begin_weight_update and end_weight_update."""
-    offload_tags: Collection[str]
-    """The kinds of memory that are released at present."""
-
-
 class Scheduler(Protocol):
     """`sglang.srt.managers.scheduler.Scheduler`."""
 
@@ -299,7 +293,7 @@ class Scheduler(Protocol):
     draft_worker: EagleWorker | None
     running_batch: Batch | None
     waiting_queue: Sequence[Request]
-    weight_updater: WeightUpdater
+    weight_updater: UpdateManager
 
 
 class TokenizerManager(Protocol):
@@ -317,6 +311,9 @@ class TokenizerManager(Protocol):
 
     def generate_request(self, obj: object, request: None) -> AsyncIterator[object]:
         """Generate for a `GenerateReqInput`."""
+
+    def config_value(self, name: str) -> object:
+        """Return the value in effect of a field of ServerArgs."""
 
     def abort_request(self, *, abort_all: bool) -> None:
         """Abort requests."""

@@ -6,8 +6,8 @@ imported for type checks only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -37,6 +37,9 @@ class UpdateSession(Protocol):
 class RunnerUpdater(Protocol):
     """`WeightUpdater` of one model runner."""
 
+    _model_update_group: Mapping[str, object]
+    """The process groups that trainers have formed with it, by name."""
+
     def begin_weight_update(self) -> None:
         """Make the model's weights loadable."""
 
@@ -52,6 +55,8 @@ class UpdatedRunner(Protocol):
 class UpdatedWorker(Protocol):
     """`TpModelWorker` or a speculative worker."""
 
+    model_runner: UpdatedRunner
+
     def weight_update_runners(self) -> Sequence[tuple[str, UpdatedRunner]]:
         """Return the models that the worker runs, each with its role."""
 
@@ -59,8 +64,12 @@ class UpdatedWorker(Protocol):
 class UpdateManager(Protocol):
     """`SchedulerWeightUpdaterManager` of a scheduler."""
 
+    tp_worker: UpdatedWorker
     draft_worker: UpdatedWorker | None
+    offload_tags: Collection[str]
+    """The kinds of memory that are released at present."""
     _session: UpdateSession | None
+    """Not None between begin_weight_update and end_weight_update."""
 
     def _select_runners(self, selector: str = "all") -> Sequence[tuple[str, UpdatedRunner]]:
         """Return the models that a selector names."""
@@ -70,3 +79,24 @@ class UpdateManager(Protocol):
 
     def end_weight_update(self, recv_req: object) -> UpdateResult:
         """Close the session."""
+
+
+class ControlledManager(Protocol):
+    """`sglang.srt.managers.tokenizer_manager.TokenizerManager`, as trainers control it."""
+
+    is_pause: bool
+
+    def config_value(self, name: str) -> object:
+        """Return the value in effect of a field of ServerArgs."""
+
+    async def get_internal_state(self) -> list[dict[str, Any]]:
+        """Return the internal state of every scheduler."""
+
+    async def continue_generation(self, obj: object) -> None:
+        """End a pause."""
+
+    async def end_weight_update(self, obj: object) -> tuple[bool, str]:
+        """Close the session of every scheduler; return success and a message."""
+
+    async def destroy_weights_update_group(self, obj: object) -> tuple[bool, str]:
+        """Leave a process group; return success and a message."""

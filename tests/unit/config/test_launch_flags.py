@@ -509,6 +509,7 @@ def test_every_setting_has_a_flag() -> None:
         "pending_memory_mb": ("5", 5),
         "graph_memory_gb": ("1.5", 1.5),
         "older_clients": ("on", "on"),
+        "client_timeout_s": ("30", 30.0),
         "events": ("e", "e"),
         "log_requests": (None, True),
         "trace": ("t", "t"),

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tlt_sglang.config.settings import OlderClients
-from tlt_sglang.engine.weight_sync import SESSION_OPENED, WeightSync, has_separate_drafter
+from tlt_sglang.engine.weight_sync import (
+    SESSION_OPENED,
+    WeightSync,
+    has_separate_drafter,
+    limited,
+)
 
 pytestmark = pytest.mark.sglang
 
@@ -36,6 +43,8 @@ class Manager:
 
     def __init__(self, *drafters: Any, worker: bool = True) -> None:
         self.drafters = [("draft", one) for one in drafters]
+        self.tp_worker: Any = SimpleNamespace()
+        self.offload_tags: Collection[str] = ()
         self.draft_worker: Any = (
             SimpleNamespace(weight_update_runners=lambda: self.drafters) if worker else None
         )
@@ -160,6 +169,27 @@ def test_a_second_session_that_is_refused_changes_nothing() -> None:
     assert not manager.begin_weight_update(SimpleNamespace(selector="all")).success
     manager.update("draft")
     assert one.weight_updater.begun == 0
+
+
+def test_the_status_names_what_is_open() -> None:
+    manager = Manager(drafter())
+    groups = SimpleNamespace(_model_update_group={"trainer": object()})
+    manager.tp_worker.model_runner = SimpleNamespace(weight_updater=groups)
+    manager.begin_weight_update(SimpleNamespace(selector="all"))
+    assert manager.sync.status(manager) == {
+        "session": "target",
+        "opened_sessions": 0,
+        "process_groups": ["trainer"],
+        "released": [],
+        "separate_drafter": True,
+    }
+
+
+def test_the_time_limit_of_a_process_group() -> None:
+    gloo, nccl = {"backend": "gloo", "rank": 1}, {"backend": "nccl"}
+    assert limited(gloo, None) == gloo
+    assert limited(gloo, 2.5) == gloo | {"timeout": timedelta(seconds=2.5)}
+    assert limited(nccl, 2.5) == nccl  # its own limit would end the engine
 
 
 def test_a_load_that_raises_leaves_no_session() -> None:
