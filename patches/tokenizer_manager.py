@@ -34,13 +34,12 @@ def calculate_spec_decoding_metrics(
 
     original(manager, meta_info, recv_obj, i)
     verified = getattr(recv_obj, "spec_num_cap_tokens", None)
-    if "spec_verify_ct" not in meta_info or not verified or not verified[i]:
-        return
-    # Each step verifies one token that is no draft.
-    proposed = verified[i] - meta_info["spec_verify_ct"]
-    meta_info["spec_num_proposed_drafts"] = proposed
-    accepted = meta_info["spec_num_correct_drafts"]
-    meta_info["spec_accept_rate"] = accepted / proposed if proposed else 0.0
+    if "spec_verify_ct" in meta_info and verified and verified[i]:
+        # Each step verifies one token that is no draft.
+        proposed = verified[i] - meta_info["spec_verify_ct"]
+        meta_info["spec_num_proposed_drafts"] = proposed
+        accepted = meta_info["spec_num_correct_drafts"]
+        meta_info["spec_accept_rate"] = accepted / proposed if proposed else 0.0
     tlt = engine.require()
     tlt.clients.add_former_keys(meta_info, tlt.config)
 

@@ -14,6 +14,7 @@ from tests.engine.test_weights import load, share_through_files
 from tests.support.dying_client import GROUP, kill_at
 from tests.support.servers import MODEL, Server, Servers, model_folder
 from tests.support.trainer import trainer
+from tlt_sglang.engine.clients import BUSY_SECONDS
 from tlt_sglang.launcher.child_process import wait_for
 
 pytestmark = pytest.mark.usefixtures("share_through_files")
@@ -21,7 +22,7 @@ __all__ = ["share_through_files"]
 
 PROMPT = list(range(40, 60))
 NORM = "model.norm.weight"
-LIMIT = 4
+LIMIT = 8
 SECONDS = 60.0
 
 
@@ -114,7 +115,8 @@ def test_a_time_limit_frees_the_engine(
     """The next trainer needs no command. Before a group is formed, the scheduler is blocked."""
     kill_at(limited.port, stage)
     if stage == "init":
-        assert wait_for(lambda: waits_for(limited) == ["call"], SECONDS)
+        time.sleep(BUSY_SECONDS)
+        assert waits_for(limited) == ["call"]
     assert wait_for(lambda: not limited.status()["clients"]["waits_for"], SECONDS)
     if stage == "group":
         time.sleep(LIMIT)  # the group stays until another one of its name is formed

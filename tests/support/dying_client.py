@@ -65,6 +65,8 @@ class Client:
 
     def form(self, join: bool) -> None:
         """Ask the server to form a process group; with `join` it is formed."""
+        if join:
+            from tests.support.trainer import form
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -78,8 +80,6 @@ class Client:
         }
         self.begin("/init_weights_update_group", body)
         if join:
-            from tests.support.trainer import form
-
             self._group = form(port)
 
     def broadcast(self) -> None:

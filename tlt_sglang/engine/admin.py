@@ -13,6 +13,7 @@ schedulers through SGLang's own internal-state calls.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ STATUS_PATH = "/tlt/status"
 STRATEGY_PATH = "/tlt/strategy"
 DRAFTER_PATH = "/tlt/drafter"
 HARVEST_PATH = "/tlt/harvest"
+STATUS_SECONDS = 10.0
+"""Time after which the status is that of the main process alone."""
 COMMAND_KEY = "tlt"
 """The key under which a command travels to the schedulers in SGLang's own call."""
 
@@ -52,8 +55,11 @@ def add_routes(app: FastAPI, global_state: Callable[[], GlobalState]) -> None:
 
     async def tlt_status() -> Json:
         if engine.require().clients.busy:
-            return report([])  # the scheduler answers once its call ends, which may be never
-        states = await global_state().tokenizer_manager.get_internal_state()
+            return report([])
+        answer = asyncio.create_task(global_state().tokenizer_manager.get_internal_state())
+        # A scheduler that carries out a call answers when the call ends, which may be never.
+        await asyncio.wait([answer], timeout=STATUS_SECONDS)
+        states = answer.result() if answer.done() else []
         return report([state.get("tlt") for state in states])
 
     app.add_api_route(STATUS_PATH, tlt_status, methods=["GET"])

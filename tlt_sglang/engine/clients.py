@@ -1,4 +1,4 @@
-"""What a client has begun at this engine and not ended: a pause, a session, a call.
+"""Know what a client has begun at this engine and not ended: a pause, a session, a call.
 
 A trainer that dies between pause_generation and continue_generation leaves an engine that answers
 nobody, and one that dies inside a weight-update session or a process group leaves an engine that
@@ -40,7 +40,7 @@ CALLS = {
 }
 """Requests of a trainer to the scheduler, and their routes."""
 KINDS = ("session", "groups", "pause")
-"""What can be freed, in the order in which it is."""
+"""The kinds of things that can be freed, in the order in which they are."""
 TICK = 1.0
 BUSY_SECONDS = 2.0
 """Time after which the scheduler is not asked any more while it carries out a call."""

@@ -47,7 +47,7 @@ class Engine:
     step: SpeculationStep = field(default_factory=SpeculationStep, repr=False)
     """TLT's part in every decode step; its parts are built with SGLang's worker."""
     clients: Clients = field(default_factory=Clients, repr=False)
-    """What clients have left open, in the main process."""
+    """The clients of this engine, in the main process."""
     weight_sync: WeightSync = field(default_factory=WeightSync, repr=False)
     """The updates of the weights in the scheduler process."""
     _answers: Answers | None = field(default=None, repr=False)
@@ -173,7 +173,8 @@ class Engine:
         if self.scheduler is None:
             return status
         status |= _speculation(self.scheduler)
-        status["weight_updates"] = self.weight_sync.status(self.scheduler.weight_updater)
+        updates = self.weight_sync.status(self.scheduler.weight_updater)
+        status["weight_updates"] = updates | self.step.accept_watch.status()
         if self.step.pool is not None:
             status |= {"policy": self.config.policy} | self.step.pool.report()
         status |= self._counts()

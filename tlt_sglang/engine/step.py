@@ -18,11 +18,13 @@ Runs in the scheduler process.
 from __future__ import annotations
 
 import functools
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tlt_sglang.engine.accept_watch import AcceptWatch
 from tlt_sglang.engine.driver import IN_FLIGHT
 from tlt_sglang.engine.kv_slots import KvSlots
 from tlt_sglang.sampling.sampled import sampled_rows
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.strategy.strategies import Strategy
     from tlt_sglang.upstream.protocols import Batch, Request, StepResult, Upstream, VerifyInput
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -53,6 +57,8 @@ class SpeculationStep:
     """Present where there is a store of drafter versions."""
     slots: KvSlots = field(default_factory=KvSlots)
     """The KV slots for drafts, which may be short."""
+    accept_watch: AcceptWatch = field(default_factory=AcceptWatch)
+    """The accept length before and after updates of the weights."""
     _open: deque[list[Request]] = field(default_factory=lambda: deque(maxlen=IN_FLIGHT), repr=False)
     """The requests of the steps whose accepted drafts are not known yet."""
 
@@ -135,16 +141,27 @@ class SpeculationStep:
         elif self.telemetry is not None:
             strategy = next(iter(self.telemetry.tallies))
             self.telemetry.step(strategy, accepted, sampled)
+        learned = strategy is not None and strategy.num_steps
+        if learned:
+            self._watch([count for row, count in enumerate(accepted) if row not in matched])
         if self.online_drafter is not None:
-            learned = strategy is not None and strategy.num_steps
             name = str(strategy) if learned else None
             request_ids = [one.rid for one in requests]
             self.online_drafter.count_accepted(accepted, request_ids, name, matched, sampled)
+
+    def _watch(self, accepted: Sequence[int]) -> None:
+        """Count drafts of the learned drafter; log and count a drafter that an update has cost."""
+        warning = self.accept_watch.step(accepted)
+        if warning is not None:
+            logger.warning(warning)
+            if self.telemetry is not None:
+                self.telemetry.drafts_lost()
 
     # -- updates of the target's weights ---------------------------------------------------------
 
     def mark_target_updated(self) -> None:
         """Note that weights of the target have changed."""
+        self.accept_watch.updated()
         if self.online_drafter is not None:
             self.online_drafter.mark_target_updated()
 

@@ -70,6 +70,9 @@ class Sink(Protocol):
     def summary(self, seconds: float, counts: CountsByStrategy, running: int) -> None:
         """Note the counts of the last `seconds`, and the requests that are running."""
 
+    def drafts_lost(self) -> None:
+        """Note that an update of the weights has left no drafts that are accepted."""
+
 
 class Telemetry:
     """The telemetry of one engine process."""
@@ -99,6 +102,11 @@ class Telemetry:
         self.tallies[strategy].add(strategy, accepted, sampled)
         if self._sinks and self._clock() - self._last >= SECONDS:
             self._summarise(len(accepted))
+
+    def drafts_lost(self) -> None:
+        """Note that an update of the weights has left no drafts that are accepted."""
+        for sink in self._sinks:
+            sink.drafts_lost()
 
     def _summarise(self, running: int) -> None:
         now = self._clock()
@@ -150,6 +158,10 @@ class EventLog:
         self.add("summary", seconds=round(seconds, 3), running_requests=running, strategies=by_name)
         self.write()
 
+    def drafts_lost(self) -> None:
+        """Add a line, which the next summary writes."""
+        self.add("drafts_lost")
+
     def add(self, event: str, **fields: object) -> None:
         """Add a line, which `write` writes; raise TypeError for fields that JSON does not have."""
         common = {"event": event, "time": round(self._clock(), 3), "pid": os.getpid()}
@@ -197,6 +209,11 @@ class Metrics:
             ),
         }
         self._switches = counter("strategy_switches", "Changes to this strategy.")
+        self._lost = prometheus_client.Counter(
+            "tlt_drafts_lost",
+            "Updates of the weights after which no drafts were accepted.",
+            registry=registry,
+        )
 
     def switched(self, strategy: Strategy, batch_size: int) -> None:
         """Count a change of strategy."""
@@ -207,3 +224,7 @@ class Metrics:
         for strategy, tally in counts.items():
             for name, value in tally.items():
                 self._counters[name].labels(str(strategy)).inc(value)
+
+    def drafts_lost(self) -> None:
+        """Count it."""
+        self._lost.inc()

@@ -1,4 +1,4 @@
-"""What clients leave open is named, logged and ended; older clients are noticed."""
+"""The engine names, logs and ends what clients leave open, and notices older clients."""
 
 from __future__ import annotations
 

@@ -108,6 +108,16 @@ def test_prometheus_counts_the_same() -> None:
     assert 'tlt_sampled_accepted_tokens_total{strategy="eagle:3x1x4"} 1.0' in text
     assert 'tlt_verified_tokens_total{strategy="eagle:3x4x8"} 16.0' in text
     assert 'tlt_strategy_switches_total{strategy="eagle:3x4x8"} 1.0' in text
+    assert "tlt_drafts_lost_total 0.0" in text
+
+
+def test_drafts_that_are_lost_reach_every_sink(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    log = EventLog(str(tmp_path / "events"))
+    Telemetry([OFF], [log, Metrics(registry)]).drafts_lost()
+    log.write()
+    assert json.loads((tmp_path / "events").read_text())["event"] == "drafts_lost"
+    assert "tlt_drafts_lost_total 1.0" in generate_latest(registry).decode()
 
 
 @pytest.mark.parametrize("name", ["cost-model", "beg-mab", "ema", "random"])
