@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tlt_sglang.patching.patch import wraps_upstream
+from tlt_sglang.patching.patch import Patch, wraps_upstream
+from tlt_sglang.upstream import dataclass_fields as upstream_fields
 
 if TYPE_CHECKING:
     from tlt_sglang.upstream.protocols import Upstream
@@ -49,4 +50,15 @@ def check_server_args(original: Upstream, args: Any) -> None:
         prefork.use()
 
 
-PATCHES = (resolve_once, check_server_args)
+dataclass_fields = Patch(
+    f"{_MODULE}:ServerArgs",
+    upstream_fields.dataclass_fields,
+    why="RL stacks look at dataclasses.fields(ServerArgs), which is no dataclass any more",
+    remove_when="verl, slime, miles and UniRL look at the fields of a struct",
+    process="main",
+    digests={},
+    kind="register",
+    key="__dataclass_fields__",
+)
+
+PATCHES = (dataclass_fields, resolve_once, check_server_args)

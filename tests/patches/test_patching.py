@@ -387,6 +387,18 @@ def test_registry_entries_come_back_exactly(patcher_of: Callable[..., Patcher]) 
     assert maths.CHOICES == ["x", "y"]
 
 
+def test_a_new_attribute_of_a_class_goes_again(patcher_of: Callable[..., Patcher]) -> None:
+    worker = load("maths").Worker
+    patcher = patcher_of(register("Worker", "height", 5))
+    patcher.apply()
+    assert worker.height == worker().height == 5
+    patcher.verify()
+    patcher.revert()
+    assert not hasattr(worker, "height")
+    with pytest.raises(PatchError, match="the name of a new attribute for a class"):
+        patcher_of(register("Worker", "width", 5)).apply()
+
+
 def test_other_devices_are_left_alone(patcher_of: Callable[..., Patcher]) -> None:
     broken = {"1.2.3": "0" * 16}
     patcher = patcher_of(

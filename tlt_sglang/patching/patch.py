@@ -38,7 +38,8 @@ class Patch:
     only_on: Only = "any"
     kind: Literal["wrap", "replace", "register"] = "wrap"
     key: object = None
-    """The key for "register" into a dict; None appends to a list."""
+    """The key for "register" into a dict, or the new attribute of a class; None appends to a
+    list."""
     file: str = ""
     """The patch file it comes from, filled in by `tlt_sglang.patches`."""
     digests: Mapping[str, str] = field(default_factory=dict)

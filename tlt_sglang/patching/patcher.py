@@ -14,9 +14,10 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from tlt_sglang.errors import PatchError
 from tlt_sglang.patching.conflicts import hook_conflicts, target_conflicts
@@ -131,8 +132,8 @@ class Patcher:
         holder, name, _ = resolve(sys.modules[patch.module], patch)
         live = inspect.getattr_static(holder, name, MISSING)
         entries = [live]
-        if patch.kind == "register" and isinstance(live, (dict, list)):
-            entries = live if isinstance(live, list) else [live.get(patch.key)]
+        if patch.kind == "register" and isinstance(live, (dict, list, type)):
+            entries = live if isinstance(live, list) else [_members(live).get(patch.key)]
         applied = next((a for a in self._applied if a.patch is patch), None)
         in_force = applied is not None and any(entry is applied.ours for entry in entries)
         return "in force" if in_force else "lost"
@@ -191,6 +192,10 @@ class Patcher:
         self._applied = [a for a in self._applied if all(a is not r for r in records)]
 
 
+def _members(container: dict[object, object] | type) -> Mapping[Any, object]:
+    return vars(container) if isinstance(container, type) else container
+
+
 def _register(container: object, record: _Applied) -> None:
     key, ours = record.patch.key, record.ours
     if isinstance(container, list) and key is None:
@@ -201,10 +206,13 @@ def _register(container: object, record: _Applied) -> None:
         undo = functools.partial(container.__setitem__, key, container.get(key))
         record.undo.append(undo if there else functools.partial(container.pop, key, None))
         container[key] = ours
+    elif isinstance(container, type) and isinstance(key, str) and key not in vars(container):
+        setattr(container, key, ours)
+        record.undo.append(functools.partial(delattr, container, key))
     else:
         raise PatchError(
-            f"{record.patch.target} is a {type(container).__name__}; use a key for a dict, and "
-            "None for a list."
+            f"{record.patch.target} is a {type(container).__name__}; use a key for a dict, None "
+            "for a list, and the name of a new attribute for a class."
         )
 
 

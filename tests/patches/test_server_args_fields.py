@@ -1,0 +1,33 @@
+"""Stacks can look at the fields of SGLang's arguments as at those of a dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import pytest
+
+from patches import all_patches
+from tlt_sglang.patching.patcher import Patcher
+
+pytestmark = pytest.mark.sglang
+
+
+def test_fields_are_those_of_the_record() -> None:
+    import msgspec
+    from sglang.srt.server_args import ServerArgs
+
+    (patch,) = (one for one in all_patches() if one.key == "__dataclass_fields__")
+    patcher = Patcher([patch], "cpu")
+    patcher.apply()
+    try:
+        patcher.verify()
+        names = [one.name for one in msgspec.structs.fields(ServerArgs)]
+        assert [one.name for one in dataclasses.fields(ServerArgs)] == names
+        args = ServerArgs(model_path="m", tp_size=2)
+        values = {one.name: getattr(args, one.name) for one in dataclasses.fields(args)}
+        assert values["tp_size"] == 2
+        assert ServerArgs(**values) == args == pickle.loads(pickle.dumps(args))
+    finally:
+        patcher.revert()
+    assert not dataclasses.is_dataclass(ServerArgs)
