@@ -33,6 +33,7 @@ SHARED = (
     "draft_utils",
     "eagle_utils",
     "eagle_worker_v2",
+    "engine_base",
     "http_server",
     "io_struct",
     "layernorm",

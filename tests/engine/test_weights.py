@@ -281,6 +281,32 @@ def test_an_update_that_names_the_drafter_reaches_it(
     assert checksums(server, "target") == target
 
 
+def test_a_drafter_that_an_update_has_cost_its_drafts(
+    servers: Servers, reference: Reference, drafters: dict[str, str]
+) -> None:
+    """The log, the status and the metrics say so; the status takes it back with new drafts."""
+    server = servers.get("eagle:3x1x4", "--enable-metrics", drafter=drafters["eagle"])
+    prompts = reference.prompts
+    original = load_file(f"{drafters['eagle']}/model.safetensors")
+    ask(server, prompts)
+    outputs, length = ask(server, prompts)
+    assert length > 1.3
+    assert server.scheduler()["weight_updates"]["warning"] is None
+    assert "tlt_drafts_lost_total 0.0" in server.get("/metrics")
+    update(server, "draft", {name: torch.zeros_like(one) for name, one in original.items()})
+    assert ask(server, prompts)[0] == outputs
+    state = server.scheduler()["weight_updates"]
+    assert state["accept_length_before"] > 1.3 and state["accept_length_since"] < 1.02
+    assert state["warning"].startswith("The accept length is 1.0")
+    assert state["warning"] in server.log()
+    assert "tlt_drafts_lost_total 1.0" in server.get("/metrics")
+    update(server, "draft", original)
+    ask(server, prompts)
+    assert ask(server, prompts)[0] == outputs
+    assert server.scheduler()["weight_updates"]["warning"] is None
+    servers.drop(server)
+
+
 def test_a_head_of_its_own_and_norms(servers: Servers, tmp_path: Path) -> None:
     """A Qwen3, whose head is not tied, and which has norms on queries and keys."""
     folder = make_target(tmp_path / "qwen3", "qwen3", 512)

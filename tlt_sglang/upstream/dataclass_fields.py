@@ -6,6 +6,7 @@ UniRL). Runs in the process that starts SGLang.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -37,5 +38,5 @@ def _field(one: Any) -> Any:
     if one.default is msgspec.NODEFAULT:
         return dataclasses.field()
     if type(one.default).__hash__ is None:  # which a dataclass refuses as a default
-        return dataclasses.field(default_factory=functools.partial(type(one.default), one.default))
+        return dataclasses.field(default_factory=functools.partial(copy.copy, one.default))
     return dataclasses.field(default=one.default)

@@ -1,4 +1,4 @@
-"""Stacks can look at the fields of SGLang's arguments as at those of a dataclass."""
+"""Stacks written for an older SGLang find its arguments and its base class as they were."""
 
 from __future__ import annotations
 
@@ -31,3 +31,26 @@ def test_fields_are_those_of_the_record() -> None:
     finally:
         patcher.revert()
     assert not dataclasses.is_dataclass(ServerArgs)
+
+
+def test_an_engine_without_sessions_can_be_made() -> None:
+    from sglang.srt.entrypoints.EngineBase import EngineBase
+
+    def make() -> EngineBase:
+        names = EngineBase.__abstractmethods__ - {"begin_weight_update", "end_weight_update"}
+        members = {name: lambda self: None for name in names}
+        return type("StackEngine", (EngineBase,), members)()
+
+    with pytest.raises(TypeError, match="abstract"):
+        make()
+    patcher = Patcher([one for one in all_patches() if one.file == "engine_base.py"], "cpu")
+    patcher.apply()
+    try:
+        engine = make()
+        for call in (engine.begin_weight_update, engine.end_weight_update):
+            with pytest.raises(NotImplementedError, match="StackEngine opens no"):
+                call()
+    finally:
+        patcher.revert()
+    with pytest.raises(TypeError, match="abstract"):
+        make()
