@@ -22,9 +22,9 @@ if TYPE_CHECKING:
         SpecSettings,
         StepResult,
         Upstream,
-        WeightUpdater,
     )
     from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
+    from tlt_sglang.upstream.weight_updates import UpdateManager
 
 
 class Sglang(Protocol):
@@ -115,5 +115,5 @@ class Sglang(Protocol):
     def has_input_norm(self, model: DecoderModel) -> bool:
         """Return whether an EAGLE-3 drafter normalises its features before its first layer."""
 
-    def updates_weights(self, updater: WeightUpdater) -> bool:
+    def updates_weights(self, updater: UpdateManager) -> bool:
         """Return whether an update of weights has begun and not ended."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
         SpecSettings,
         StepResult,
         Upstream,
-        WeightUpdater,
     )
     from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
+    from tlt_sglang.upstream.weight_updates import UpdateManager
 
 
 class Adapter(Sglang):
@@ -150,5 +150,5 @@ class Adapter(Sglang):
     def has_input_norm(self, model: DecoderModel) -> bool:
         return model.input_norm is not None
 
-    def updates_weights(self, updater: WeightUpdater) -> bool:
+    def updates_weights(self, updater: UpdateManager) -> bool:
         return updater._session is not None
