@@ -150,6 +150,7 @@ def test_an_answer_that_was_predicted_takes_few_steps(
     server.post("/tlt/strategy", {"strategy": "ngram:4"})
     for number, prompt in enumerate(prompts()[:4]):
         shape: dict[str, Any] = {"temperature": 1.0}
+        server.post("/flush_cache")  # n-grams of the tests before
         first = server.generate(prompt, 64, sampling_seed=number, **shape)
         server.post("/flush_cache")
         predicted = {"predicted_output": first["output_ids"]}
