@@ -75,6 +75,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "v22.logits_processor",
         "v22.reject_sampling",
         "v22.tp_worker",
+        "v22.weight_checker",
     ),
     "v23": ("v23.eagle_utils",),
 }
