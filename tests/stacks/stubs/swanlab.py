@@ -1,0 +1,1 @@
+"""Stands in for a logger that AReaL imports and the tests do not use."""
