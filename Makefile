@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help setup prepare serve unit check style types test test-versions test-version gpu fuzz identity bench
-.PHONY: figures lock clean
+.PHONY: figures lock clean stacks
 
 # SGLANG=0.5.16 makes and uses an environment of its own beside .venv, from the lock of that version.
 DEFAULT_SGLANG := $(shell sed -n 's/^sglang==//p' requirements/cpu.in)
@@ -37,6 +37,9 @@ COVERAGE := --cov --cov-report=term
 # What is tested with every SGLang: start, identity, sampling, weights and switching of strategies.
 VERSION_TESTS := tests/engine/test_start.py tests/engine/test_identity.py tests/engine/test_sampling.py \
   tests/engine/test_coupled.py tests/engine/test_weights.py tests/engine/test_switching.py
+# The clients of RL stacks, in an environment that stands on that of the tests.
+STACKS := $(VENV)-stacks
+CLIENTS := $(STACKS)/.stamp-installed
 # Paths in ARGS replace the default ones.
 TEST_PATHS := $(filter tests tests/%,$(ARGS))
 
@@ -130,7 +133,7 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="pa
 	wait $$typing || failed=1
 	cat "$$log"
 	run $(PYTHON) -m pytest -n 2 --dist worksteal tests/cuda $(ARGS)
-	run $(PYTHON) -m pytest --durations=15 tests/engine tests/stacks tests/gpu $(ARGS)
+	run $(PYTHON) -m pytest --durations=15 tests/engine tests/stacks tests/gpu --ignore tests/stacks/own $(ARGS)
 	exit $$failed
 
 test-versions: ## test every other SGLang that TLT runs on, twelve minutes each; ARGS go to pytest
@@ -148,6 +151,17 @@ test-version: setup prepare ## test one other SGLang, as SGLANG=0.5.16
 	run $(PYTHON) -m pytest -n 2 --dist worksteal tests/patches tests/unit/packaging $(ARGS)
 	run $(PYTHON) -m pytest --durations=15 $(VERSION_TESTS) $(ARGS)
 	exit $$failed
+
+$(CLIENTS): requirements/stacks.txt | $(INSTALLED)
+	@$(PYTHON) -m venv --clear --without-pip $(STACKS)
+	folder() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+	base=$$(folder $(PYTHON))
+	echo "import site; site.addsitedir('$$base')" >"$$(folder $(STACKS)/bin/python)/base.pth"
+	$(UV) pip install --python $(STACKS)/bin/python --no-deps --require-hashes -r $<
+	touch $@
+
+stacks: prepare $(CLIENTS) ## train with AReaL against our server, in ten minutes; ARGS go to pytest
+	@exec $(PYTHON) -m pytest --durations=5 tests/stacks/own $(ARGS)
 
 # On a GPU machine, with the Python that the wheel was installed for.
 gpu: ## check and time everything on one GPU, in twelve minutes; ARGS="OUT --parts a,b"
@@ -173,6 +187,9 @@ lock: ## write the lock again, also of SGLANG=0.5.16; ARGS=--upgrade takes newer
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_34 --generate-hashes \
 	  --no-emit-package pip --custom-compile-command 'make lock$(if $(NAME), SGLANG=$(SGLANG))' \
 	  --output-file $(LOCK) $(ARGS) >/dev/null
+	.venv/bin/uv pip compile requirements/stacks.in --no-deps --prerelease allow \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_34 --generate-hashes \
+	  --custom-compile-command 'make lock' --output-file requirements/stacks.txt $(ARGS) >/dev/null
 
 clean: ## remove build products and caches; .venv and the model cache stay
 	@rm -rf build dist *.egg-info $(STAND_IN)/build $(STAND_IN)/*.egg-info

@@ -1,7 +1,9 @@
 """AReaL's own trainer and client against a running server: calls, then GRPO steps, on CPU.
 
 Runs in the environment of `make stacks`, as a program: the address of a server, the folder of the
-model, and how weights are updated (disk or xccl). Prints one line of JSON.
+model, and what to do. `disk` and `xccl` make single calls and train with such weight updates;
+`calls` makes the calls alone, `generate` those that a router passes on, and `killed` dies before it
+continues what it has paused. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -112,12 +114,13 @@ async def generate(client: Any, tokenizer: Any, **changes: Any) -> Any:
     return await client.agenerate(request)
 
 
-def check_calls(client: Any, tokenizer: Any) -> dict[str, Any]:
+def check_calls(client: Any, tokenizer: Any, pauses: bool) -> dict[str, Any]:
     """Make the client's single calls, and return what is seen of them."""
     greedy = [asyncio.run(generate(client, tokenizer, greedy=True)) for _ in range(2)]
     drawn = asyncio.run(generate(client, tokenizer, temperature=1.0))
-    client.pause_generation()
-    client.continue_generation()
+    if pauses:
+        client.pause_generation()
+        client.continue_generation()
     again = asyncio.run(generate(client, tokenizer, greedy=True))
     return {
         "repeats": greedy[0].output_tokens == greedy[1].output_tokens == again.output_tokens,
@@ -176,11 +179,12 @@ def main() -> None:
         name_resolve.reconfigure(NameResolveConfig(type="nfs", nfs_record_root=str(folder / "nfs")))
         tokenizer = AutoTokenizer.from_pretrained(model)
         client = rollout_client(address, folder)
-        result: dict[str, Any] = {"calls": check_calls(client, tokenizer)}
-        if mode == "killed":
-            client.pause_generation()
+        result: dict[str, Any] = {"calls": check_calls(client, tokenizer, mode != "generate")}
+        if mode in ("calls", "generate", "killed"):
+            if mode == "killed":
+                client.pause_generation()
             print(json.dumps(result), flush=True)
-            os._exit(1)
+            os._exit(1 if mode == "killed" else 0)
         meta = updates(mode, folder)
         actor = actor_engine(model, mode)
         actor.connect_engine(client, meta)
