@@ -21,6 +21,9 @@ TRACES = Path(__file__).parent / "traces"
 CHANGED = "model.norm.weight"
 """The tensor that every update changes: one of the target's own, whatever the drafter."""
 
+NEED_A_GPU = ("/release_memory_occupation", "/resume_memory_occupation")
+"""The calls of colocated training, which an engine on CPU refuses."""
+
 
 def names() -> list[str]:
     """Return the stacks that have a trace."""
@@ -88,6 +91,10 @@ class Replay:
         if kind == "broadcast":
             assert self._trainer is not None
             return self._trainer.send({CHANGED: self._weight}, **body)
+        if path in NEED_A_GPU:
+            answer = self._server.request(method, path, json=body)
+            assert (answer.status_code, "needs a GPU" in answer.text) == (400, True), answer.text
+            return {}
         if method == "GET":
             return self._server.get(path)
         return self._server.post(path, body)
