@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +90,18 @@ def actor_engine(model: str, mode: str) -> Any:
     )
     actor.create_process_group()
     actor.initialize(None, FinetuneSpec(1, 8 * STEPS, 8))
-    for module in actor.model.modules():
-        # transformers 5.19 passes a mask for each kind of layer; AReaL is made for 5.3.
-        module.register_forward_pre_hook(partial(one_mask), with_kwargs=True)
+    actor.model.register_forward_pre_hook(without_mask, with_kwargs=True)
     return actor
 
 
-def one_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def without_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Pass no mask where AReaL passes one, None, for each kind of layer, as its transformers want.
+
+    The newer transformers see from the positions where a packed sequence ends.
+    """
     mask = kwargs.get("attention_mask")
-    if isinstance(mask, dict) and len(mask) == 1:
-        kwargs["attention_mask"] = next(iter(mask.values()))
+    if isinstance(mask, dict) and set(mask.values()) == {None}:
+        kwargs["attention_mask"] = None
     return args, kwargs
 
 
@@ -144,11 +145,11 @@ def train(client: Any, actor: Any, tokenizer: Any, meta: Any) -> list[dict[str, 
         HYPERPARAMETERS,
         tokenizer,
         get_input_ids_fn=input_ids,
-        data_extract_prompt_fn=lambda data: data["prompt"],
+        data_extract_prompt_fn=lambda data: data["topic"],
     )
     shown = []
     for version in range(1, STEPS + 2):
-        prompts = [{"prompt": f"A story about {topic}:"} for topic in TOPICS]
+        prompts = [{"topic": f"A story about {topic}:"} for topic in TOPICS]
         batch = actor.rollout_batch(prompts, workflow=workflow, group_size=4)
         logprobs = actor.compute_logp(batch)
         gap, tokens = 0.0, 0
