@@ -118,15 +118,15 @@ async def generate(client: Any, tokenizer: Any, **changes: Any) -> Any:
 def check_calls(client: Any, tokenizer: Any, pauses: bool) -> dict[str, Any]:
     """Make the client's single calls, and return what is seen of them."""
     greedy = [asyncio.run(generate(client, tokenizer, greedy=True)) for _ in range(2)]
-    drawn = asyncio.run(generate(client, tokenizer, temperature=1.0))
+    sampled = asyncio.run(generate(client, tokenizer, temperature=1.0))
     if pauses:
         client.pause_generation()
         client.continue_generation()
     again = asyncio.run(generate(client, tokenizer, greedy=True))
     return {
         "repeats": greedy[0].output_tokens == greedy[1].output_tokens == again.output_tokens,
-        "aligned": len(drawn.output_tokens) == len(drawn.output_logprobs) == 32,
-        "stop_reason": drawn.stop_reason,
+        "aligned": len(sampled.output_tokens) == len(sampled.output_logprobs) == 32,
+        "stop_reason": sampled.stop_reason,
     }
 
 
