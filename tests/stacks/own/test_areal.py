@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def shown(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", ["disk", "xccl"])
-def test_grpo(mode: str, server: Server, record_property: pytest.RecordProperty) -> None:
+def test_grpo(mode: str, server: Server, record_property: Callable[[str, object], None]) -> None:
     """The logprobs of rollouts are those of the trainer, before and after each update."""
     done = areal(f"127.0.0.1:{server.port}", mode)
     steps = shown(done)["steps"]
