@@ -32,8 +32,14 @@ def environment() -> None:
 
 @pytest.fixture
 def server(servers: Servers) -> Server:
-    """Several strategies with the model's own drafter, which change at every step."""
-    return servers.get(POOL, *FLAGS)
+    """Several strategies with the model's own drafter, which change at every step.
+
+    The weights are those of the checkpoint, with which the trainer begins.
+    """
+    server = servers.get(POOL, *FLAGS)
+    body = {"model_path": str(model_folder(MODEL))}
+    assert server.post("/update_weights_from_disk", body)["success"]
+    return server
 
 
 def areal(address: str, mode: str) -> subprocess.CompletedProcess[str]:
