@@ -157,7 +157,11 @@ BROKEN = "import sys\nsys.modules['tlt_sglang'] = None\n"
     [
         (BROKEN, {}, "TLT cannot be imported (ModuleNotFoundError("),
         ("", {"SGLANG_PLUGINS": "other"}, "SGLANG_PLUGINS excludes TLT; add tlt to it, or unset"),
-        (BROKEN.replace("sglang'", "sglang.strategy'"), {}, "TLT cannot be imported (import of "),
+        (
+            BROKEN.replace("sglang'", "sglang.strategy'"),
+            {},
+            "TLT cannot be imported (No module named ",
+        ),
     ],
 )
 def test_a_start_without_us_is_loud(
