@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
@@ -11,33 +12,21 @@ if TYPE_CHECKING:
 
 
 @wraps_upstream(
-    "sglang.srt.mem_cache.allocation_sizing:get_alloc_reserve_per_decode",
-    why="where the KV pool is short, a step reserves fewer slots for drafts, or none",
-    remove_when="SGLang finishes with speculation every request that it finishes without",
-    process="scheduler",
-)
-def get_alloc_reserve_per_decode(original: Upstream) -> int:
-    from tlt_sglang.engine import engine
-
-    return engine.require().step.slots.reserve(original)
-
-
-@wraps_upstream(
     "sglang.srt.mem_cache.allocation_sizing:get_req_to_token_extra_context_len",
     why="drafts of an answer that fills the context are written behind its row of the table",
     remove_when="SGLang's rows hold what a decode step reserves, for pages of one token, too",
     process="scheduler",
 )
-def get_req_to_token_extra_context_len(original: Upstream) -> int:
+def get_req_to_token_extra_context_len(original: Upstream, *args: object) -> int:
     from sglang.srt.mem_cache import allocation_sizing as sizing
 
     from tlt_sglang import upstream
 
-    extra: int = original()
-    if upstream.current().spec().speculative_algorithm is None:
+    sglang, extra = upstream.current(), int(original(*args))
+    if sglang.spec().speculative_algorithm is None:
         return extra
-    reserve: int = sizing.get_alloc_reserve_per_decode() + sizing.get_alloc_page_size()
-    return max(extra, reserve)
+    reserve: int = sizing.get_alloc_reserve_per_decode()
+    return max(extra, reserve + sglang.page_size())
 
 
 @wraps_upstream(
@@ -47,14 +36,14 @@ def get_req_to_token_extra_context_len(original: Upstream) -> int:
     process="scheduler",
     only_on="cuda",
 )
-def get_alloc_len_per_decode(original: Upstream) -> int:
+def get_alloc_len_per_decode(original: Upstream, *args: object) -> int:
     from tlt_sglang.engine import engine
 
-    return engine.require().step.slots.of_pool(original, engine.require().config.pool)
+    upstream = functools.partial(original, *args)
+    return engine.require().step.slots.of_pool(upstream, engine.require().config.pool)
 
 
 PATCHES = (
     get_alloc_len_per_decode,
-    get_alloc_reserve_per_decode,
     get_req_to_token_extra_context_len,
 )

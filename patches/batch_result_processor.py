@@ -42,21 +42,6 @@ def accept_grammar_tokens(
 
 
 @_wrapped(
-    "advance_grammar_fsm",
-    "with overlap scheduling the grammar accepts the first token before SGLang asks for its end",
-)
-def advance_grammar_fsm(
-    original: Upstream, processor: object, result: DecodeResult, batch: AnsweredBatch
-) -> None:
-    from tlt_sglang.engine.finishing import FINISHING
-
-    advanced_before = result.grammar_advanced
-    original(processor, result, batch)
-    if result.grammar_advanced and not advanced_before and batch.forward_mode.is_extend():
-        FINISHING.prefill_in_grammar(batch)
-
-
-@_wrapped(
     "_resolve_spec_v2_tokens",
     "tokens behind the end of an answer are counted as its reasoning tokens and accepted drafts",
 )
@@ -70,4 +55,4 @@ def resolve_spec_v2_tokens(
     return runs
 
 
-PATCHES = (accept_grammar_tokens, advance_grammar_fsm, resolve_spec_v2_tokens)
+PATCHES = (accept_grammar_tokens, resolve_spec_v2_tokens)

@@ -8,7 +8,8 @@ upstream's work for greedy batches.
 
 from __future__ import annotations
 
-import functools
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
@@ -16,37 +17,10 @@ from tlt_sglang.patching.patch import wraps_upstream
 if TYPE_CHECKING:
     import torch
 
-    from tlt_sglang.upstream.kv_pool import DecodeBatch
     from tlt_sglang.upstream.layers import GrammarMask, PenalisedBatch
     from tlt_sglang.upstream.protocols import LogitsOutput, SamplingInfo, Upstream, VerifyInput
 
 _MODULE = "sglang.srt.speculative.eagle_utils"
-_REMOVE = "SGLang's CPU verification applies temperature, top-k, top-p and min-p"
-
-
-@wraps_upstream(
-    f"{_MODULE}:_verify_uses_greedy",
-    why="upstream ignores the temperature in speculative decoding on CPU",
-    remove_when=_REMOVE,
-    process="scheduler",
-    only_on="cpu",
-)
-def verify_uses_greedy(original: Upstream, *, is_cpu: bool, **flags: bool) -> object:
-    return original(is_cpu=False, **flags)
-
-
-@wraps_upstream(
-    f"{_MODULE}:_verify_coins",
-    why="the sampling kernel needs the filters of the batch, including min-p",
-    remove_when=_REMOVE,
-    process="scheduler",
-    only_on="cpu",
-)
-def verify_coins(original: Upstream, *, sampling_info: SamplingInfo, **arguments: object) -> object:
-    from tlt_sglang.cpu import sampling
-
-    sampling.remember(sampling_info)
-    return original(sampling_info=sampling_info, **arguments)
 
 
 @wraps_upstream(
@@ -62,27 +36,27 @@ def eagle_sample(
     verify_input: VerifyInput,
     batch: PenalisedBatch,
     logits_output: LogitsOutput,
-    grammar_mask: GrammarMask | None = None,
+    grammar_mask: object = None,
     *args: object,
     **kwargs: object,
 ) -> object:
+    from tlt_sglang import upstream
     from tlt_sglang.engine import engine
 
     on_cpu = engine.require().device == "cpu"
-    if not batch.forward_mode.is_idle():
-        grammar_mask = _change_logits(verify_input, batch, logits_output, grammar_mask, on_cpu)
+    mask = upstream.current().grammar_mask(verify_input, grammar_mask)
+    if not batch.forward_mode.is_idle() and _change_logits(
+        verify_input, batch, logits_output, mask, on_cpu
+    ):
+        mask = grammar_mask = None
     if on_cpu and _is_merely_greedy(batch, grammar_mask, *args, **kwargs):
         from tlt_sglang.cpu import sampling
 
         outcome = sampling.verify_greedy(verify_input, logits_output.next_token_logits)
     elif _is_coupled(batch, **kwargs):
-        outcome = _verify_coupled(verify_input, batch, logits_output, grammar_mask, on_cpu)
-    elif engine.require().step.rejection is None:
-        outcome = original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
+        outcome = _verify_coupled(verify_input, batch, logits_output, mask, on_cpu)
     else:
-        from tlt_sglang.sampling.rejection import flag
-
-        with flag(verify_input.draft_probs is not None):
+        with _sampling(verify_input, batch.sampling_info, on_cpu):
             outcome = original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
     slots = engine.require().step.slots
     outcome = slots.accept(outcome, batch.seq_lens, verify_input.draft_token_num)
@@ -93,16 +67,22 @@ def eagle_sample(
     return outcome
 
 
-@wraps_upstream(
-    f"{_MODULE}:eagle_prepare_for_decode",
-    why="where the KV pool is short, the positions of drafts have no slot",
-    remove_when="SGLang finishes with speculation every request that it finishes without",
-    process="scheduler",
-)
-def eagle_prepare_for_decode(original: Upstream, batch: DecodeBatch) -> None:
+@contextlib.contextmanager
+def _sampling(verify_input: VerifyInput, info: SamplingInfo, on_cpu: bool) -> Iterator[None]:
+    """Return the context in which upstream verifies by sampling, if it does."""
     from tlt_sglang.engine import engine
 
-    engine.require().step.slots.prepare(functools.partial(original, batch), batch)
+    with contextlib.ExitStack() as contexts:
+        if on_cpu and not info.is_all_greedy:
+            from tlt_sglang.cpu import branch, sampling
+
+            sampling.remember(info)
+            contexts.enter_context(branch.IS_CPU.sampling())
+        if engine.require().step.rejection is not None:
+            from tlt_sglang.sampling.rejection import flag
+
+            contexts.enter_context(flag(verify_input.draft_probs is not None))
+        yield
 
 
 def _is_merely_greedy(
@@ -169,12 +149,12 @@ def _change_logits(
     logits_output: LogitsOutput,
     grammar_mask: GrammarMask | None,
     on_cpu: bool,
-) -> GrammarMask | None:
-    """Apply what upstream's verification relaxes or ignores; return the mask it has to apply."""
+) -> bool:
+    """Apply what upstream's verification relaxes or ignores; return whether the mask is applied."""
     info = batch.sampling_info
     processed, penalised = info.has_custom_logit_processor, info.acc_additive_penalties is not None
     if not (processed or penalised):
-        return grammar_mask
+        return False
     from tlt_sglang.sampling import logits
 
     rows = logits.processed_rows(info)
@@ -188,10 +168,10 @@ def _change_logits(
         if penalised:
             _penalise(verify_input, batch, logits_output)
     if not processed:
-        return grammar_mask
+        return False
     width = verify_input.draft_token_num
     logits.apply_all(logits_output.next_token_logits, width, info, grammar_mask)
-    return None
+    return True
 
 
 def _penalise(
@@ -211,9 +191,4 @@ def _penalise(
     info.acc_additive_penalties = info.acc_scaling_penalties = None
 
 
-PATCHES = (
-    verify_uses_greedy,
-    verify_coins,
-    eagle_sample,
-    eagle_prepare_for_decode,
-)
+PATCHES = (eagle_sample,)

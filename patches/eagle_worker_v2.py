@@ -95,10 +95,9 @@ def draft(
     original: Upstream,
     worker: DraftWorker,
     batch: Batch,
-    *,
-    with_topology: bool = False,
+    **options: object,
 ) -> VerifyInput:
-    upstream = functools.partial(original, worker, with_topology=with_topology)
+    upstream = functools.partial(original, worker, **options)
     return _step().draft(upstream, batch, worker.topk)
 
 
@@ -170,19 +169,6 @@ def on_verify_complete_cpu(
 # -- a prefill: the target's, and inside it the drafter's --------------------------------------
 
 
-@wraps_upstream(
-    f"{_MODULE}:EAGLEWorkerV2._forward_prefill_batch",
-    why="hidden states of prompts are logged before the drafter moves its tokens by one",
-    remove_when="SGLang hands the hidden states of prompts to plugins",
-    process="scheduler",
-)
-def forward_prefill_batch(
-    original: Upstream, worker: EagleWorker, batch: Batch, *args: object, **kwargs: object
-) -> object:
-    upstream = functools.partial(original, worker, batch, *args, **kwargs)
-    return _step().prefill_target(upstream, batch)
-
-
 @_wrapped("EagleDraftWorker._draft_extend_for_prefill")
 def draft_extend_for_prefill(
     original: Upstream, worker: DraftWorker, batch: Batch, *args: object, **kwargs: object
@@ -241,7 +227,6 @@ PATCHES = (
     draft_forward,
     draft_extend_for_decode,
     on_verify_complete_cpu,
-    forward_prefill_batch,
     draft_extend_for_prefill,
     renorm_draft_probs,
     draft_topk1_postprocess,

@@ -30,17 +30,4 @@ def resolve_model_cls(
     return original(registry, architectures)
 
 
-@wraps_upstream(
-    f"{_MODULE}:_ModelRegistry.is_arch_supported",
-    why=_WHY,
-    remove_when=_REMOVE,
-    process="main, scheduler",
-)
-def is_arch_supported(original: Upstream, registry: ModelRegistry, architecture: str) -> object:
-    from tlt_sglang.models.classes import provide
-
-    provide(registry, architecture)
-    return original(registry, architecture)
-
-
-PATCHES = (resolve_model_cls, is_arch_supported)
+PATCHES = (resolve_model_cls,)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
-    from tlt_sglang.upstream.kv_pool import DecodeBatch, PrefillBatch
+    from tlt_sglang.upstream.kv_pool import PrefillBatch
     from tlt_sglang.upstream.protocols import Upstream
     from tlt_sglang.upstream.results import AnsweredRequest
 
@@ -32,22 +30,6 @@ def update_finish_state(
 
 
 @wraps_upstream(
-    "sglang.srt.managers.schedule_batch:ScheduleBatch.check_decode_mem",
-    why="a request is retracted or aborted for want of slots for drafts, which it can do without",
-    remove_when="SGLang finishes with speculation every request that it finishes without",
-    process="scheduler",
-)
-def check_decode_mem(
-    original: Upstream, batch: DecodeBatch, selected_indices: Sequence[int] | None = None
-) -> bool:
-    from tlt_sglang.engine import engine
-
-    current = engine.require()
-    upstream = functools.partial(original, batch, selected_indices)
-    return current.step.slots.fits(upstream, current.scheduler, batch)
-
-
-@wraps_upstream(
     "sglang.srt.managers.schedule_batch:ScheduleBatch.prepare_for_extend",
     why="a prefill of embeddings beside tokens ends the engine: the model gets too few rows",
     remove_when="SGLang prefills embeddings and tokens in one batch, or in two",
@@ -60,4 +42,4 @@ def prepare_for_extend(original: Upstream, batch: PrefillBatch) -> None:
     embeddings.place(batch)
 
 
-PATCHES = (update_finish_state, check_decode_mem, prepare_for_extend)
+PATCHES = (update_finish_state, prepare_for_extend)

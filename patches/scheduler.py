@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
-    from tlt_sglang.upstream.kv_pool import DecodeBatch
     from tlt_sglang.upstream.protocols import (
         InternalState,
         InternalStateRequest,
@@ -120,30 +119,11 @@ def handle_generate_request(
     shield.receive(original, scheduler, recv_req, **options)
 
 
-@wraps_upstream(
-    f"{_MODULE}:Scheduler.update_running_batch",
-    why="where slots for drafts are short, the next step waits for the outcome of the one in "
-    "flight, and no request is retracted",
-    remove_when="SGLang finishes with speculation every request that it finishes without",
-    process="scheduler",
-)
-def update_running_batch(
-    original: Upstream, scheduler: Scheduler, batch: DecodeBatch
-) -> DecodeBatch | None:
-    from tlt_sglang.engine import engine
-
-    if engine.require().step.slots.waits(scheduler, batch):
-        return None
-    updated: DecodeBatch | None = original(scheduler, batch)
-    return updated
-
-
 PATCHES = (
     init,
     get_internal_state,
     set_internal_state,
     on_idle,
-    update_running_batch,
     process_input_requests,
     handle_generate_request,
 )

@@ -6,11 +6,9 @@ import functools
 import inspect
 from typing import TYPE_CHECKING
 
-from tlt_sglang.patching.patch import replaces_upstream, wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
-    import torch
-
     from tlt_sglang.upstream.protocols import ModelConfig, TargetWorker, Upstream
 
 _MODULE = "sglang.srt.speculative.spec_utils"
@@ -49,20 +47,4 @@ def commit_mamba_states_after_verify(
         original(target_worker, *args, **kwargs)
 
 
-def _row_argmax(scores: torch.Tensor) -> torch.Tensor:
-    """Return the index [B] of the largest score in each row of [B, V]."""
-    return scores.argmax(dim=-1)
-
-
-PATCHES = (
-    select_top_k_tokens_later,
-    commit_mamba_states_after_verify,
-    replaces_upstream(
-        f"{_MODULE}:row_argmax",
-        _row_argmax,
-        why="drafts are sampled with it, and it is written in Triton, which does not support CPUs",
-        remove_when="SGLang samples drafts on CPUs",
-        process="scheduler",
-        only_on="cpu",
-    ),
-)
+PATCHES = (select_top_k_tokens_later, commit_mamba_states_after_verify)

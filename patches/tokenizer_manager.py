@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.patching.patch import wraps_upstream
@@ -10,12 +10,9 @@ from tlt_sglang.patching.patch import wraps_upstream
 if TYPE_CHECKING:
     from tlt_sglang.upstream.protocols import Upstream
     from tlt_sglang.upstream.requests import (
-        Answer,
         Call,
         Manager,
         Request,
-        RequestState,
-        TokenizedRequest,
     )
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
@@ -98,61 +95,8 @@ def handle_batch_request(
     return admit.batch(original, manager, obj, *args)
 
 
-@wraps_upstream(
-    f"{_MANAGER}._send_one_request",
-    why="all samples of a request with a seed were the same text",
-    remove_when="SGLang gives each sample of a request a seed of its own",
-    process="main",
-)
-async def send_one_request(
-    original: Upstream, manager: Manager, tokenized_obj: TokenizedRequest
-) -> None:
-    from tlt_sglang.engine import engine
-
-    await original(manager, tokenized_obj)
-    engine.require().answers.sent(manager, tokenized_obj)
-
-
-@wraps_upstream(
-    f"{_MANAGER}._stream_one_response",
-    why="the seed of an answer is not reported, and answers are not logged for a replay",
-    remove_when="SGLang reports the seed of each answer in its meta_info",
-    process="main",
-)
-def stream_one_response(
-    original: Upstream,
-    manager: Manager,
-    *,
-    obj: Request,
-    state: RequestState,
-    **options: object,
-) -> AsyncGenerator[Answer, None]:
-    from tlt_sglang.engine import engine
-
-    answers = original(manager, obj=obj, state=state, **options)
-    return engine.require().answers.stream(answers, manager, obj, state)
-
-
-@wraps_upstream(
-    f"{_MANAGER}._set_engine_state_field",
-    why="an engine whose client has died while it was paused does not say what it waits for",
-    remove_when="SGLang says what it waits for, and ends a pause that nobody ends",
-    process="main",
-)
-def set_engine_state_field(original: Upstream, manager: Any, name: str, value: object) -> None:
-    from tlt_sglang.engine import engine
-
-    tlt = engine.require()
-    if name == "_is_pause":
-        tlt.clients.paused(manager, bool(value), tlt.config.client_timeout_s)
-    original(manager, name, value)
-
-
 PATCHES = (
-    set_engine_state_field,
     init_req_state,
-    send_one_request,
-    stream_one_response,
     calculate_spec_decoding_metrics,
     validate_one_request,
     create_tokenized_object,

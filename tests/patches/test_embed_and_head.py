@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from patches import scheduler_weight_updater as patched
+from patches.from_v22 import scheduler_weight_updater as patched
 from tlt_sglang.engine import embed_and_head, engine
 from tlt_sglang.engine.embed_and_head import EmbedAndHead
 from tlt_sglang.engine.online_drafter import OnlineDrafter

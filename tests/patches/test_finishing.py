@@ -47,6 +47,11 @@ def tokenizer(kind: str = "bytes") -> Any:
     return made
 
 
+def committed(request: Any) -> Any:
+    """Return what counts the committed tokens of a request: in some shapes the request itself."""
+    return request.kv if hasattr(request.kv, "kv_committed_len") else request
+
+
 def _joining_bytes() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -136,7 +141,7 @@ class Case:
         request.tokenizer = tokenizer(self.kind)
         if self.regex is not None:
             request.grammar = grammar(self.regex, self.kind).copy()
-        request.kv.kv_committed_len = len(PROMPT)
+        committed(request).kv_committed_len = len(PROMPT)
         return request
 
     def token(self, request: Any, i: int) -> int:
@@ -179,7 +184,7 @@ def answer(request: Any) -> Answer:
         list(request.output_ids[:end]),
         request.finished_reason.to_json(),
         request.reasoning_tokens,
-        request.kv.kv_committed_len,
+        committed(request).kv_committed_len,
         request.spec_num_correct_drafts,
     )
 
@@ -189,7 +194,8 @@ def patched() -> Iterator[None]:
     """Apply the patches; `inspect.unwrap` gives the functions of SGLang."""
     files = ("batch_result_processor.py", "schedule_batch.py")
     patches = patches_for(versions.installed())
-    patcher = Patcher([patch for patch in patches if patch.file in files], "cpu")
+    mine = [patch for patch in patches if patch.file.rpartition("/")[2] in files]
+    patcher = Patcher(mine, "cpu")
     patcher.apply()
     yield
     patcher.revert()
@@ -224,7 +230,7 @@ def plainly(case: Case) -> tuple[Answer, list[int]]:
     while not request.finished():
         tokens.append(case.token(request, len(tokens)))
         request.output_ids.append(tokens[-1])
-        request.kv.kv_committed_len += len(tokens) > 1
+        committed(request).kv_committed_len += len(tokens) > 1
         request.update_reasoning_tokens(tokens[-1:], [THINK_END])
         finish(request)
         if request.grammar is not None:
@@ -260,14 +266,14 @@ def in_runs(case: Case, tokens: Sequence[int], early: bool) -> Answer:
             accept_lens=torch.tensor([len(run)]) if i else None,
             speculative_num_draft_tokens=len(run),
         )
-        if early:
+        if early and hasattr(resolver, "advance_grammar_fsm"):
             resolver.advance_grammar_fsm(result, batch)
         accepted = resolver._resolve_spec_v2_tokens(result, batch)[0] if i else run
         request.output_ids.extend(accepted)
         request.update_reasoning_tokens(accepted, [THINK_END])
         request.update_finish_state(len(accepted))
         if request.grammar is not None:
-            if not i and not result.grammar_advanced:
+            if not i and not getattr(result, "grammar_advanced", False):
                 request.grammar.accept_token(run[0])
             request.grammar.finished = request.finished()
         if request.finished():

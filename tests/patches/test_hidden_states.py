@@ -39,7 +39,9 @@ def test_of_a_verify_step() -> None:
     hidden_states.put_last(step)
     states = step.logits_output.hidden_states
     assert states.shape == (8, 5)
-    assert states[:3, 0].tolist() == [0, 2, 3]
+    # Without an index, SGLang has moved these rows, too.
+    in_order = upstream.current().accept_index(step) is None
+    assert states[:3, 0].tolist() == ([0, 1, 2] if in_order else [0, 2, 3])
     assert states[4, 0] == 4
 
 

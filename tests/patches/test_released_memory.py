@@ -50,7 +50,9 @@ def updater() -> Any:
     manager = SchedulerWeightUpdaterManager.__new__(SchedulerWeightUpdaterManager)
     manager.memory_saver_adapter = TorchMemorySaverAdapter.create(enable=False)
     manager.is_fully_idle = lambda **options: True
-    manager.scheduler = manager._session = None
+    manager.scheduler = None
+    if hasattr(type(manager), "_session"):  # in shapes with sessions
+        manager._session = None
     manager.offload_tags = set()
     return manager
 
@@ -76,6 +78,8 @@ def test_nothing_is_swapped_in_between_release_and_resume(
 
 
 def test_nothing_is_swapped_in_within_an_update(updater: Any) -> None:
+    if not hasattr(type(updater), "_session"):
+        pytest.skip("an update of the weights is one call in this SGLang")
     assert drafter_weights.writable(updater)
     updater._session = object()
     assert not drafter_weights.writable(updater)

@@ -10,11 +10,11 @@ from tools.upstream import missing_attributes, missing_imports, words
 
 
 def test_the_imports_of_the_product_exist() -> None:
-    """Adapters and patches of other shapes may import what is not there."""
+    """Adapters and patches of other shapes may import what is not there, and so may sessions of
+    weight updates, which older shapes do not have."""
     missing = missing_imports(SourceTree.from_installed("sglang"))
-    assert [
-        line for line in missing if not line.startswith(("tlt_sglang/upstream/v", "patches/v"))
-    ] == []
+    others = ("tlt_sglang/upstream/", "patches/v", "patches/from_", "tlt_sglang/engine/weight_sync")
+    assert [line for line in missing if not line.startswith(others)] == []
 
 
 def test_missing_imports_are_listed() -> None:
@@ -34,4 +34,5 @@ def test_attributes_are_looked_up_in_the_source() -> None:
     assert {"EAGLEWorkerV2", "_topk1_parents_prealloc", "speculative_num_steps"} < source_words
     missing = [line.split()[-1] for line in missing_attributes(source_words)]
     assert "DraftWorker._topk1_parents_prealloc" not in missing
-    assert "Scheduler.weight_updater" in missing
+    nothing = [line.split()[-1] for line in missing_attributes(frozenset())]
+    assert {*missing, "DraftWorker._topk1_parents_prealloc"} < set(nothing)

@@ -15,7 +15,8 @@ wherever SGLang reports that a weight has changed (its `process_weights_after_lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -84,6 +85,22 @@ def forget(weight: torch.Tensor) -> None:
     global _generation
     if _packs.pop(weight.data_ptr(), None) is not None:
         _generation += 1
+
+
+@contextmanager
+def changing(weights: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Return the context in which the values of `weights` change; those with a pack have a new one
+    after it."""
+    weights = list(weights)
+    before = [weight for weight in weights if packed(weight)]
+    for weight in weights:
+        forget(weight)
+    try:
+        yield
+    finally:
+        for weight in before:
+            repack(weight)
+        renew()
 
 
 def packed(weight: torch.Tensor) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequ
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tlt_sglang import upstream
 from tlt_sglang.admission.limits import Limits
 from tlt_sglang.admission.requests import call_problems, request_problems, tokens_problem
 from tlt_sglang.errors import BadRequest
@@ -113,6 +114,7 @@ async def batch(
     async with aclosing(original(manager, call, *others)) as answers:
         async for answer in answers:
             yield answer
+    upstream.current().end_call(manager, call)
 
 
 async def stream(response: Any, streams: bool) -> object:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tlt_sglang import upstream
 from tlt_sglang.upstream.results import AnsweredBatch, AnsweredRequest, DecodeResult, Tokenizer
 
 Rule = Callable[[AnsweredRequest, int], None]
@@ -88,20 +89,19 @@ class Finishing:
         `runs` holds one accepted run per request, already counted as committed.
         """
         self._endings.clear()
+        sglang = upstream.current()
         for i, request in enumerate(batch.reqs):
             if request.is_retracted or request.finished():
                 continue
             run = runs[i]
             length = self._decide(request, run)
             verified = result.num_correct_drafts_per_req_cpu[i]
-            if length < verified + result.num_non_draft_tokens_per_req:
+            if length < verified + sglang.non_draft_tokens(result):
                 _uncount_drafts(request, verified, length)
             if length < len(run):
-                request.kv.kv_committed_len -= len(run) - length
+                sglang.uncommit(request, len(run) - length)
                 runs[i] = run[:length]
-                if result.grammar_retained_tokens is None:
-                    result.grammar_retained_tokens = [None] * len(runs)
-                result.grammar_retained_tokens[i] = runs[i]
+                sglang.retain(result, i, runs)
 
     def update(self, rule: Rule, request: AnsweredRequest, new_tokens: int) -> None:
         """Finish the request if its last tokens, `new_tokens` of them, end it."""

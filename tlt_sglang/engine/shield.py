@@ -73,7 +73,7 @@ def process(
         try:
             original([each])
         except Exception as error:
-            requests = scheduler._tokenized_requests(each)
+            requests = upstream.current().tokenized_requests(scheduler, each)
             if not requests or not is_of_request(error):
                 raise
             for request in requests:
@@ -143,9 +143,9 @@ def sampling_info(
         if not is_of_request(error) or not _abort_each(original, batch, vocab_size):
             raise
         info = original(batch, vocab_size)
-    for entry in (info.custom_logit_processor or {}).values():
-        entry.processor = ShieldedProcessor(entry.processor)
-        for row in entry.rows:
+    for key, processor, rows in upstream.current().processors(info):
+        upstream.current().set_processor(info, key, ShieldedProcessor(processor))
+        for row in rows:
             request = batch.reqs[row]
             info.custom_params[row] = Parameters(weakref.proxy(request), info.custom_params[row])
     return info

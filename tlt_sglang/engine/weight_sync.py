@@ -19,6 +19,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from tlt_sglang import upstream
+
 if TYPE_CHECKING:
     from tlt_sglang.config.settings import OlderClients
     from tlt_sglang.upstream.weight_updates import (
@@ -68,6 +70,23 @@ class WeightSync:
             return False
         request.selector = "target"
         return True
+
+    def update_target(
+        self,
+        original: Callable[[UpdateRequest], UpdateResult],
+        manager: UpdateManager,
+        request: UpdateRequest,
+    ) -> UpdateResult:
+        """Update as SGLang does where it knows neither selectors nor sessions, but for a separate
+        drafter, which SGLang would load first."""
+        drafter = manager.draft_worker
+        if not has_separate_drafter(manager):
+            return original(request)
+        manager.draft_worker = None
+        try:
+            return original(request)
+        finally:
+            manager.draft_worker = drafter
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -151,8 +170,8 @@ def has_separate_drafter(manager: UpdateManager) -> bool:
     """Return whether the drafter has a checkpoint of its own, which a target's has no part in."""
     if manager.draft_worker is None:
         return False
-    runners = manager.draft_worker.weight_update_runners()
-    return bool(runners) and not any(_is_part_of_target(runner) for _, runner in runners)
+    runners = upstream.current().draft_runners(manager.draft_worker)
+    return bool(runners) and not any(map(_is_part_of_target, runners))
 
 
 def _is_part_of_target(runner: UpdatedRunner) -> bool:

@@ -133,7 +133,8 @@ class RuntimeStates:
                 target.init_new_workspace = workspace
             state.target_graph_runner = None
             if not check_cuda_graph_backend(Phase.DECODE, "disabled"):
-                state.target_graph_runner = target._decode_cuda_graph_runner_cls()(
+                runner = upstream.current().decode_graph_runner(target)
+                state.target_graph_runner = runner(
                     target,
                     attn_backend=state.target_attn_backend,
                     speculative_num_steps=steps,

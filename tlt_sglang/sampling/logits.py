@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang import upstream
+
 if TYPE_CHECKING:
     from tlt_sglang.upstream.layers import GrammarMask, PenalisedSampling, SampledRequest
     from tlt_sglang.upstream.protocols import VerifyInput
@@ -32,7 +34,7 @@ def processed_rows(info: PenalisedSampling) -> set[int]:
     """Return the requests of a batch that have a custom logit processor."""
     if not info.has_custom_logit_processor:
         return set()
-    return {row for entry in (info.custom_logit_processor or {}).values() for row in entry.rows}
+    return {row for _, _, rows in upstream.current().processors(info) for row in rows}
 
 
 def penalised_rows(requests: Sequence[SampledRequest]) -> set[int]:

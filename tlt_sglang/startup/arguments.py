@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from tlt_sglang import upstream
 from tlt_sglang.config.sglang_arguments import check_resolved, native_fields
 from tlt_sglang.engine import engine
 from tlt_sglang.upstream import arguments
@@ -22,7 +23,7 @@ def before_resolution(args: Any) -> None:
     current.settle(args)
     for name, value in native_fields(current.config, args, current.device).items():
         setattr(args, name, value)
-    arguments.mark(args)
+    upstream.current().mark(args)
 
 
 def before_processes(args: Any) -> None:
@@ -35,6 +36,6 @@ def before_processes(args: Any) -> None:
 
     current = engine.require()
     current.patcher.verify()
-    if not arguments.is_marked(args) and arguments.resolve_again(args):
+    if not arguments.is_marked(args) and upstream.current().resolve_again(args):
         logger.info("TLT resolved SGLang's arguments again: it was loaded after their resolution.")
     check_resolved(current.config, resolved_view(args), current.device)

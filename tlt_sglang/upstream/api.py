@@ -8,23 +8,26 @@ Shapes: B requests, T tokens, D draft vocabulary, N hidden size, L captured laye
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-    from tlt_sglang.upstream.layers import DecoderModel, LogitsProcessor
+    from tlt_sglang.upstream.layers import DecoderModel, GrammarMask, LogitsProcessor
     from tlt_sglang.upstream.protocols import (
         DraftWorker,
         LogitsOutput,
+        ModelRunner,
         SpecSettings,
         StepResult,
         Upstream,
+        VerifyInput,
     )
+    from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
     from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
-    from tlt_sglang.upstream.weight_updates import UpdateManager
+    from tlt_sglang.upstream.weight_updates import UpdatedRunner, UpdatedWorker, UpdateManager
 
 
 class Sglang(Protocol):
@@ -37,6 +40,13 @@ class Sglang(Protocol):
 
     def is_resolved(self, server_args: Any) -> bool:
         """Return whether SGLang has computed its arguments, so that changes come too late."""
+
+    def mark(self, server_args: Any) -> None:
+        """Note that arguments have our fields, for processes that do not load plugins."""
+
+    def resolve_again(self, server_args: Any) -> bool:
+        """Resolve arguments once more from what the operator asked for; return whether that is
+        possible."""
 
     def spec(self) -> SpecSettings:
         """Return the settings of speculation."""
@@ -52,6 +62,9 @@ class Sglang(Protocol):
 
         An empty list captures none; None changes nothing.
         """
+
+    def page_size(self) -> int:
+        """Return the tokens of a page of the KV cache."""
 
     def is_deterministic(self) -> bool:
         """Return whether `--enable-deterministic-inference` is on."""
@@ -89,6 +102,18 @@ class Sglang(Protocol):
         probability and index, each [B, 1].
         """
 
+    def decode_graph_runner(self, runner: ModelRunner) -> Callable[..., object]:
+        """Return the class of the graphs of a target's decode steps."""
+
+    def processors(self, info: Any) -> list[tuple[int, Any, Sequence[int]]]:
+        """Return the custom logit processors of a batch, each with its key and its requests."""
+
+    def set_processor(self, info: Any, key: int, processor: object) -> None:
+        """Replace a custom logit processor of a batch."""
+
+    def grammar_mask(self, verify_input: VerifyInput, mask: Any) -> GrammarMask | None:
+        """Return what a verify step is given as its grammar mask as an object that applies it."""
+
     # -- outputs of the target ---------------------------------------------------------------------
 
     def model_output(self, hidden: torch.Tensor, captured: torch.Tensor) -> object:
@@ -105,12 +130,30 @@ class Sglang(Protocol):
         """Return the rows of the accepted tokens in the last hidden states [B, depth]; None if they
         are the first ones of each request, and after a prefill."""
 
+    def non_draft_tokens(self, result: DecodeResult) -> int:
+        """Return how many tokens of each accepted run the target chose without a draft."""
+
+    def uncommit(self, request: AnsweredRequest, tokens: int) -> None:
+        """Take back the last `tokens` of a request that were counted as committed."""
+
+    def retain(self, result: DecodeResult, row: int, runs: list[list[int]]) -> None:
+        """Note that of the accepted run of a row only `runs[row]` is committed."""
+
     # -- requests, models and weights --------------------------------------------------------------
+
+    def end_call(self, manager: Any, call: Any) -> None:
+        """Drop what a tokenizer manager keeps of a call with several requests that has ended."""
+
+    def tokenized_requests(self, scheduler: IntakeScheduler, received: Any) -> Sequence[Any]:
+        """Return the requests in what has arrived, which may be a command."""
 
     def send_abort(
         self, scheduler: IntakeScheduler, abort: object, request: ArrivedRequest
     ) -> None:
         """Report a request that has ended outside of a batch."""
+
+    def draft_runners(self, worker: UpdatedWorker) -> Sequence[UpdatedRunner]:
+        """Return the model runners of a drafter; empty for n-grams."""
 
     def has_input_norm(self, model: DecoderModel) -> bool:
         """Return whether an EAGLE-3 drafter normalises its features before its first layer."""

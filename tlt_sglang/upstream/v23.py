@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from tlt_sglang.upstream import arguments
 from tlt_sglang.upstream.api import Sglang
 
 if TYPE_CHECKING:
     import torch
 
-    from tlt_sglang.upstream.layers import DecoderModel, LogitsProcessor
+    from tlt_sglang.upstream.layers import DecoderModel, GrammarMask, LogitsProcessor
     from tlt_sglang.upstream.protocols import (
         DraftWorker,
         LogitsOutput,
+        ModelRunner,
         SpecSettings,
         StepResult,
         Upstream,
+        VerifyInput,
     )
+    from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
     from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
-    from tlt_sglang.upstream.weight_updates import UpdateManager
+    from tlt_sglang.upstream.weight_updates import UpdatedRunner, UpdatedWorker, UpdateManager
 
 
 class Adapter(Sglang):
@@ -34,6 +38,12 @@ class Adapter(Sglang):
 
     def is_resolved(self, server_args: Any) -> bool:
         return bool(getattr(server_args, "_resolution_finished", False))
+
+    def mark(self, server_args: Any) -> None:
+        arguments.mark(server_args)
+
+    def resolve_again(self, server_args: Any) -> bool:
+        return arguments.resolve_again(server_args)
 
     def spec(self) -> SpecSettings:
         from sglang.srt.runtime_context import get_spec
@@ -65,6 +75,12 @@ class Adapter(Sglang):
         config = with_phase(graph.cuda_graph_config, "decode", **decode)
         context: AbstractContextManager[object] = graph.override(cuda_graph_config=config)
         return context
+
+    def page_size(self) -> int:
+        from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size
+
+        size: int = get_alloc_page_size()
+        return size
 
     def is_deterministic(self) -> bool:
         from sglang.srt.runtime_context import get_exec
@@ -126,6 +142,21 @@ class Adapter(Sglang):
         )
         return proposal
 
+    def decode_graph_runner(self, runner: ModelRunner) -> Callable[..., object]:
+        graphs: Callable[..., object] = runner._decode_cuda_graph_runner_cls()
+        return graphs
+
+    def processors(self, info: Any) -> list[tuple[int, Any, Sequence[int]]]:
+        entries = (info.custom_logit_processor or {}).items()
+        return [(key, entry.processor, entry.rows) for key, entry in entries]
+
+    def set_processor(self, info: Any, key: int, processor: object) -> None:
+        info.custom_logit_processor[key].processor = processor
+
+    def grammar_mask(self, verify_input: VerifyInput, mask: Any) -> GrammarMask | None:
+        applied: GrammarMask | None = mask
+        return applied
+
     # -- outputs of the target ---------------------------------------------------------------------
 
     def model_output(self, hidden: torch.Tensor, captured: torch.Tensor) -> object:
@@ -140,12 +171,32 @@ class Adapter(Sglang):
     def accept_index(self, result: StepResult) -> torch.Tensor | None:
         return result.accept_index
 
+    def non_draft_tokens(self, result: DecodeResult) -> int:
+        return result.num_non_draft_tokens_per_req
+
+    def uncommit(self, request: AnsweredRequest, tokens: int) -> None:
+        request.kv.kv_committed_len -= tokens
+
+    def retain(self, result: DecodeResult, row: int, runs: list[list[int]]) -> None:
+        if result.grammar_retained_tokens is None:
+            result.grammar_retained_tokens = [None] * len(runs)
+        result.grammar_retained_tokens[row] = runs[row]
+
     # -- requests, models and weights --------------------------------------------------------------
+
+    def end_call(self, manager: Any, call: Any) -> None:
+        pass  # nothing is left
+
+    def tokenized_requests(self, scheduler: IntakeScheduler, received: Any) -> Sequence[Any]:
+        return scheduler._tokenized_requests(received)
 
     def send_abort(
         self, scheduler: IntakeScheduler, abort: object, request: ArrivedRequest
     ) -> None:
         scheduler.send_abort_output(abort, request)
+
+    def draft_runners(self, worker: UpdatedWorker) -> Sequence[UpdatedRunner]:
+        return [runner for _, runner in worker.weight_update_runners()]
 
     def has_input_norm(self, model: DecoderModel) -> bool:
         return model.input_norm is not None

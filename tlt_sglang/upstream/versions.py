@@ -11,6 +11,7 @@ from importlib import metadata
 from tlt_sglang.errors import EnvironmentProblem
 
 SHAPES = {
+    "0.5.16": "v16",
     "0.5.22": "v22",
     "0.5.23": "v23",
 }

@@ -20,22 +20,9 @@ if TYPE_CHECKING:
 def compute_spec_logprobs(
     original: Upstream, batch: Batch, logits_output: Any, *args: object, **kwargs: object
 ) -> None:
-    from sglang.srt.environ import envs
-
-    from tlt_sglang import upstream
     from tlt_sglang.sampling import logprobs
 
-    info, logits = batch.sampling_info, logits_output.next_token_logits
-    original_logprobs = envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get()
-    exact = original_logprobs or upstream.current().is_deterministic()
-    if info.is_all_greedy or exact:
-        original(batch, logits_output, *args, **kwargs)
-        return
-    try:
-        logits_output.next_token_logits = logprobs.of_probabilities(logits, info.temperatures)
-        original(batch, logits_output, *args, **kwargs)
-    finally:
-        logits_output.next_token_logits = logits
+    logprobs.compute(original, batch, logits_output, *args, **kwargs)
 
 
 PATCHES = (compute_spec_logprobs,)

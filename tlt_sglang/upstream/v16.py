@@ -1,0 +1,209 @@
+"""The shape of SGLang whose settings are fields of ServerArgs, and whose weights have no sessions.
+
+An update of the weights is one call, which loads the target's weights into the drafter, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from tlt_sglang.upstream import v22
+
+if TYPE_CHECKING:
+    import torch
+
+    from tlt_sglang.upstream.layers import DecoderModel, GrammarMask
+    from tlt_sglang.upstream.protocols import (
+        ModelRunner,
+        SpecSettings,
+        Upstream,
+        VerifyInput,
+    )
+    from tlt_sglang.upstream.results import DecodeResult
+    from tlt_sglang.upstream.scheduled import IntakeScheduler
+    from tlt_sglang.upstream.weight_updates import UpdatedRunner, UpdatedWorker, UpdateManager
+
+
+class Adapter(v22.Adapter):
+    """See `tlt_sglang.upstream.api.Sglang`, also for the docstrings."""
+
+    def limits(self) -> Sequence[str]:
+        return (
+            "This SGLang does not seed the drafts of --tlt-sampling rejection; a seed brings back "
+            "its answer with --tlt-sampling coupled or target.",
+            "Where the KV pool is short, this SGLang retracts requests earlier with speculation "
+            "than without.",
+            "This SGLang answers a refused stream of /generate with status 200, and the error in "
+            "it.",
+            "Answers do not name the version of the drafter in their meta_info with this SGLang.",
+            "In a streaming session, the answers of later turns may differ from plain decoding's "
+            "with this SGLang.",
+        )
+
+    # -- settings of the engine --------------------------------------------------------------------
+
+    def is_resolved(self, server_args: Any) -> bool:
+        return False  # they are resolved by their constructor
+
+    def mark(self, server_args: Any) -> None:
+        pass  # every process loads plugins
+
+    def resolve_again(self, server_args: Any) -> bool:
+        return False  # what the operator asked for is not kept
+
+    def spec(self) -> SpecSettings:
+        spec: SpecSettings = _server_args()
+        return spec
+
+    def with_spec(self, **settings: object) -> AbstractContextManager[object]:
+        return _with_fields(settings)
+
+    def captured_sizes(self) -> Sequence[int] | None:
+        graphs = _server_args().cuda_graph_config
+        sizes: Sequence[int] | None = graphs.decode.bs if graphs is not None else None
+        return sizes
+
+    def with_captured_sizes(self, sizes: list[int] | None) -> AbstractContextManager[object]:
+        graphs = _server_args().cuda_graph_config
+        if sizes is None or graphs is None:
+            return contextlib.nullcontext()
+        changed = copy.deepcopy(graphs)
+        if sizes:
+            changed.decode.bs = sizes
+        else:
+            changed.decode.backend = "disabled"
+        return _with_fields({"cuda_graph_config": changed})
+
+    def page_size(self) -> int:
+        return int(_server_args().page_size)
+
+    def is_deterministic(self) -> bool:
+        return bool(_server_args().enable_deterministic_inference)
+
+    def has_metrics(self) -> bool:
+        return bool(_server_args().enable_metrics)
+
+    def returns_hidden_states(self) -> bool:
+        return bool(_server_args().enable_return_hidden_states)
+
+    # -- drafting ----------------------------------------------------------------------------------
+
+    def _draft_placement(self, draft: Any) -> AbstractContextManager[object]:
+        context: AbstractContextManager[object] = draft.draft_tp_context(
+            draft.draft_runner.tp_group
+        )
+        return context
+
+    def sample_proposal(
+        self,
+        sample: Upstream,
+        logits: torch.Tensor,
+        temperatures: torch.Tensor,
+        top_ks: torch.Tensor,
+        seeds: torch.Tensor | None,
+        positions: torch.Tensor,
+        step: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        import torch
+
+        probs, prob, token = sample(logits, temperatures)
+        greedy = (top_ks <= 1).view(-1, 1)
+        best = logits.argmax(-1, keepdim=True)
+        certain = torch.zeros_like(probs).scatter_(1, best, 1.0)
+        token = torch.where(greedy, best, token)
+        return torch.where(greedy, certain, probs), torch.where(greedy, 1.0, prob), token
+
+    def decode_graph_runner(self, runner: ModelRunner) -> Callable[..., object]:
+        from sglang.srt.model_executor.runner import DecodeCudaGraphRunner
+
+        graphs: Callable[..., object] = DecodeCudaGraphRunner
+        return graphs
+
+    def processors(self, info: Any) -> list[tuple[int, Any, Sequence[int]]]:
+        entries = (info.custom_logit_processor or {}).items()
+        return [
+            (key, processor, mask.nonzero()[:, 0].tolist()) for key, (processor, mask) in entries
+        ]
+
+    def set_processor(self, info: Any, key: int, processor: object) -> None:
+        _, mask = info.custom_logit_processor[key]
+        info.custom_logit_processor[key] = processor, mask
+
+    def grammar_mask(self, verify_input: VerifyInput, mask: Any) -> GrammarMask | None:
+        return None if mask is None else _GrammarMask(verify_input, mask)
+
+    # -- outputs of the target ---------------------------------------------------------------------
+
+    def model_output(self, hidden: torch.Tensor, captured: torch.Tensor) -> object:
+        return hidden, [captured.flatten(1)]
+
+    def non_draft_tokens(self, result: DecodeResult) -> int:
+        return 1
+
+    def uncommit(self, request: Any, tokens: int) -> None:
+        request.kv_committed_len -= tokens
+
+    def retain(self, result: DecodeResult, row: int, runs: list[list[int]]) -> None:
+        pass  # SGLang reads the runs themselves
+
+    # -- requests, models and weights --------------------------------------------------------------
+
+    def end_call(self, manager: Any, call: Any) -> None:
+        # Of several samples of a request, SGLang forgets to drop all but one.
+        manager._discard_pending_req_states(call)
+
+    def tokenized_requests(self, scheduler: IntakeScheduler, received: Any) -> Sequence[Any]:
+        from sglang.srt.managers import io_struct
+
+        single = io_struct.TokenizedGenerateReqInput, io_struct.TokenizedEmbeddingReqInput
+        several = (
+            io_struct.BatchTokenizedGenerateReqInput,
+            io_struct.BatchTokenizedEmbeddingReqInput,
+        )
+        if isinstance(received, single):
+            return [received]
+        return list(received) if isinstance(received, several) else []
+
+    def draft_runners(self, worker: UpdatedWorker) -> Sequence[UpdatedRunner]:
+        drafter = getattr(worker, "_draft_worker", None)
+        return [] if drafter is None else [drafter.draft_runner]
+
+    def has_input_norm(self, model: DecoderModel) -> bool:
+        return False
+
+    def updates_weights(self, updater: UpdateManager) -> bool:
+        return False  # an update is one call
+
+
+class _GrammarMask:
+    """A mask [T, V / 32] that the grammar of a verify step applies."""
+
+    def __init__(self, verify_input: Any, mask: torch.Tensor) -> None:
+        self._grammar, self._mask = verify_input.grammar, mask
+
+    def apply(self, logits: torch.Tensor) -> None:
+        self._grammar.apply_vocab_mask(logits=logits, vocab_mask=self._mask)
+
+
+def _server_args() -> Any:
+    from sglang.srt.runtime_context import get_server_args
+
+    return get_server_args()
+
+
+@contextlib.contextmanager
+def _with_fields(fields: dict[str, object]) -> Iterator[None]:
+    """Give fields of the arguments other values; SGLang's own way to do so logs every call."""
+    args = _server_args()
+    before = {name: getattr(args, name) for name in fields}
+    try:
+        for name, value in fields.items():
+            object.__setattr__(args, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            object.__setattr__(args, name, value)
