@@ -100,13 +100,11 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "v16.xgrammar_backend",
         "v22.eagle_worker_v2",
         "v22.logits_processor",
-        "v22.reject_sampling",
     ),
     "v22": (
         *_FROM_V22,
         "v22.eagle_worker_v2",
         "v22.logits_processor",
-        "v22.reject_sampling",
         "v22.tp_worker",
         "v22.weight_checker",
     ),

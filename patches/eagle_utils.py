@@ -9,7 +9,6 @@ upstream's work for greedy batches.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
@@ -25,10 +24,10 @@ _MODULE = "sglang.srt.speculative.eagle_utils"
 
 @wraps_upstream(
     f"{_MODULE}:eagle_sample",
-    why="each step chooses between rejection sampling and target-only verification; penalties, "
-    "which upstream relaxes, are exact, and custom logit processors, which it ignores, are called",
-    remove_when="SGLang chooses the kind of verification for each step, penalises a draft for "
-    "every token before it, and calls custom logit processors under speculation",
+    why="the target chooses by the noise that the drafter knows; penalties, which upstream "
+    "relaxes, are exact, and custom logit processors, which it ignores, are called",
+    remove_when="SGLang verifies by the noise of a seed, penalises a draft for every token before "
+    "it, and calls custom logit processors under speculation",
     process="scheduler",
 )
 def eagle_sample(
@@ -56,7 +55,7 @@ def eagle_sample(
     elif _is_coupled(batch, **kwargs):
         outcome = _verify_coupled(verify_input, batch, logits_output, mask, on_cpu)
     else:
-        with _sampling(verify_input, batch.sampling_info, on_cpu):
+        with _sampling(batch.sampling_info, on_cpu):
             outcome = original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
     slots = engine.require().step.slots
     outcome = slots.accept(outcome, batch.seq_lens, verify_input.draft_token_num)
@@ -67,22 +66,14 @@ def eagle_sample(
     return outcome
 
 
-@contextlib.contextmanager
-def _sampling(verify_input: VerifyInput, info: SamplingInfo, on_cpu: bool) -> Iterator[None]:
+def _sampling(info: SamplingInfo, on_cpu: bool) -> contextlib.AbstractContextManager[object]:
     """Return the context in which upstream verifies by sampling, if it does."""
-    from tlt_sglang.engine import engine
+    if not on_cpu or info.is_all_greedy:
+        return contextlib.nullcontext()
+    from tlt_sglang.cpu import branch, sampling
 
-    with contextlib.ExitStack() as contexts:
-        if on_cpu and not info.is_all_greedy:
-            from tlt_sglang.cpu import branch, sampling
-
-            sampling.remember(info)
-            contexts.enter_context(branch.IS_CPU.sampling())
-        if engine.require().step.rejection is not None:
-            from tlt_sglang.sampling.rejection import flag
-
-            contexts.enter_context(flag(verify_input.draft_probs is not None))
-        yield
+    sampling.remember(info)
+    return branch.IS_CPU.sampling()
 
 
 def _is_merely_greedy(

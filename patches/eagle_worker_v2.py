@@ -53,8 +53,8 @@ def _wrapped(name: str) -> Callable[[Upstream], Patch]:
 def init_cuda_graphs(original: Upstream, worker: EagleWorker) -> None:
     from tlt_sglang.engine import engine
 
-    with engine.require().begin_capture(worker):
-        original(worker)
+    engine.require().begin_capture(worker)
+    original(worker)
     engine.require().build_step(worker)
 
 
@@ -204,21 +204,6 @@ def _noisy(logits: torch.Tensor) -> torch.Tensor:
     return logits if noise is None else noise.scores(logits)
 
 
-# -- rejection sampling ------------------------------------------------------------------------
-
-
-@wraps_upstream(
-    f"{_MODULE}:sample_draft_proposal",
-    why="verification needs the drafter's distribution over the target's whole vocabulary",
-    remove_when="SGLang's rejection sampling serves drafters with a reduced vocabulary",
-    process="scheduler",
-)
-def sample_draft_proposal(original: Upstream, *args: object, **kwargs: object) -> object:
-    probs, token_prob, token = original(*args, **kwargs)
-    rejection = _step().rejection
-    return probs if rejection is None else rejection.spread(probs), token_prob, token
-
-
 PATCHES = (
     init_cuda_graphs,
     capture_cuda_graphs,
@@ -230,5 +215,4 @@ PATCHES = (
     draft_extend_for_prefill,
     renorm_draft_probs,
     draft_topk1_postprocess,
-    sample_draft_proposal,
 )

@@ -1,6 +1,6 @@
 """sglang.srt.speculative.eagle_utils, in the scheduler process: the kernels of sampling on CPU.
 
-SGLang names them at the top of the module, where they are None or written in Triton.
+SGLang names them at the top of the module, where they are None.
 """
 
 from __future__ import annotations
@@ -31,10 +31,5 @@ PATCHES = (
         "tree_speculative_sampling_target_only",
         later.verify,
         "upstream's kernel is None on CPU",
-    ),
-    _replaced(
-        "chain_speculative_sampling_triton",
-        later.verify_rejection,
-        "upstream's kernel is written in Triton, which does not support CPUs",
     ),
 )

@@ -76,25 +76,6 @@ def test_the_drafter_knows_the_noise(tmp_path: Path) -> None:
     assert chain > 1.15 * blind_chain and tree > 1.15 * blind_tree, accepted
 
 
-@apart
-def test_drawn_drafts_wait_for_nothing(tmp_path: Path) -> None:
-    """Rejection sampling draws the drafts of chains; greedy requests say what they always say."""
-    from tests.cuda.device import DEVICE
-    from tests.cuda.engine import Engine
-    from tests.cuda.test_pools import UPSTREAM
-    from tlt_sglang.engine import engine as process
-
-    pool = "eagle3:3x1x4,eagle3:5x1x6"
-    engine = Engine(tmp_path, strategies=pool, policy="random", sampling="rejection")
-    step = process.require().step
-    assert step.rejection is not None and step.telemetry is not None
-    assert engine.generate(LENGTH) == engine.expected(LENGTH)
-    DEVICE.waits.clear()
-    engine.generate(LENGTH, temperature=1.0)
-    assert {wait.file for wait in DEVICE.waits} == {UPSTREAM}, Counter(DEVICE.waits)
-    assert all(tally.sampled_accepted > 0 for tally in step.telemetry.tallies.values())
-
-
 def expected(engine: Engine) -> list[list[int]]:
     """Return what the CPU engine's rule samples of transformers' logits at temperature 1; the seed
     of a request is its number."""

@@ -244,8 +244,6 @@ def tree_speculative_sampling_target_only(
     threshold_single: float = 1.0,
     threshold_acc: float = 1.0,
     deterministic: bool = True,
-    *,
-    rejection: bool = False,
 ) -> None:
     """Accept drafts by the target's probabilities and sample the next token."""
     target, coins = target_probs.double(), uniform_samples.double()
@@ -264,12 +262,8 @@ def tree_speculative_sampling_target_only(
                 mass = 0.0 if token in tokens else float(target[b, node, token])
                 tokens.add(token)
                 tried += mass
-                if rejection:
-                    accept = float(coins[b, node]) * float(draft_probs[b, node, token]) < mass
-                else:
-                    under = float(coins[b, node]) < tried / threshold_acc
-                    accept = mass > 0 and (under or mass >= threshold_single)
-                if accept:
+                under = float(coins[b, node]) < tried / threshold_acc
+                if mass > 0 and (under or mass >= threshold_single):
                     accepted = child
                 else:
                     residual[token] = 0

@@ -70,10 +70,10 @@ only; the CPU engine has [limits of its own](internals/cpu.md).
 """
 
 REFUSED_END = """
-Where SGLang runs a drafter by a worker that TLT does not extend, and several strategies,
-`--tlt-store` or `--tlt-sampling rejection` are configured, the engine ends at the start, too. After
-the start, `/update_weights_from_disk` with `recapture_cuda_graph` is refused on a GPU while there
-are several strategies.
+Where SGLang runs a drafter by a worker that TLT does not extend, and several strategies or
+`--tlt-store` are configured, the engine ends at the start, too. After the start,
+`/update_weights_from_disk` with `recapture_cuda_graph` is refused on a GPU while there are several
+strategies.
 """
 
 PROGRAMS = {

@@ -45,8 +45,7 @@ def _store(config: Config) -> str | None:
 
 
 def _sampling(config: Config) -> str | None:
-    mode = config.sampling
-    return f"--tlt-sampling {mode}" if mode in ("rejection", "coupled") else None
+    return "--tlt-sampling coupled" if config.sampling == "coupled" else None
 
 
 FEATURES: Mapping[FeatureName, Feature] = {
@@ -58,9 +57,7 @@ FEATURES: Mapping[FeatureName, Feature] = {
         _deferring,
     ),
     "store": Feature("`--tlt-store`", "leave --tlt-store out", _store),
-    "sampling": Feature(
-        "`--tlt-sampling coupled` or `rejection`", "use --tlt-sampling target", _sampling
-    ),
+    "sampling": Feature("`--tlt-sampling coupled`", "use --tlt-sampling target", _sampling),
 }
 
 
@@ -96,7 +93,7 @@ class Refusal(Generic[T]):
 
 
 def require_use(config: Config, strategy: Strategy | None) -> None:
-    """Raise ConfigError for a store or sampled drafts that no strategy would use.
+    """Raise ConfigError for a store that no strategy would use.
 
     `strategy` is what runs where the configuration names none; None where that is open.
     """
@@ -109,12 +106,6 @@ def require_use(config: Config, strategy: Strategy | None) -> None:
         raise ConfigError(
             f"--tlt-store {config.store} is of no use to {names}, which has no drafter to train; "
             "add a strategy such as eagle3:3x1x4, or leave --tlt-store out."
-        )
-    if config.sampling == "rejection" and not any(one.topk == 1 for one in learned):
-        raise ConfigError(
-            f"--tlt-sampling rejection (or --speculative-use-rejection-sampling) is of no use to "
-            f"{names}, which has no chain; add a strategy such as eagle3:3x1x4, or use "
-            "--tlt-sampling target."
         )
 
 

@@ -49,6 +49,7 @@ def _flag(
 
 
 _LOSSY = "it accepts drafts that the target would not have sampled"
+_DRAWN = "tokens are sampled by the noise of a seed, which gives the same answer with any strategy"
 _GROUPS = "each group of ranks would choose and log for its own batch"
 _LORA = "the CUDA graphs of one strategy would take the LoRA buffers of another"
 _NO_EAGLE = "SGLang then runs a worker of its own, which TLT does not know"
@@ -56,6 +57,8 @@ _NO_EAGLE = "SGLang then runs a worker of its own, which TLT does not know"
 FLAGS: tuple[Refusal[object], ...] = (
     _flag("speculative_accept_threshold_single", (1,), ("any",), _LOSSY, devices=EVERYWHERE),
     _flag("speculative_accept_threshold_acc", (1,), ("any",), _LOSSY, devices=EVERYWHERE),
+    _flag("speculative_use_rejection_sampling", (False,), ("any",), _DRAWN, devices=EVERYWHERE),
+    _flag("speculative_use_block_verification", (False,), ("any",), _DRAWN, devices=EVERYWHERE),
     _flag("attn_dp_size", (1,), ("pool", "store"), _GROUPS),
     _flag("enable_dp_attention", (False,), ("pool", "store"), _GROUPS),
     _flag(

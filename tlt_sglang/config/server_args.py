@@ -37,5 +37,4 @@ class Arguments(Protocol):
     speculative_num_draft_tokens: int | None
     speculative_ngram_capacity: int
     speculative_adaptive: bool
-    speculative_use_rejection_sampling: bool
     warmups: str | None

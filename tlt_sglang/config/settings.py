@@ -33,7 +33,7 @@ Device = Literal["cpu", "cuda"]
 
 PolicyName = Literal["cost-model", "beg-mab", "ema", "fixed", "random"]
 DraftDtype = Literal["auto", "float32"]
-Sampling = Literal["auto", "coupled", "rejection", "target"]
+Sampling = Literal["auto", "coupled", "target"]
 Calibrate = Literal["on", "off"]
 OlderClients = Literal["auto", "on", "off"]
 SidecarMode = Literal["idle", "always"]
@@ -90,10 +90,8 @@ class Config:
         choice(get_args(Sampling)),
         "How tokens are sampled at a temperature, and drafts for them. coupled: target and drafter "
         "choose by the same noise, so that a seed gives the same answer with any strategy. "
-        "rejection: chains are drawn from the drafter's distribution, and "
-        "accepted or rejected. target: the drafter's likeliest tokens are drafted. All keep the "
-        "output distribution. auto is rejection with --speculative-use-rejection-sampling, else "
-        "coupled where SGLang's flags allow it",
+        "target: the drafter's likeliest tokens are drafted, and the target samples. Both keep the "
+        "output distribution. auto is coupled where SGLang's flags allow it, else target",
         SPECULATION,
     )
     calibrate: Calibrate = setting(

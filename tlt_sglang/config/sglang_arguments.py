@@ -52,9 +52,6 @@ def native_fields(config: Config, args: Arguments, device: Device) -> Fields:
     require_use(config, strategy)
     fields = strategy_fields(strategy, args)
     _check_limits(config, args, device)
-    if args.speculative_use_rejection_sampling and config.sampling == "rejection":
-        # SGLang's serves neither trees nor drafters with a smaller vocabulary; ours serves both.
-        fields["speculative_use_rejection_sampling"] = False
     if config.calibrates and CALIBRATION not in (args.warmups or "").split(","):
         fields["warmups"] = ",".join(filter(None, (args.warmups, CALIBRATION)))
     return fields | (cpu_fields(args) if device == "cpu" else cuda_fields(config, args))
@@ -113,8 +110,6 @@ def settle(config: Config, args: Arguments, device: Device) -> Config:
 
 
 def _default_sampling(args: Arguments, device: Device) -> Sampling:
-    if args.speculative_use_rejection_sampling:
-        return "rejection"
     return "target" if exclude("sampling", args, device) else "coupled"
 
 

@@ -48,6 +48,7 @@ class Flags:
     speculative_ngram_capacity: int = 10_000_000
     speculative_adaptive: bool = False
     speculative_use_rejection_sampling: bool = False
+    speculative_use_block_verification: bool = False
     speculative_accept_threshold_single: float = 1.0
     speculative_accept_threshold_acc: float = 1.0
     speculative_draft_model_quantization: str | None = None

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from tlt_sglang import upstream
 from tlt_sglang.cpu import decoder, linear
 from tlt_sglang.cpu.attention import LONG_EXTEND, CpuAttnBackend
 from tlt_sglang.cpu.kernels.argmax import argmax
@@ -29,7 +28,7 @@ from tlt_sglang.cpu.kernels.committed import Committed, committed
 if TYPE_CHECKING:
     from tlt_sglang.cpu.decoder_stack import Stack
     from tlt_sglang.upstream.layers import DrafterModel, DraftForwardBatch
-    from tlt_sglang.upstream.protocols import Batch, SamplingInfo, StepResult, Upstream
+    from tlt_sglang.upstream.protocols import Batch, StepResult, Upstream
 
 Draft = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Parents, indices of the best scores, draft tokens [B, drafts], and draft probs or None."""
@@ -74,17 +73,13 @@ def draft(
         return result
 
     # The first tokens come from the last draft-extend.
-    draft_input, info = forward_batch.spec_info, forward_batch.sampling_info
+    draft_input = forward_batch.spec_info
     hidden, positions = draft_input.hidden_states, forward_batch.positions
     topk_p, token = draft_input.topk_p, draft_input.topk_index
     if target_ids is not None:
         token = target_ids[token]
     slots = eagle.per_step_draft_out_cache_loc(forward_batch.out_cache_loc, size, topk, steps)
     slots = slots.contiguous()
-    sampling = (
-        upstream.current().spec().speculative_use_rejection_sampling and not info.is_all_greedy
-    )
-    step_probs: list[Tensor | None] = [draft_input.draft_probs] if sampling else []
 
     # Every further step reads the tokens of the one before; the last step only selects.
     chain, tree, scores = [], [], None
@@ -101,23 +96,18 @@ def draft(
             break
         backend = worker.draft_attn_backend.attn_backends[step]
         out, hidden = drafter.step(ids, hidden, positions, slots[step], backend)
-        probs, topk_p, token = _propose(
-            drafter.logits(out), topk, info if sampling else None, positions + 1, step + 1, propose
-        )
-        if sampling:
-            step_probs.append(probs)
+        topk_p, token = _propose(drafter.logits(out), topk, positions + 1, propose)
         positions.add_(1)
         if target_ids is not None:
             token = target_ids[token]
 
     # A tree keeps the best nodes of all levels, a chain every token.
-    draft_probs = torch.stack(step_probs, dim=1) if sampling else None  # type: ignore[arg-type]
     if topk > 1:
         parents, score_indices, tokens = eagle.organize_draft_results(
             *map(list, zip(*tree, strict=True)), worker.speculative_num_draft_tokens
         )
-        return parents, score_indices, tokens, draft_probs
-    return parents[:size], score_indices[:size], torch.cat(chain, dim=1), draft_probs
+        return parents, score_indices, tokens, None
+    return parents[:size], score_indices[:size], torch.cat(chain, dim=1), None
 
 
 def extend(
@@ -154,17 +144,9 @@ def extend(
 
     # The first draft tokens of the next step.
     draft_input = result.next_draft_input
-    sampling = upstream.current().spec().speculative_use_rejection_sampling
-    probs, draft_input.topk_p, draft_input.topk_index = _propose(
-        logits,
-        worker.topk,
-        batch.sampling_info if sampling else None,
-        result.new_seq_lens,
-        propose=propose,
+    draft_input.topk_p, draft_input.topk_index = _propose(
+        logits, worker.topk, result.new_seq_lens, propose
     )
-    if sampling:
-        assert probs is not None
-        draft_input.draft_probs = probs
     draft_input.hidden_states = hidden
     draft_input.cuda_graph_compatible = True
 
@@ -238,33 +220,14 @@ def _drafter(worker: Any) -> _CpuDrafter | None:
 
 
 def _propose(
-    logits: Tensor,
-    topk: int,
-    info: SamplingInfo | None,
-    positions: Tensor,
-    step: int = 0,
-    propose: Propose | None = None,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return draft probs or None, and probs and ids [B, topk] of draft tokens, for logits [B, D].
-
-    With the sampling parameters `info` the tokens are sampled; without, they are the most likely.
-    """
-    from sglang.srt.speculative import eagle_worker_v2 as eagle
-
+    logits: Tensor, topk: int, positions: Tensor, propose: Propose | None
+) -> tuple[Tensor, Tensor]:
+    """Return probs and ids [B, topk] of draft tokens for logits [B, D], the most likely ones where
+    `propose` is None."""
     if propose is not None:
-        return None, *propose(logits, positions, topk)
-    if info is not None:
-        return upstream.current().sample_proposal(
-            eagle.sample_draft_proposal,
-            logits,
-            info.temperatures,
-            info.top_ks,
-            info.sampling_seed,
-            positions,
-            step,
-        )
+        return propose(logits, positions, topk)
     if topk == 1:
         token = argmax(logits).unsqueeze(-1)
-        return None, torch.ones_like(token, dtype=torch.float32), token
+        return torch.ones_like(token, dtype=torch.float32), token
     best = logits.softmax(-1).topk(topk, dim=-1)
-    return None, best.values, best.indices
+    return best.values, best.indices

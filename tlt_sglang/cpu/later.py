@@ -38,13 +38,6 @@ def verify(**arguments: Any) -> None:
     sampling.verify(**arguments)
 
 
-def verify_rejection(**arguments: Any) -> None:
-    """Verify a chain by rejection sampling, with the filters of the batch."""
-    from tlt_sglang.cpu import sampling
-
-    sampling.verify_rejection(**arguments)
-
-
 def register_murmur_hash() -> None:
     """Define ``torch.ops.sgl_kernel.murmur_hash32_cpu``, which SGLang calls on CPU; idempotent."""
     import torch

@@ -69,19 +69,11 @@ def verify(*, draft_probs: torch.Tensor, **arguments: Any) -> None:
 
     The drafts have no distribution: `draft_probs` is all zeros.
     """
-    _verify(draft_probs=None, **arguments)
-
-
-def verify_rejection(**arguments: Any) -> None:
-    """Verify chains of samples of `draft_probs` by rejection sampling."""
-    _verify(rejection=True, **arguments)
-
-
-def _verify(**arguments: Any) -> None:
     global _sampling_info
     info, _sampling_info = _sampling_info, None
     assert info is not None, "verification without sampling parameters"
     tree_speculative_sampling_target_only(
+        draft_probs=None,
         top_ks=info.top_ks if info.need_top_k_sampling else None,
         top_ps=info.top_ps if info.need_top_p_sampling else None,
         min_ps=info.min_ps if info.need_min_p_sampling else None,

@@ -1,7 +1,7 @@
 """Build the parts of a speculation step once SGLang's EAGLE worker stands.
 
-`rejection_sampling` is asked before SGLang captures its graphs, which depend on it; the rest is
-built after that: the online drafter, then the pool with its graphs, its policy and its telemetry.
+`draft_noise` is asked before SGLang captures its graphs, which read from it; the rest is built
+after that: the online drafter, then the pool with its graphs, its policy and its telemetry.
 
 Runs in the scheduler process.
 """
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tlt_sglang.engine.pool import Pool
     from tlt_sglang.engine.step import SpeculationStep
     from tlt_sglang.sampling.draft_noise import DraftNoise
-    from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.upstream.protocols import EagleWorker
 
 logger = logging.getLogger(__name__)
@@ -36,25 +35,6 @@ logger = logging.getLogger(__name__)
 GPU_DWELL = 4
 """Steps for which tensor-parallel ranks on GPUs keep a choice: to exchange one takes a tenth of a
 millisecond of the host, which a small model's step does not leave."""
-
-
-def rejection_sampling(
-    config: Config, device: Device, worker: EagleWorker
-) -> RejectionSampling | None:
-    """Return rejection sampling for `worker`, or None where its chains are drafted greedily.
-
-    Called before SGLang captures graphs.
-    """
-    spec = upstream.current().spec()
-    topks = [strategy.topk for strategy in config.pool if strategy.num_steps] or [worker.topk]
-    learned = spec.speculative_algorithm in ("EAGLE", "EAGLE3")
-    thresholds = spec.speculative_accept_threshold_single, spec.speculative_accept_threshold_acc
-    chains = learned and 1 in topks and thresholds == (1, 1)
-    if config.sampling != "rejection" or not chains:
-        return None
-    from tlt_sglang.sampling.rejection import RejectionSampling
-
-    return RejectionSampling(worker._draft_worker, worker.topk)
 
 
 def draft_noise(config: Config, device: Device, worker: EagleWorker) -> DraftNoise | None:
@@ -74,17 +54,6 @@ def draft_noise(config: Config, device: Device, worker: EagleWorker) -> DraftNoi
 def _captured_sizes() -> Sequence[int]:
     """Return the batch sizes that SGLang captures, or on CPU those that it would."""
     return upstream.current().captured_sizes() or BATCH_SIZES
-
-
-def capturing(
-    rejection: RejectionSampling | None, topk: int
-) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which graphs of strategies with `topk` branches are captured."""
-    if rejection is None:
-        return contextlib.nullcontext()
-    from tlt_sglang.sampling.rejection import flag
-
-    return flag(topk == 1)
 
 
 def drafter_capture(
@@ -112,7 +81,6 @@ def pool(
     device: Device,
     worker: EagleWorker,
     telemetry: Telemetry,
-    rejection: RejectionSampling | None,
     online_drafter: OnlineDrafter | None,
 ) -> Pool:
     """Return the pool of an engine with several strategies; captures their graphs on a GPU."""
@@ -142,7 +110,6 @@ def pool(
         worker,
         strategies,
         None if graphs is None else graphs.captured(),
-        lambda topk: capturing(rejection, topk),
         started=not captures_later(config, device),
     )
     return Pool(
@@ -151,7 +118,6 @@ def pool(
         telemetry,
         ngram_memory_mb=config.ngram_memory_mb,
         pending_mb=config.pending_memory_mb,
-        rejection=rejection,
         allowed=allowed,
     )
 

@@ -20,7 +20,6 @@ from tlt_sglang.engine.to_device import LateCounts, to_device
 
 if TYPE_CHECKING:
     from tlt_sglang.graphs.states import RuntimeStates
-    from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.upstream.protocols import Batch, DraftInput, DraftWorker, StepResult
 
 
@@ -36,12 +35,9 @@ class _NoDrafts:
 class DeferredDrafter:
     """The drafter of an engine whose pool has strategies that do without it."""
 
-    def __init__(
-        self, states: RuntimeStates, limit: int, rejection: RejectionSampling | None
-    ) -> None:
+    def __init__(self, states: RuntimeStates, limit: int) -> None:
         """`limit`: bytes of features that may be pending before the drafter catches up."""
         self._states = states
-        self._rejection = rejection
         self.pending = PendingTokens(limit)
         self._no_drafts: _NoDrafts | None = None
         self._steps_open = 0
@@ -75,8 +71,6 @@ class DeferredDrafter:
         none = self._no_drafts_for(size, hidden_states)
         next_input.topk_p, next_input.topk_index = none.probs[:size], none.tokens[:size]
         next_input.hidden_states = none.hidden[:size]
-        if self._rejection is not None:
-            self._rejection.defer(next_input, size, device)
 
         if full and (pending := self.pending.take(request_ids(batch))) is not None:
             self._catch_up(batch, pending, result.new_seq_lens, next_input)
@@ -93,7 +87,7 @@ class DeferredDrafter:
 
     def _no_drafts_for(self, size: int, hidden_states: torch.Tensor) -> _NoDrafts:
         if self._no_drafts is None or len(self._no_drafts.tokens) < size:
-            columns = self._states.topk if self._rejection is None else self._rejection.columns
+            columns = self._states.topk
             config = self._states.worker._draft_worker.draft_runner.model_config
             device = hidden_states.device
             self._no_drafts = _NoDrafts(
@@ -123,10 +117,6 @@ class DeferredDrafter:
         counts = to_device(pending.counts, lengths.device)
         logits, hidden = _extend(worker, batch, pending, lengths[rows], counts, rows, host_lengths)
         draft_input.hidden_states = draft_input.hidden_states.index_copy(0, rows, hidden)
-        if self._rejection is not None:
-            info = batch.sampling_info
-            self._rejection.caught_up(draft_input, rows, logits, info, lengths[rows])
-            return
         propose = engine.require().proposals(worker, batch.sampling_info, rows)
         if propose is None:
             probs, tokens = logits.softmax(-1).topk(self._states.topk, dim=-1)

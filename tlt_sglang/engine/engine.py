@@ -6,7 +6,6 @@ SGLang's scheduler once that has been built. Importing it imports nothing of SGL
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -93,15 +92,13 @@ class Engine:
 
             self.coupled = CoupledSampling(random_seed)
 
-    def begin_capture(self, worker: EagleWorker) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which SGLang captures the graphs of its EAGLE worker.
+    def begin_capture(self, worker: EagleWorker) -> None:
+        """Prepare for the graphs of SGLang's EAGLE worker, which are about to be captured.
 
         Raises ConfigError if the worker or its drafter excludes what is configured.
         """
         served.check(self.config, self.device, worker)
-        self.step.rejection = build.rejection_sampling(self.config, self.device, worker)
         self.step.noise = build.draft_noise(self.config, self.device, worker)
-        return build.capturing(self.step.rejection, worker.topk)
 
     def build_step(self, worker: EagleWorker) -> None:
         """Build the parts of the speculation step; SGLang's EAGLE worker stands."""
@@ -114,9 +111,7 @@ class Engine:
             step.online_drafter = OnlineDrafter(config, self.device, worker)
         if len(config.pool) > 1:
             step.telemetry = build.telemetry(config, config.pool)
-            step.pool = build.pool(
-                config, self.device, worker, step.telemetry, step.rejection, step.online_drafter
-            )
+            step.pool = build.pool(config, self.device, worker, step.telemetry, step.online_drafter)
 
     def attach(self, scheduler: Scheduler) -> None:
         """Attach to SGLang's scheduler, which has been built; every patch must be in force by now.

@@ -97,17 +97,13 @@ class NgramDrafting:
         matches = self.matches
         if matches is None or not (chosen := matched_rows(strategy, matches.lengths)):
             return
-        depth, probs = strategy.num_steps, verify_input.draft_probs
+        depth = strategy.num_steps
         drafts = verify_input.draft_token.view(-1, depth + 1)
         continued, counts = self.in_flight.drafts(matches, batch, depth)
         rows = to_device(chosen, drafts.device)
         continued, counts = continued[rows], counts[rows]
         replaced = torch.arange(depth, device=drafts.device) < counts[:, None]
-        tokens = torch.where(replaced, continued.to(drafts.dtype), drafts[rows, 1:])
-        drafts[rows, 1:] = tokens
-        if probs is not None:  # the distribution it is verified against: one token, certain
-            certain = torch.zeros_like(probs[rows]).scatter_(2, continued[..., None], 1.0)
-            probs[rows] = torch.where(replaced[..., None], certain, probs[rows])
+        drafts[rows, 1:] = torch.where(replaced, continued.to(drafts.dtype), drafts[rows, 1:])
 
     def outcomes(self, result: StepResult) -> list[tuple[int, bool]]:
         """Return, per request, the committed tokens that the match predicted, and whether it then

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tlt_sglang.engine.driver import Driver
     from tlt_sglang.engine.telemetry import Telemetry
     from tlt_sglang.graphs.states import RuntimeStates
-    from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.upstream.protocols import Batch, StepResult, Upstream, VerifyInput
 
 
@@ -41,15 +40,14 @@ class Pool:
         *,
         ngram_memory_mb: int,
         pending_mb: int,
-        rejection: RejectionSampling | None = None,
         allowed: Callable[[int], Sequence[Strategy]] | None = None,
     ) -> None:
         """`allowed`: strategies by batch size, None for all of them."""
         self.states, self.driver = states, driver
-        self._telemetry, self._rejection, self._allowed = telemetry, rejection, allowed
+        self._telemetry, self._allowed = telemetry, allowed
         drafts_ngrams = any(strategy.drafter == "ngram" for strategy in states.strategies)
         self.ngrams = NgramDrafting(states, ngram_memory_mb) if drafts_ngrams else None
-        self.deferred = DeferredDrafter(states, pending_mb * 2**20, rejection)
+        self.deferred = DeferredDrafter(states, pending_mb * 2**20)
         self._narrowest = min(states.strategies, key=lambda one: one.num_draft_tokens)
         self.switch_seconds = 0.0
         """Time of all switches together."""
@@ -93,8 +91,6 @@ class Pool:
 
     def _draft_learned(self, original: Callable[[Batch], VerifyInput], batch: Batch) -> VerifyInput:
         topk = self.states.worker.topk
-        if self._rejection is not None:
-            return self._rejection.draft(original, batch, topk)
         draft_input = batch.spec_info
         draft_input.topk_p = draft_input.topk_p[:, :topk].contiguous()
         draft_input.topk_index = draft_input.topk_index[:, :topk].contiguous()

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 WORKER = "sglang.srt.speculative.eagle_worker_v2"
 """The module of the worker that our patches extend; a subclass may lay out its states otherwise."""
 
-PARTS: tuple[FeatureName, ...] = ("pool", "store", "sampling")
+PARTS: tuple[FeatureName, ...] = ("pool", "store")
+"""What needs a worker of ours. Coupled sampling does not: without one, drafts are chosen without
+the noise."""
 
 
 def check(config: Config, device: Device, worker: EagleWorker) -> None:
     """Raise ConfigError if the worker or its drafter excludes a feature of TLT that is on."""
     runner = worker._draft_worker.draft_runner
     if type(worker).__module__ != WORKER:
-        require_started(config, _parts(config), f"by {type(worker).__name__}")
+        require_started(config, PARTS, f"by {type(worker).__name__}")
     refuse_drafter(config, runner.model_config.hf_config.to_dict(), device)
     if config.store is not None:
         _require_unquantised(runner.model)
@@ -37,16 +39,10 @@ def check(config: Config, device: Device, worker: EagleWorker) -> None:
 
 def require_parts(config: Config, step: SpeculationStep, worker: object | None) -> None:
     """Raise ConfigError if a part of a step is configured and did not come up with a `worker`."""
-    parts = {"pool": step.pool, "store": step.online_drafter, "sampling": step.rejection}
-    missing = [name for name in _parts(config) if parts[name] is None]
+    parts = {"pool": step.pool, "store": step.online_drafter}
+    missing = [name for name in PARTS if parts[name] is None]
     served = "without a drafter" if worker is None else f"by {type(worker).__name__}"
     require_started(config, missing, served)
-
-
-def _parts(config: Config) -> list[FeatureName]:
-    """Return the parts that need a worker of ours. Coupled sampling does not: without one, drafts
-    are chosen without the noise."""
-    return [name for name in PARTS if name != "sampling" or config.sampling != "coupled"]
 
 
 def recapture_problem(

@@ -10,7 +10,7 @@ A decode step makes these calls, in this order; each is one patch of `eagle_work
 
 A prefill makes `prefill_target` and, inside it, `prefill`. docs/internals/speculation-step.md draws
 the sequence. Every engine process with an EAGLE worker has one `SpeculationStep`; what only some
-configurations need is a part that may be None: `pool`, `rejection`, `online_drafter`.
+configurations need is a part that may be None: `pool`, `noise`, `online_drafter`.
 
 Runs in the scheduler process.
 """
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tlt_sglang.engine.pool import Pool
     from tlt_sglang.engine.telemetry import Telemetry
     from tlt_sglang.sampling.draft_noise import DraftNoise
-    from tlt_sglang.sampling.rejection import RejectionSampling
     from tlt_sglang.strategy.strategies import Strategy
     from tlt_sglang.upstream.protocols import Batch, Request, StepResult, Upstream, VerifyInput
 
@@ -49,8 +48,6 @@ class SpeculationStep:
     """Counts of every strategy; made when the strategies are known."""
     pool: Pool | None = None
     """Present where there are several strategies."""
-    rejection: RejectionSampling | None = None
-    """Present where drafts of chains are sampled."""
     noise: DraftNoise | None = None
     """Present on CUDA where SGLang's drafter chooses with the target's noise."""
     online_drafter: OnlineDrafter | None = None
@@ -77,8 +74,6 @@ class SpeculationStep:
             original = functools.partial(self.noise.draft, original)
         if self.pool is not None:
             return self.pool.draft(original, batch)
-        if self.rejection is not None:
-            return self.rejection.draft(original, batch, topk)
         return original(batch)
 
     def draft_extend(self, original: Callable[[], None], batch: Batch, result: StepResult) -> None:
@@ -88,12 +83,10 @@ class SpeculationStep:
             self.online_drafter.log_verify_step(batch, result)
 
         def sampled() -> None:
-            if self.noise is not None:
-                self.noise.draft_extend(original, batch, result)
-            elif self.rejection is None:
+            if self.noise is None:
                 original()
             else:
-                self.rejection.draft_extend(original, batch, result)
+                self.noise.draft_extend(original, batch, result)
 
         if self.pool is None:
             sampled()
@@ -104,8 +97,7 @@ class SpeculationStep:
         """Run the drafter's own prefill, and return SGLang's next draft input."""
 
         def sampled() -> object:
-            part = self.rejection or self.noise
-            return original() if part is None else part.prefill(original, batch)
+            return original() if self.noise is None else self.noise.prefill(original, batch)
 
         return sampled() if self.pool is None else self.pool.prefill(sampled, batch)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tlt_sglang import upstream
@@ -38,16 +38,14 @@ class RuntimeStates:
         worker: EagleWorker,
         strategies: Sequence[Strategy],
         captured: Mapping[Strategy, list[int]] | None = None,
-        capturing: Callable[[int], contextlib.AbstractContextManager[None]] | None = None,
         started: bool = True,
     ) -> None:
         """Build the states that are missing, and capture graphs where SGLang does.
 
         `captured` holds the batch sizes to capture for each strategy; None for those that SGLang
-        captures. `capturing` returns the context in which strategies of a topk are captured.
+        captures.
         `started` tells whether SGLang has built the state of its own flags.
         """
-        self._capturing = capturing or (lambda topk: contextlib.nullcontext())
         self.worker = worker
         draft = worker._draft_worker
         self.topk: int = draft.topk
@@ -106,7 +104,7 @@ class RuntimeStates:
 
     def _build(self, strategy: Strategy, batch_sizes: list[int] | None) -> RuntimeState:
         self._set_shape(strategy)
-        with self._capturing(strategy.topk), _configured(strategy.topk, batch_sizes):
+        with _configured(strategy.topk, batch_sizes):
             if not strategy.num_steps:
                 return self._build_verification(strategy, batch_sizes)
             return self.worker.build_adaptive_runtime_state(

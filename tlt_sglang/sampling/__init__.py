@@ -1,5 +1,4 @@
 """The rule at temperature > 0: drafts are proposed and verified so that output stays the target's.
 
-`rejection` draws chains from the drafter's distribution. Runs in the engine; imports torch, and
-SGLang inside functions.
+Runs in the engine; imports torch, and SGLang inside functions.
 """

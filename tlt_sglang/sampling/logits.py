@@ -65,11 +65,6 @@ def cut_drafts(verify_input: VerifyInput, rows: Collection[int]) -> None:
     index = torch.tensor(sorted(rows), pin_memory=links.is_cuda).to(links.device, non_blocking=True)
     links[:, 0].index_fill_(0, index, -1)
     verify_input.retrieve_next_token = links
-    # Kernels for chains follow no links; they accept no draft that was drawn with probability 0,
-    # and take the next token from all of the target's distribution then. N-grams have none.
-    probs: torch.Tensor | None = getattr(verify_input, "draft_probs", None)
-    if probs is not None:
-        verify_input.draft_probs = probs.index_fill(0, index, 0.0)
 
 
 def apply_all(

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         ModelRunner,
         SpecSettings,
         StepResult,
-        Upstream,
         VerifyInput,
     )
     from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
@@ -82,25 +81,6 @@ class Sglang(Protocol):
 
     def draft_contexts(self, draft: DraftWorker) -> AbstractContextManager[object]:
         """Return the contexts in which SGLang builds and runs its drafter."""
-
-    def sample_proposal(
-        self,
-        sample: Upstream,
-        logits: torch.Tensor,
-        temperatures: torch.Tensor,
-        top_ks: torch.Tensor,
-        seeds: torch.Tensor | None,
-        positions: torch.Tensor,
-        step: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Sample a draft for each row of a drafter's `logits` [B, D], the most likely where the
-        `top_ks` [B] are 1. `temperatures` are [B, 1]; `sample` is SGLang's `sample_draft_proposal`,
-        patched or not.
-
-        `seeds` [B] make it a function of the `positions` [B] and the `step` of the draft, in shapes
-        that know seeds under speculation. Returns the distribution [B, D], and the draft's
-        probability and index, each [B, 1].
-        """
 
     def decode_graph_runner(self, runner: ModelRunner) -> Callable[..., object]:
         """Return the class of the graphs of a target's decode steps."""

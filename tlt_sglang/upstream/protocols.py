@@ -87,7 +87,6 @@ class DraftInput(Protocol):
     topk_p: torch.Tensor  # [B, topk]
     topk_index: torch.Tensor  # [B, topk]
     hidden_states: torch.Tensor  # [B, N]
-    draft_probs: torch.Tensor  # [B, V], under rejection sampling
     bonus_tokens: torch.Tensor  # [B]
     cuda_graph_compatible: bool
 
@@ -96,7 +95,6 @@ class VerifyInput(Protocol):
     """`sglang.srt.speculative.eagle_info.EagleVerifyInput`."""
 
     draft_token: torch.Tensor  # [B * W]
-    draft_probs: torch.Tensor | None  # [B, W - 1, V]
     draft_token_num: int  # W
     positions: torch.Tensor  # [B * W]
     max_tree_depth: int

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tlt_sglang.upstream.protocols import (
         ModelRunner,
         SpecSettings,
-        Upstream,
         VerifyInput,
     )
     from tlt_sglang.upstream.results import DecodeResult
@@ -33,8 +32,6 @@ class Adapter(v22.Adapter):
 
     def limits(self) -> Sequence[str]:
         return (
-            "This SGLang does not seed the drafts of --tlt-sampling rejection; a seed brings back "
-            "its answer with --tlt-sampling coupled or target.",
             "Where the KV pool is short, this SGLang retracts requests earlier with speculation "
             "than without.",
             "This SGLang answers a refused stream of /generate with status 200, and the error in "
@@ -97,25 +94,6 @@ class Adapter(v22.Adapter):
             draft.draft_runner.tp_group
         )
         return context
-
-    def sample_proposal(
-        self,
-        sample: Upstream,
-        logits: torch.Tensor,
-        temperatures: torch.Tensor,
-        top_ks: torch.Tensor,
-        seeds: torch.Tensor | None,
-        positions: torch.Tensor,
-        step: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        import torch
-
-        probs, prob, token = sample(logits, temperatures)
-        greedy = (top_ks <= 1).view(-1, 1)
-        best = logits.argmax(-1, keepdim=True)
-        certain = torch.zeros_like(probs).scatter_(1, best, 1.0)
-        token = torch.where(greedy, best, token)
-        return torch.where(greedy, certain, probs), torch.where(greedy, 1.0, prob), token
 
     def decode_graph_runner(self, runner: ModelRunner) -> Callable[..., object]:
         from sglang.srt.model_executor.runner import DecodeCudaGraphRunner

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from tlt_sglang.upstream.layers import LogitsProcessor
-    from tlt_sglang.upstream.protocols import LogitsOutput, StepResult, Upstream
+    from tlt_sglang.upstream.protocols import LogitsOutput, StepResult
     from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
 
 
@@ -21,8 +21,6 @@ class Adapter(v23.Adapter):
 
     def limits(self) -> Sequence[str]:
         return (
-            "This SGLang does not seed the drafts of --tlt-sampling rejection; a seed brings back "
-            "its answer with --tlt-sampling coupled or target.",
             "With --tokenizer-worker-num greater than 1, this SGLang serves its own app: without "
             "TLT's routes, and without its checks of requests.",
         )
@@ -35,21 +33,6 @@ class Adapter(v23.Adapter):
 
         context: AbstractContextManager[object] = eagle.draft_tp_context(draft.draft_owns_attention)
         return context
-
-    def sample_proposal(
-        self,
-        sample: Upstream,
-        logits: torch.Tensor,
-        temperatures: torch.Tensor,
-        top_ks: torch.Tensor,
-        seeds: torch.Tensor | None,
-        positions: torch.Tensor,
-        step: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        proposal: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = sample(
-            logits, temperatures, top_ks
-        )
-        return proposal
 
     def keep_last_hidden_states(self, processor: LogitsProcessor) -> None:
         # Patches append them to the features of a target, and take them off again.

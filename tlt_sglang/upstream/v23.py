@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         ModelRunner,
         SpecSettings,
         StepResult,
-        Upstream,
         VerifyInput,
     )
     from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
@@ -121,26 +120,6 @@ class Adapter(Sglang):
 
         context: AbstractContextManager[object] = eagle.draft_tp_context(draft.parallel_layout)
         return context
-
-    def sample_proposal(
-        self,
-        sample: Upstream,
-        logits: torch.Tensor,
-        temperatures: torch.Tensor,
-        top_ks: torch.Tensor,
-        seeds: torch.Tensor | None,
-        positions: torch.Tensor,
-        step: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        proposal: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = sample(
-            logits,
-            temperatures,
-            top_ks,
-            sampling_seed=seeds,
-            positions=positions,
-            draft_step=step,
-        )
-        return proposal
 
     def decode_graph_runner(self, runner: ModelRunner) -> Callable[..., object]:
         graphs: Callable[..., object] = runner._decode_cuda_graph_runner_cls()

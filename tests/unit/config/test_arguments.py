@@ -94,23 +94,13 @@ def test_with_a_drafter_and_no_word_on_strategies_there_are_several(
     assert default_pool(hub) == ()
 
 
-@pytest.mark.parametrize(
-    ("device", "flag", "sampling"),
-    [
-        ("cpu", False, "coupled"),
-        ("cpu", True, "rejection"),
-        ("cuda", False, "coupled"),
-        ("cuda", True, "rejection"),
-    ],
-)
-def test_sampling_is_settled(tmp_path: Path, device: Device, flag: bool, sampling: str) -> None:
+@pytest.mark.parametrize(("device", "elsewhere"), [("cpu", "coupled"), ("cuda", "target")])
+def test_sampling_is_settled(tmp_path: Path, device: Device, elsewhere: str) -> None:
     args = Flags(save(tmp_path / "m"))
-    args.speculative_use_rejection_sampling = flag
-    assert settle(Config(), args, device).sampling == sampling
+    assert settle(Config(), args, device).sampling == "coupled"
     assert settle(Config(sampling="target"), args, device).sampling == "target"
     args.pp_size = 2
-    excluded = device == "cuda" and not flag
-    assert settle(Config(), args, device).sampling == ("target" if excluded else sampling)
+    assert settle(Config(), args, device).sampling == elsewhere
 
 
 def test_the_default_pool_is_the_same_on_both_devices(tmp_path: Path) -> None:

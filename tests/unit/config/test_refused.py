@@ -26,15 +26,16 @@ from tlt_sglang.strategy.strategies import parse
 POOL = Config(("off", "eagle3:3x1x4"))
 CHAINS = Config(("eagle3:3x1x4", "eagle3:5x1x6"))
 STORE = Config(("eagle3:3x1x4",), store="s")
-SAMPLING = Config(("eagle3:3x1x4",), sampling="rejection")
+SAMPLING = Config(("eagle3:3x1x4",), sampling="coupled")
 PLAIN = Config(("eagle3:3x1x4",))
 
 WITH_POOL = "does not work with --tlt-strategies off,eagle3:3x1x4:"
 WITH_CHAINS = "does not work with --tlt-strategies eagle3:3x1x4,eagle3:5x1x6:"
 WITH_STORE = "does not work with --tlt-store s:"
-WITH_SAMPLING = "does not work with --tlt-sampling rejection:"
+WITH_SAMPLING = "does not work with --tlt-sampling coupled:"
 ONE = "or name one strategy in --tlt-strategies."
 NO_STORE = "or leave --tlt-store out."
+DRAWN = "tokens are sampled by the noise of a seed, which gives the same answer with any strategy"
 LOSSY = "it accepts drafts that the target would not have sampled"
 GROUPS = "each group of ranks would choose and log for its own batch"
 WORKER = "SGLang then runs a worker of its own, which TLT does not know"
@@ -134,6 +135,9 @@ EVERYWHERE: tuple[tuple[str, Config, str], ...] = tuple(
         f"{flag} 0.9 does not work with TLT: {LOSSY}; use {flag} 1.",
     )
     for flag in ("--speculative-accept-threshold-single", "--speculative-accept-threshold-acc")
+) + tuple(
+    (flag, Config(("off",)), f"{flag} does not work with TLT: {DRAWN}; leave {flag} out.")
+    for flag in ("--speculative-use-rejection-sampling", "--speculative-use-block-verification")
 )
 
 RESOLVED: tuple[tuple[dict[str, Any], Config, str], ...] = (
@@ -406,16 +410,6 @@ def test_a_store_without_a_drafter(names: tuple[str, ...]) -> None:
     assert message(require_use, Config(store="s"), parse(names[0])) == text
 
 
-@pytest.mark.parametrize("names", [("ngram:8",), ("eagle3:3x4x8",)])
-def test_sampled_drafts_without_a_chain(names: tuple[str, ...]) -> None:
-    config = Config(names, sampling="rejection")
-    assert message(require_use, config, None) == (
-        "--tlt-sampling rejection (or --speculative-use-rejection-sampling) is of no use to "
-        f"{names[0]}, which has no chain; add a strategy such as eagle3:3x1x4, or use "
-        "--tlt-sampling target."
-    )
-
-
 @pytest.mark.parametrize("config", [POOL, STORE, SAMPLING, Config(store="s"), Config()])
 def test_features_that_are_used(config: Config) -> None:
     require_use(config, None)
@@ -431,7 +425,7 @@ def test_features_that_are_used(config: Config) -> None:
             "name one strategy in --tlt-strategies",
         ),
         (STORE, "store", "--tlt-store s", "leave --tlt-store out"),
-        (SAMPLING, "sampling", "--tlt-sampling rejection", "use --tlt-sampling target"),
+        (SAMPLING, "sampling", "--tlt-sampling coupled", "use --tlt-sampling target"),
     ],
 )
 def test_a_feature_that_did_not_come_up(

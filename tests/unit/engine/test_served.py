@@ -18,7 +18,6 @@ pytestmark = pytest.mark.sglang
 
 POOL = Config(("off", "eagle3:3x1x4"))
 STORE = Config(("eagle3:3x1x4",), store="s")
-SAMPLING = Config(("eagle3:3x1x4",), sampling="rejection")
 COUPLED = Config(("eagle3:3x1x4",), sampling="coupled")
 PLAIN = Config(("eagle3:3x1x4",))
 FEATURES = (
@@ -30,11 +29,6 @@ FEATURES = (
     (
         STORE,
         "--tlt-store s did not come up, as SGLang serves this model {}; leave --tlt-store out.",
-    ),
-    (
-        SAMPLING,
-        "--tlt-sampling rejection did not come up, as SGLang serves this model {}; use "
-        "--tlt-sampling target.",
     ),
 )
 
@@ -92,7 +86,7 @@ def test_a_worker_with_states_of_its_own(config: Config, sentence: str, name: st
     check(PLAIN, "cuda", worker(name))
 
 
-@pytest.mark.parametrize("config", [POOL, STORE, SAMPLING, PLAIN])
+@pytest.mark.parametrize("config", [POOL, STORE, COUPLED, PLAIN])
 def test_the_worker_that_is_extended(config: Config) -> None:
     check(config, "cuda", worker())
     check(config, "cpu", worker())

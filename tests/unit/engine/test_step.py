@@ -20,7 +20,6 @@ from tlt_sglang.strategy.strategies import Strategy, parse
 
 OFF, CHAIN, TREE, NGRAM = map(parse, ("off", "eagle3:3x1x4", "eagle3:3x4x7", "ngram:8"))
 POOL = (OFF, CHAIN, TREE, NGRAM)
-VOCAB = 40
 OLD = list(range(1, 21))
 NEW = [30, 31, 32, 33]
 GREEDY, SAMPLED = (SimpleNamespace(top_k=k, custom_params=None) for k in (1, 1 << 30))
@@ -79,14 +78,12 @@ def batch(*outputs: list[int]) -> Any:
     return SimpleNamespace(reqs=requests, spec_info=draft_input, seq_lens=lengths)
 
 
-def step(
-    engine: Pool, requests: Any, tokens: list[list[int]], accepted: list[int], probs: Any = None
-) -> Any:
+def step(engine: Pool, requests: Any, tokens: list[list[int]], accepted: list[int]) -> Any:
     """One decode step in which the drafter proposes 9, and these tokens are committed."""
     size, width = len(requests.reqs), engine.driver._policy.strategy.num_draft_tokens  # type: ignore[attr-defined]
     engine.choose(requests)
     proposed = torch.full((size, width), 9)
-    verify = SimpleNamespace(draft_token=proposed.flatten(), draft_probs=probs)
+    verify = SimpleNamespace(draft_token=proposed.flatten())
     verify_input = engine.draft(lambda _: verify, requests) if width > 1 else verify
     result = SimpleNamespace(
         next_token_ids=torch.tensor([row + [0] * (width - len(row)) for row in tokens]).flatten(),
@@ -102,7 +99,7 @@ def step_in_flight(engine: Pool, requests: Any, tokens: list[list[int]]) -> Any:
     """Launch a decode step that commits these tokens; the host does not learn that yet."""
     size = len(requests.reqs)
     engine.choose(requests)
-    verify = SimpleNamespace(draft_token=torch.full((size * 4,), 9), draft_probs=None)
+    verify = SimpleNamespace(draft_token=torch.full((size * 4,), 9))
     engine.draft(lambda _: verify, requests)
     result: Any = SimpleNamespace(
         next_token_ids=torch.tensor([row + [0] * (4 - len(row)) for row in tokens]).flatten(),
@@ -168,16 +165,6 @@ def test_a_tree_is_drafted_by_the_drafter_alone() -> None:
     assert verify.draft_token.tolist() == [9] * 7
 
 
-def test_a_continuation_is_verified_against_a_distribution_of_one_token() -> None:
-    probs = torch.full((2, 3, VOCAB), 1 / VOCAB)
-    requests = batch(OLD[2:8], NEW)
-    step(pool(RecordingPolicy(CHAIN)), requests, [[9], [35]], [0, 0], probs)
-    assert probs[0].argmax(-1).tolist() == [9, 10, 11]
-    assert torch.equal(probs[0].sort(-1).values[:, :-1], torch.zeros(3, VOCAB - 1))
-    assert torch.equal(probs[0].amax(-1), torch.ones(3))
-    assert torch.equal(probs[1], torch.full((3, VOCAB), 1 / VOCAB))
-
-
 def test_the_drafter_continues_after_a_short_continuation() -> None:
     """A sibling that is one token draft_input."""
     requests = batch([*NEW, 34], NEW)
@@ -197,7 +184,7 @@ def test_requests_with_a_match_are_returned_with_the_strategy() -> None:
     engine = pool(policy)
     requests = batch(OLD[2:8], NEW)
     engine.choose(requests)
-    verify = SimpleNamespace(draft_token=torch.full((8,), 9), draft_probs=None)
+    verify = SimpleNamespace(draft_token=torch.full((8,), 9))
     engine.draft(lambda _: verify, requests)
     result = SimpleNamespace(
         next_token_ids=torch.zeros(8), accept_lens=torch.ones(2, dtype=torch.int64)
@@ -293,7 +280,7 @@ def test_matches_of_an_ended_request_do_not_count_either() -> None:
         next_token_ids=torch.tensor([0, 0, 0, 0, 9, 0, 0, 0, 6, 0, 0, 0]),
         accept_lens=torch.ones(3, dtype=torch.int64),
     )
-    verify = SimpleNamespace(draft_token=torch.full((12,), 9), draft_probs=None)
+    verify = SimpleNamespace(draft_token=torch.full((12,), 9))
     for accepted in ([0, 3, 0], [0, 0, 0]):
         one.choose(requests)
         one.draft(lambda _: verify, requests, 1)
@@ -328,7 +315,7 @@ def test_the_policy_knows_which_requests_are_sampled() -> None:
     result = SimpleNamespace(
         next_token_ids=torch.zeros(12), accept_lens=torch.ones(3, dtype=torch.int64)
     )
-    verify = SimpleNamespace(draft_token=torch.full((12,), 9), draft_probs=None)
+    verify = SimpleNamespace(draft_token=torch.full((12,), 9))
     for accepted in ([3, 1, 2], [0, 0, 0]):
         one.choose(requests)
         assert policy.sampled == [False, True, False]

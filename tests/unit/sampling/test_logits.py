@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
 from tlt_sglang.sampling import logits, logprobs, penalties
@@ -24,14 +23,13 @@ def request(output: int = 0, **parameters: Any) -> Any:
     )
 
 
-def tree(size: int, width: int, probs: bool = False) -> Any:
+def tree(size: int, width: int) -> Any:
     """Return a verify step of chains."""
     links = torch.arange(1, width + 1).repeat(size, 1)
     links[:, -1] = -1
     return SimpleNamespace(
         draft_token_num=width,
         retrieve_next_token=links,
-        draft_probs=torch.ones(size, width - 1, 7) if probs else None,
     )
 
 
@@ -58,23 +56,13 @@ def test_requests_that_are_penalised_for_their_output() -> None:
     assert logits.penalised_rows(requests) == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("probs", [False, True])
-def test_their_drafts_are_cut_off(probs: bool) -> None:
-    step = tree(3, 4, probs)
+def test_their_drafts_are_cut_off() -> None:
+    step = tree(3, 4)
     links, before = step.retrieve_next_token, step.retrieve_next_token.clone()
     logits.cut_drafts(step, {0, 2})
     assert step.retrieve_next_token[:, 0].tolist() == [-1, 1, -1]
     assert torch.equal(step.retrieve_next_token[:, 1:], before[:, 1:])
     assert torch.equal(links, before)  # which may belong to every step
-    if probs:
-        assert step.draft_probs.sum((1, 2)).tolist() == [0, 21, 0]
-
-
-def test_a_distribution_in_the_memory_of_one_row_is_cut() -> None:
-    step = tree(2, 2)
-    step.draft_probs = torch.ones(1, 1, 7).expand(2, 1, 7)
-    logits.cut_drafts(step, {1})
-    assert step.draft_probs.sum((1, 2)).tolist() == [7, 0]
 
 
 def test_nothing_is_cut_in_vain() -> None:
@@ -84,13 +72,6 @@ def test_nothing_is_cut_in_vain() -> None:
     logits.cut_drafts(single, {0})
     assert step.retrieve_next_token is links
     assert single.retrieve_next_token is links_of_single
-
-
-def test_n_grams_have_no_distribution() -> None:
-    step = tree(1, 3)
-    del step.draft_probs
-    logits.cut_drafts(step, {0})
-    assert step.retrieve_next_token.tolist() == [[-1, 2, -1]]
 
 
 def test_penalties_that_scale_come_last() -> None:

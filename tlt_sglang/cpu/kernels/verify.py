@@ -3,8 +3,7 @@
 Both kernels walk down from the root. Greedy verification follows the target's argmax. Sampling
 accepts a child with exactly the target's probability of its token, so the emitted tokens are
 distributed as the target's own samples for any draft (Leviathan et al. 2023, with a deterministic
-draft). A chain that was itself sampled is verified by rejection sampling against the drafter's
-distributions. Trees are described in `tree`.
+draft). Trees are described in `tree`.
 
 Runs in the scheduler process. Knows nothing of SGLang.
 """
@@ -91,7 +90,7 @@ def _sample_index(weights: Array, coin: float) -> int:
 
 @kernel(
     "void(int32[::1], int32[::1], int32[::1], int64[:, ::1], int64[::1], int64[::1], int64[::1],"
-    " float32[:, ::1], float32[::1], float32[:, :, ::1], float32[:, :, ::1], boolean, float64,"
+    " float32[:, ::1], float32[::1], float32[:, :, ::1], float32[:, :, ::1], float64,"
     " float64, int64[::1], float32[::1], float32[::1])"
 )
 def _sample(
@@ -106,7 +105,6 @@ def _sample(
     final_coins: Array,
     target: Array,
     draft: Array,
-    rejection: bool,
     threshold_single: float,
     threshold_acc: float,
     top_k: Array,
@@ -135,11 +133,7 @@ def _sample(
                     mass = np.float64(target[b, node, token])
                 tried += mass
                 if mass > 0:
-                    if rejection:
-                        accept = np.float64(coins[b, node]) * draft[b, node, token] < mass
-                    else:
-                        accept = coins[b, node] < tried / threshold_acc or mass >= threshold_single
-                    if accept:
+                    if coins[b, node] < tried / threshold_acc or mass >= threshold_single:
                         break
                     nearest = token
                     rejected[rejections] = token
@@ -224,7 +218,6 @@ def tree_speculative_sampling_target_only(
     threshold_acc: float = 1.0,
     deterministic: bool = True,
     *,
-    rejection: bool = False,
     top_ks: torch.Tensor | None = None,
     top_ps: torch.Tensor | None = None,
     min_ps: torch.Tensor | None = None,
@@ -234,11 +227,6 @@ def tree_speculative_sampling_target_only(
     The children of a node share one coin: one is accepted when the coin is below the mass of
     the children tried so far. Where none is, the next token comes from the target with their
     tokens taken out. A token of probability zero is never emitted.
-
-    With ``rejection`` the drafts of a chain are samples of the drafter's distributions q: each is
-    accepted with probability min(1, p / q) for the target's p, and after a rejection the next token
-    comes from max(p - q, 0) (Leviathan et al. 2023). For greedy requests, whose p is a single
-    token, the drafts need not be samples of q.
 
     Args:
         predicts: as in `verify_tree_greedy_cpu`.
@@ -253,13 +241,10 @@ def tree_speculative_sampling_target_only(
         target_probs: ``[batch, n, vocab]``, the target's distribution after each node.
         draft_probs: subtracted from the target's where no child was accepted, as upstream
             does; None is the same as zeros and saves filling and reading it. Unlike
-            upstream's kernel this one does not write into it. With ``rejection``
-            ``[batch, n - 1, vocab]``: the drafter's distribution after each node.
+            upstream's kernel this one does not write into it.
         threshold_single: accept any child with at least this probability; below 1 is lossy.
         threshold_acc: divides the mass the coin is compared with; below 1 is lossy.
         deterministic: has no effect; the kernel is always deterministic.
-        rejection: not in upstream's kernel: verify a chain of samples of ``draft_probs`` by
-            rejection sampling; the thresholds have no effect.
         top_ks: ``[batch]``, not in upstream's kernel: truncate as `truncate_probs` does, but only
             the few rows that are visited, in place where ``target_probs`` is contiguous float32.
         top_ps: ``[batch]``, like ``top_ks``.
@@ -278,7 +263,6 @@ def tree_speculative_sampling_target_only(
         uniform_samples_for_final_sampling.to(torch.float32).contiguous().numpy(),
         target_probs.to(torch.float32).contiguous().numpy(),
         _NO_DRAFT if draft_probs is None else draft_probs.to(torch.float32).contiguous().numpy(),
-        rejection,
         threshold_single,
         max(threshold_acc, 1e-9),
         *limits(batch, top_ks, top_ps, min_ps),
