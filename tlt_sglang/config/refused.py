@@ -35,7 +35,7 @@ def _flag(
     flag = "--" + field.replace("_", "-")
 
     def detect(args: object) -> str | None:
-        value = getattr(args, field)
+        value = getattr(args, field, works[0])  # older versions lack some
         if value in works or (isinstance(value, str) and value.upper() in works):
             return None
         shows = isinstance(value, int | float | str) and value is not True

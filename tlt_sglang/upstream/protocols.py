@@ -217,7 +217,6 @@ class SpecSettings(Protocol):
     speculative_eagle_topk: int
     speculative_accept_threshold_single: float
     speculative_accept_threshold_acc: float
-    speculative_use_rejection_sampling: bool
 
 
 class DraftWorker(Protocol):
