@@ -23,8 +23,8 @@ WORKER = "sglang.srt.speculative.eagle_worker_v2"
 """The module of the worker that our patches extend; a subclass may lay out its states otherwise."""
 
 PARTS: tuple[FeatureName, ...] = ("pool", "store")
-"""The features that need a worker of ours. Coupled sampling does without one: drafts are then chosen
-without the noise."""
+"""The features that need a worker of ours. Coupled sampling does without one: drafts are chosen
+without the noise then."""
 
 
 def check(config: Config, device: Device, worker: EagleWorker) -> None:
