@@ -47,7 +47,8 @@ def in_force(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.distributed, "barrier", lambda **_: None)
     current = SimpleNamespace(step=SpeculationStep(), weight_sync=WeightSync())
     monkeypatch.setattr(engine, "current", current)
-    ours = [one for one in all_patches() if one.file == "scheduler_weight_updater.py"]
+    ours = [one for one in all_patches() if one.file == "from_v22/scheduler_weight_updater.py"]
+    assert ours
     patcher = Patcher(ours, "cuda")
     patcher.apply()
     yield

@@ -40,7 +40,10 @@ def test_requests_with_a_processor() -> None:
         )
 
     assert logits.processed_rows(info(None)) == set()
-    entries = {1: SimpleNamespace(rows=[0, 3]), 2: SimpleNamespace(rows=[2])}
+    entries = {
+        number: SimpleNamespace(processor=None, rows=rows)
+        for number, rows in ((1, [0, 3]), (2, [2]))
+    }
     assert logits.processed_rows(info(entries)) == {0, 2, 3}
 
 
