@@ -362,6 +362,7 @@ def test_status(servers: Servers) -> None:
         "accept_length",
         "patches",
         "schedulers",
+        "clients",
     }
     assert status["versions"]["tlt_sglang"] == __version__
     assert status["versions"]["sglang"] == versions.installed()
