@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 from tlt_sglang.patching.patch import wraps_upstream
@@ -9,7 +10,7 @@ from tlt_sglang.patching.patch import wraps_upstream
 if TYPE_CHECKING:
     import torch
 
-    from tlt_sglang.upstream.protocols import Upstream
+    from tlt_sglang.upstream.protocols import SamplingInfo, Upstream
 
 
 @wraps_upstream(
@@ -39,4 +40,35 @@ def sample(
     return original(probs, *rest, **options)
 
 
-PATCHES = (sample,)
+@wraps_upstream(
+    "sglang.srt.layers.sampler:Sampler._sample_from_probs",
+    why="the noise of a seed is keyed by the rank of a token where top-k or top-p are given, and "
+    "costs more than the model",
+    remove_when="SGLang keys the noise by the token, and verifies drafts by it",
+    process="scheduler",
+)
+def sample_from_probs(
+    original: Upstream,
+    sampler: object,
+    probs: torch.Tensor,
+    sampling_info: SamplingInfo,
+    positions: torch.Tensor,
+    *args: object,
+) -> object:
+    from tlt_sglang import upstream
+    from tlt_sglang.engine import engine
+
+    one, sglang = engine.require(), upstream.current()
+    if one.coupled is None:
+        return original(sampler, probs, sampling_info, positions, *args)
+    if sglang.asks_for_masks(sampling_info):
+        if one.device != "cpu":  # where SGLang's kernels exclude seeds by assertion
+            sampling_info = copy.copy(sampling_info)
+            sampling_info.sampling_seed = None
+        return original(sampler, probs, sampling_info, positions, *args)
+    from tlt_sglang.sampling import coupled
+
+    return sglang.sampled(coupled.sample_probs(probs, sampling_info, positions))
+
+
+PATCHES = (sample, sample_from_probs)

@@ -35,21 +35,6 @@ def select_runners(original: Upstream, manager: UpdateManager, *selector: str) -
     return original(manager, *selector or (tlt.weight_sync.default_selector(manager),))
 
 
-@wraps_upstream(
-    f"{_CLASS}.release_memory_occupation",
-    why=_COPIES,
-    remove_when="SGLang tells plugins that the weights are about to be released",
-    process="scheduler",
-)
-def release_memory_occupation(
-    original: Upstream, manager: object, *args: Any, **kwargs: Any
-) -> object:
-    from tlt_sglang.engine import engine
-
-    engine.require().step.finish_copies()
-    return original(manager, *args, **kwargs)
-
-
 def _marked(name: str) -> Any:
     @wraps_upstream(
         f"{_CLASS}.{name}",
@@ -100,7 +85,6 @@ def _with_selector(name: str) -> Any:
 
 PATCHES = (
     select_runners,
-    release_memory_occupation,
     _marked("record_weight_version_after_update"),
     _marked("end_weight_update"),
     begin_weight_update,

@@ -38,22 +38,4 @@ def _for_the_target(source: str) -> Any:
     return update
 
 
-@wraps_upstream(
-    f"{_CLASS}.release_memory_occupation",
-    why=_COPIES,
-    remove_when="SGLang tells plugins that the weights are about to be released",
-    process="scheduler",
-)
-def release_memory_occupation(
-    original: Upstream, manager: object, *args: Any, **kwargs: Any
-) -> object:
-    from tlt_sglang.engine import engine
-
-    engine.require().step.finish_copies()
-    return original(manager, *args, **kwargs)
-
-
-PATCHES = (
-    *(_for_the_target(source) for source in ("disk", "distributed", "tensor", "ipc")),
-    release_memory_occupation,
-)
+PATCHES = (*(_for_the_target(source) for source in ("disk", "distributed", "tensor", "ipc")),)

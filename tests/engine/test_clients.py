@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.engine.test_weights import load, share_through_files
-from tests.support.dying_client import GROUP, kill_at
+from tests.support.dying_client import kill_at
 from tests.support.servers import MODEL, Server, Servers, model_folder
 from tests.support.trainer import trainer
+from tests.support.update_group import GROUP
 from tlt_sglang.engine.clients import BUSY_SECONDS
 from tlt_sglang.launcher.child_process import wait_for
 

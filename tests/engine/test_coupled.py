@@ -150,9 +150,9 @@ def test_an_answer_that_was_predicted_takes_few_steps(
     server.post("/tlt/strategy", {"strategy": "ngram:4"})
     for number, prompt in enumerate(prompts()[:4]):
         shape: dict[str, Any] = {"temperature": 1.0}
-        server.post("/flush_cache")  # n-grams of the tests before
+        server.post("/flush_cache?timeout=30", {})  # n-grams of the tests before
         first = server.generate(prompt, 64, sampling_seed=number, **shape)
-        server.post("/flush_cache")
+        server.post("/flush_cache?timeout=30", {})
         predicted = {"predicted_output": first["output_ids"]}
         again, other = (
             server.generate(prompt, 64, sampling_seed=seed, custom_params=predicted, **shape)

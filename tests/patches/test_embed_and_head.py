@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from patches.from_v22 import scheduler_weight_updater as patched
+from patches.from_v22.scheduler_weight_updater import select_runners
+from patches.scheduler_weight_updater import release_memory_occupation
 from tlt_sglang.engine import embed_and_head, engine
 from tlt_sglang.engine.embed_and_head import EmbedAndHead
 from tlt_sglang.engine.online_drafter import OnlineDrafter
@@ -77,16 +78,15 @@ def export(published: Published, monkeypatch: pytest.MonkeyPatch) -> EmbedAndHea
     return made
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("patch", [select_runners, release_memory_occupation])
 def test_an_update_or_a_release_waits_for_the_copy(
-    index: int, export: EmbedAndHead, published: Published, copies: Slow
+    patch: Any, export: EmbedAndHead, published: Published, copies: Slow
 ) -> None:
     """The weight is published as it was before the change."""
     weight = torch.ones(8, 2)
     export.begin(1, [weight], live=True)
     assert not published.changed.wait(0.05)  # and this thread is here already
 
-    patch: Any = patched.PATCHES[index]
     change = patch.make(lambda manager, _: weight.zero_())
     changing = threading.Thread(target=functools.partial(change, object(), "target"))
     changing.start()

@@ -11,7 +11,6 @@ It brings the server to a stage, prints "ready" and does nothing more, so that a
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-GROUP = "weight_update_group"
+from tests.support.update_group import GROUP, group_to_form
+
 START_SECONDS = 60.0
 
 
@@ -67,17 +67,7 @@ class Client:
         """Ask the server to form a process group; with `join` it is formed."""
         if join:
             from tests.support.trainer import form
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        body = {
-            "master_address": "127.0.0.1",
-            "master_port": port,
-            "rank_offset": 1,
-            "world_size": 2,
-            "group_name": GROUP,
-            "backend": "gloo",
-        }
+        port, body = group_to_form()
         self.begin("/init_weights_update_group", body)
         if join:
             self._group = form(port)

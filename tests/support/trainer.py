@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 
 from tests.support.servers import Server
+from tests.support.update_group import GROUP, group_to_form
 
-GROUP = "weight_update_group"
 TIMEOUT = timedelta(seconds=60)
 
 
@@ -43,17 +42,7 @@ class Trainer:
 @contextmanager
 def trainer(server: Server) -> Iterator[Trainer]:
     """Form the group with a server, and destroy it at the end on both sides."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    body = {
-        "master_address": "127.0.0.1",
-        "master_port": port,
-        "rank_offset": 1,
-        "world_size": 2,
-        "group_name": GROUP,
-        "backend": "gloo",
-    }
+    port, body = group_to_form()
     with ThreadPoolExecutor(1) as thread:
         joined = thread.submit(server.post, "/init_weights_update_group", body)
         group = form(port)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DraftWorker,
         LogitsOutput,
         ModelRunner,
+        SamplingInfo,
         SpecSettings,
         StepResult,
         VerifyInput,
@@ -90,6 +91,12 @@ class Sglang(Protocol):
 
     def set_processor(self, info: Any, key: int, processor: object) -> None:
         """Replace a custom logit processor of a batch."""
+
+    def asks_for_masks(self, info: SamplingInfo) -> bool:
+        """Return whether a request of a batch asks for its sampling mask."""
+
+    def sampled(self, tokens: torch.Tensor) -> object:
+        """Return sampled tokens [B] as `Sampler._sample_from_probs` does."""
 
     def grammar_mask(self, verify_input: VerifyInput, mask: Any) -> GrammarMask | None:
         """Return what a verify step is given as its grammar mask as an object that applies it."""

@@ -214,9 +214,6 @@ class SpecSettings(Protocol):
     """`sglang.srt.runtime_context.get_spec()`: the engine's settings of speculation."""
 
     speculative_algorithm: str | None
-    speculative_eagle_topk: int
-    speculative_accept_threshold_single: float
-    speculative_accept_threshold_acc: float
 
 
 class DraftWorker(Protocol):

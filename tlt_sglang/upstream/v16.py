@@ -111,6 +111,12 @@ class Adapter(v22.Adapter):
         _, mask = info.custom_logit_processor[key]
         info.custom_logit_processor[key] = processor, mask
 
+    def asks_for_masks(self, info: Any) -> bool:
+        return any(info.return_sampling_masks or ())
+
+    def sampled(self, tokens: torch.Tensor) -> object:
+        return tokens
+
     def grammar_mask(self, verify_input: VerifyInput, mask: Any) -> GrammarMask | None:
         return None if mask is None else _GrammarMask(verify_input, mask)
 

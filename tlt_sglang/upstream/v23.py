@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DraftWorker,
         LogitsOutput,
         ModelRunner,
+        SamplingInfo,
         SpecSettings,
         StepResult,
         VerifyInput,
@@ -131,6 +132,12 @@ class Adapter(Sglang):
 
     def set_processor(self, info: Any, key: int, processor: object) -> None:
         info.custom_logit_processor[key].processor = processor
+
+    def asks_for_masks(self, info: SamplingInfo) -> bool:
+        return info.sampling_mask_batch_indices is not None
+
+    def sampled(self, tokens: torch.Tensor) -> object:
+        return tokens, None
 
     def grammar_mask(self, verify_input: VerifyInput, mask: Any) -> GrammarMask | None:
         applied: GrammarMask | None = mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -39,6 +40,19 @@ def ask(url: str, prompt: list[int], alive: Callable[[], bool]) -> None:
     answer = requests.post(f"{url}/generate", json=body, timeout=120).json()
     status = requests.get(f"{url}/tlt/status", timeout=60)
     report(answer["output_ids"], status.json() if status.ok else None)
+
+
+def ask_spawned(
+    serve: Callable[[Any], None], argument: object, port: int, prompt: list[int]
+) -> None:
+    """Ask a server that `serve` runs in a spawned process, and end that."""
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(argument,))
+    server.start()
+    try:
+        ask(f"http://127.0.0.1:{port}", prompt, server.is_alive)
+    finally:
+        server.terminate()
+        server.join()
 
 
 def report(ids: list[int], status: object) -> None:

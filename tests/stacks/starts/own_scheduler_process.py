@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
-from tests.stacks.starts.asking import arguments, ask
+from tests.stacks.starts.asking import arguments, ask_spawned
 
 
 def run_own_scheduler_process(
@@ -65,13 +64,7 @@ def main() -> None:
     words = []
     for name, value in values.items():
         words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(words,))
-    server.start()
-    try:
-        ask(f"http://127.0.0.1:{values['port']}", prompt, server.is_alive)
-    finally:
-        server.terminate()
-        server.join()
+    ask_spawned(serve, words, values["port"], prompt)
 
 
 if __name__ == "__main__":

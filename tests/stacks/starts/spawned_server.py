@@ -5,10 +5,9 @@ NeMo-RL passes SGLang a fixed list of arguments, without any for speculation.
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
-from tests.stacks.starts.asking import arguments, ask
+from tests.stacks.starts.asking import arguments, ask_spawned
 
 
 def serve(values: dict[str, Any]) -> None:
@@ -20,13 +19,7 @@ def serve(values: dict[str, Any]) -> None:
 
 def main() -> None:
     values, prompt = arguments()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(values,))
-    server.start()
-    try:
-        ask(f"http://127.0.0.1:{values['port']}", prompt, server.is_alive)
-    finally:
-        server.terminate()
-        server.join()
+    ask_spawned(serve, values, values["port"], prompt)
 
 
 if __name__ == "__main__":

@@ -183,16 +183,14 @@ def _top_row(
     state: np.uint32,
     greedy: bool,
     ids: Array,
+    largest: Array,
     last: int,
     scores: Array,
     columns: Array,
 ) -> None:
-    """Fill in the largest scores; if `last` is a column, of the tokens that rank before it."""
-    blocks = (row.size + BLOCK - 1) // BLOCK
-    largest = np.empty(blocks, np.float32)
-    for block in range(blocks):
-        largest[block] = _largest(row[block * BLOCK : (block + 1) * BLOCK])
-    first = 0
+    """Fill in the largest scores, given the largest logit of each block; if `last` is a column,
+    those of the tokens that rank before it."""
+    blocks, first = largest.size, 0
     for block in range(1, blocks):
         if largest[block] > largest[first]:
             first = block
@@ -241,14 +239,18 @@ def _sums(values: Array, before: Array) -> tuple[float, float]:
 
 @inline()
 def _is_kept(
-    row: Array, temperature: np.float32, column: int, k: int, p: np.float32, min_p: np.float32
+    row: Array,
+    temperature: np.float32,
+    largest: np.float32,
+    column: int,
+    k: int,
+    p: np.float32,
+    min_p: np.float32,
 ) -> bool:
-    """Return whether the filters of a row keep a token; a row of NaN keeps all."""
+    """Return whether the filters of a row keep a token, given the row's largest logit; a row of NaN
+    keeps all."""
     if (k <= 0 or k >= row.size) and p >= 1 and min_p <= 0:
         return True
-    largest = np.float32(-np.inf)
-    for begin in range(0, row.size, BLOCK):
-        largest = max(largest, _largest(row[begin : begin + BLOCK]))
     if min_p > 0 and math.exp(np.float64(row[column] - largest) / temperature) < min_p:
         return False
     before = np.empty(BLOCK, np.bool_)
@@ -290,20 +292,25 @@ def _work(pointer: int) -> None:
     ks = carray(pointer_to(data[15]), (filtered,), np.int64)
     ps = carray(pointer_to(data[16]), (filtered,), np.float32)
     min_ps = carray(pointer_to(data[17]), (filtered,), np.float32)
-    best = np.empty(k, np.float64)
+    best, largest = np.empty(k, np.float64), np.empty((width + BLOCK - 1) // BLOCK, np.float32)
     while True:
         row = next_item(data.ctypes.data)
         if row >= rows:
             return
         logits = carray(pointer_to(data[7] + row * stride * 4), (width,), np.float32)
         state = hash_row(seeds[row], positions[row])
+        for block in range(largest.size):
+            largest[block] = _largest(logits[block * BLOCK : (block + 1) * BLOCK])
         temperature, last = temperatures[row], -1
         while True:
-            _top_row(logits, temperature, state, greedy[row], ids, last, best, columns[row])
+            _top_row(
+                logits, temperature, state, greedy[row], ids, largest, last, best, columns[row]
+            )
             last = columns[row, 0]
             if filtered == 0 or greedy[row] or last >= width:
                 break
-            if _is_kept(logits, temperature, last, ks[row], ps[row], min_ps[row]):
+            top = _largest(largest)
+            if _is_kept(logits, temperature, top, last, ks[row], ps[row], min_ps[row]):
                 break
         for i in range(k):
             scores[row, i] = best[i]
