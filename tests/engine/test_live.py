@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import requests
 import torch
@@ -373,6 +374,22 @@ def test_killed_sidecars_and_coordinators_change_nothing(
     server.wait_until_idle()
 
 
+@contextlib.contextmanager
+def _stopped_sidecar(server: Server) -> Iterator[None]:
+    """The launcher's own sidecar stands still: another one would start over from each version it
+    publishes, and might never publish one itself."""
+    (own,) = (
+        child
+        for child in psutil.Process(server.process.pid).children(recursive=True)
+        if "sidecar" in child.cmdline()
+    )
+    own.suspend()
+    try:
+        yield
+    finally:
+        own.resume()
+
+
 def _coordinator_status(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
@@ -384,7 +401,7 @@ def test_a_sidecar_whose_disk_is_full_says_so_and_disturbs_nobody(
     server, store = growing
     words = ["--tlt-store", str(store.root), "--tlt-sidecar-gate-steps", "1"]
     log = store.root.parent / "full.log"
-    with log.open("wb") as output:
+    with _stopped_sidecar(server), log.open("wb") as output:
         sidecar = subprocess.Popen(
             [sys.executable, "-m", "tlt_sglang.cli", "sidecar", *words],
             stderr=output,
