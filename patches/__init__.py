@@ -62,17 +62,24 @@ SHARED = (
 )
 """The files that serve every shape."""
 
+_FROM_V19 = (
+    "from_v19.draft_utils",
+    "from_v19.logprob_processor",
+    "from_v19.memory_hook",
+    "from_v19.server_args",
+    "from_v19.streaming_session",
+)
+"""The files of the shape v19 that later shapes share."""
+
 _FROM_V22 = (
+    *_FROM_V19,
     "from_v22.allocation_sizing",
     "from_v22.batch_result_processor",
     "from_v22.choices",
-    "from_v22.draft_utils",
     "from_v22.eagle_utils",
     "from_v22.eagle_worker_v2",
     "from_v22.engine_base",
     "from_v22.http_server",
-    "from_v22.logprob_processor",
-    "from_v22.memory_hook",
     "from_v22.output_streamer",
     "from_v22.registry",
     "from_v22.schedule_batch",
@@ -80,7 +87,6 @@ _FROM_V22 = (
     "from_v22.scheduler_weight_updater",
     "from_v22.server_args",
     "from_v22.spec_utils",
-    "from_v22.streaming_session",
     "from_v22.tokenizer_manager",
     "from_v22.weight_updater",
 )
@@ -99,6 +105,20 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "v16.xgrammar_backend",
         "v22.eagle_worker_v2",
         "v22.logits_processor",
+    ),
+    "v19": (
+        *_FROM_V19,
+        "from_v22.batch_result_processor",
+        "v16.eagle_utils",
+        "v16.scheduler_weight_updater",
+        "v16.tokenizer_manager",
+        "v16.tp_worker",
+        "v16.weight_updater",
+        "v19.server_args",
+        "v19.tokenizer_manager",
+        "v22.eagle_worker_v2",
+        "v22.logits_processor",
+        "v22.weight_checker",
     ),
     "v22": (
         *_FROM_V22,

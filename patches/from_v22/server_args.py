@@ -1,30 +1,9 @@
-"""sglang.srt.server_args, in the main process: the strategy becomes SGLang's own arguments."""
+"""sglang.srt.server_args, in the main process: its fields, as a dataclass has them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from tlt_sglang.patching.patch import Patch, wraps_upstream
+from tlt_sglang.patching.patch import Patch
 from tlt_sglang.upstream import dataclass_fields as upstream_fields
-
-if TYPE_CHECKING:
-    from tlt_sglang.upstream.protocols import Upstream
-
-
-@wraps_upstream(
-    "sglang.srt.server_args:ServerArgs.resolve_once",
-    why="SGLang's own fields must describe the strategy before it resolves them",
-    remove_when="SGLang lets plugins contribute defaults to ServerArgs",
-    process="main",
-)
-def resolve_once(original: Upstream, args: Any) -> None:
-    from tlt_sglang import upstream
-    from tlt_sglang.startup import arguments
-
-    if not upstream.current().is_resolved(args):
-        arguments.before_resolution(args)
-    original(args)
-
 
 dataclass_fields = Patch(
     "sglang.srt.server_args:ServerArgs",
@@ -36,4 +15,4 @@ dataclass_fields = Patch(
     key="__dataclass_fields__",
 )
 
-PATCHES = (dataclass_fields, resolve_once)
+PATCHES = (dataclass_fields,)

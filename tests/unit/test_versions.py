@@ -54,6 +54,17 @@ def test_every_shape_has_an_adapter() -> None:
         assert all(text.endswith(".") for text in adapter.limits())
 
 
+def test_values_of_a_request_are_taken_once() -> None:
+    """As `SchedulerOutputStreamer` takes them: a slice by tokens with each part of an answer."""
+    values = importlib.import_module("tlt_sglang.upstream.v19").Adapter().request_values()
+    values.append(3)
+    assert values[0:1] == [3]
+    values += [4, 5]
+    assert values[-1] == 5
+    assert values[51:102] == [4, 5]
+    assert values[102:110] == []
+
+
 def test_the_adapter_is_that_of_the_installed_version(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, shape in versions.SHAPES.items():
         upstream.current.cache_clear()

@@ -34,7 +34,7 @@ def dtype_name(runner: ModelRunner) -> str:
 
 def writable(updater: UpdateManager) -> bool:
     """Return whether the weights may be written: none are released, or being updated."""
-    return not upstream.current().updates_weights(updater) and not updater.offload_tags
+    return upstream.current().update_session(updater) is None and not updater.offload_tags
 
 
 def copier(worker: EagleWorker, device: Device) -> Callable[[Weights], None]:

@@ -14,6 +14,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlt_sglang import upstream
 from tlt_sglang.engine import drafter_weights, first_rank
 from tlt_sglang.engine.harvester import Harvester
 from tlt_sglang.engine.load_report import LoadReport, device_name
@@ -253,6 +254,8 @@ def _add_version(request: Request, version: int) -> None:
     """Add the version that drafts to what SGLang reports of a request."""
     if request.customized_info is None:
         request.customized_info = {}
-    versions = request.customized_info.setdefault(VERSION_KEY, [])
+    if VERSION_KEY not in request.customized_info:
+        request.customized_info[VERSION_KEY] = upstream.current().request_values()
+    versions = request.customized_info[VERSION_KEY]
     if not versions or versions[-1] != version:
         versions.append(version)

@@ -49,7 +49,8 @@ class WeightSync:
 
     def status(self, manager: UpdateManager) -> dict[str, object]:
         """Return this part of `GET /tlt/status`."""
-        session, groups = manager._session, manager.tp_worker.model_runner.weight_updater
+        session = upstream.current().update_session(manager)
+        groups = manager.tp_worker.model_runner.weight_updater
         return {
             "session": None if session is None else session.selector,
             "opened_sessions": self.opened_sessions,

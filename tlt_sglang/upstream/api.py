@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     )
     from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
     from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
-    from tlt_sglang.upstream.weight_updates import UpdatedRunner, UpdatedWorker, UpdateManager
+    from tlt_sglang.upstream.weight_updates import (
+        UpdatedRunner,
+        UpdatedWorker,
+        UpdateManager,
+        UpdateSession,
+    )
 
 
 class Sglang(Protocol):
@@ -126,6 +131,9 @@ class Sglang(Protocol):
     def retain(self, result: DecodeResult, row: int, runs: list[list[int]]) -> None:
         """Note that of the accepted run of a row only `runs[row]` is committed."""
 
+    def request_values(self) -> list[int]:
+        """Return an empty list for values of a request that its meta_info reports once."""
+
     # -- requests, models and weights --------------------------------------------------------------
 
     def end_call(self, manager: Any, call: Any) -> None:
@@ -145,5 +153,5 @@ class Sglang(Protocol):
     def has_input_norm(self, model: DecoderModel) -> bool:
         """Return whether an EAGLE-3 drafter normalises its features before its first layer."""
 
-    def updates_weights(self, updater: UpdateManager) -> bool:
-        """Return whether an update of weights has begun and not ended."""
+    def update_session(self, updater: UpdateManager) -> UpdateSession | None:
+        """Return the session of weight updates that has begun and not ended, if there is one."""

@@ -8,7 +8,7 @@ and wherever its arguments arrive.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _MARK = "_tlt"
@@ -41,13 +41,16 @@ def is_marked(args: Any) -> bool:
     return hasattr(args, _MARK)
 
 
-def resolve_again(args: Any) -> bool:
+def resolve_again(
+    args: Any, fields: Sequence[str], assign: Callable[[Any, str, object], None]
+) -> bool:
     """Resolve `args` once more from what the operator asked for; return whether that is possible.
+
+    `assign` sets one of the `fields`, which are read-only once they are resolved.
 
     It is not where SGLang has published the record to its processes. Errors are those of
     `resolve_once`; `args` keeps its first resolution then.
     """
-    import msgspec
     from sglang.srt.runtime_context import get_context
 
     try:
@@ -56,9 +59,9 @@ def resolve_again(args: Any) -> bool:
         published = None
     if published is args:
         return False
-    fresh = type(args)(**{name: getattr(args, name) for name in args.__struct_fields__})
+    fresh = type(args)(**{name: getattr(args, name) for name in fields})
     fresh.resolve_once()
-    for name in fresh.__struct_fields__:
-        msgspec.Struct.__setattr__(args, name, getattr(fresh, name))
+    for name in fields:
+        assign(args, name, getattr(fresh, name))
     vars(args).update(vars(fresh))
     return True

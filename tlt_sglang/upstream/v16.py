@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from tlt_sglang.upstream import v22
+from tlt_sglang.upstream import v19
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     )
     from tlt_sglang.upstream.results import DecodeResult
     from tlt_sglang.upstream.scheduled import IntakeScheduler
-    from tlt_sglang.upstream.weight_updates import UpdatedRunner, UpdatedWorker, UpdateManager
 
 
-class Adapter(v22.Adapter):
+class Adapter(v19.Adapter):
     """See `tlt_sglang.upstream.api.Sglang`, also for the docstrings."""
 
     def limits(self) -> Sequence[str]:
@@ -89,44 +88,16 @@ class Adapter(v22.Adapter):
 
     # -- drafting ----------------------------------------------------------------------------------
 
-    def _draft_placement(self, draft: Any) -> AbstractContextManager[object]:
-        context: AbstractContextManager[object] = draft.draft_tp_context(
-            draft.draft_runner.tp_group
-        )
-        return context
-
     def decode_graph_runner(self, runner: ModelRunner) -> Callable[..., object]:
         from sglang.srt.model_executor.runner import DecodeCudaGraphRunner
 
         graphs: Callable[..., object] = DecodeCudaGraphRunner
         return graphs
 
-    def processors(self, info: Any) -> list[tuple[int, Any, Sequence[int]]]:
-        entries = (info.custom_logit_processor or {}).items()
-        return [
-            (key, processor, mask.nonzero()[:, 0].tolist()) for key, (processor, mask) in entries
-        ]
-
-    def set_processor(self, info: Any, key: int, processor: object) -> None:
-        _, mask = info.custom_logit_processor[key]
-        info.custom_logit_processor[key] = processor, mask
-
-    def asks_for_masks(self, info: Any) -> bool:
-        return any(info.return_sampling_masks or ())
-
-    def sampled(self, tokens: torch.Tensor) -> object:
-        return tokens
-
     def grammar_mask(self, verify_input: VerifyInput, mask: Any) -> GrammarMask | None:
         return None if mask is None else _GrammarMask(verify_input, mask)
 
     # -- outputs of the target ---------------------------------------------------------------------
-
-    def model_output(self, hidden: torch.Tensor, captured: torch.Tensor) -> object:
-        return hidden, [captured.flatten(1)]
-
-    def non_draft_tokens(self, result: DecodeResult) -> int:
-        return 1
 
     def uncommit(self, request: Any, tokens: int) -> None:
         request.kv_committed_len -= tokens
@@ -135,10 +106,6 @@ class Adapter(v22.Adapter):
         pass  # SGLang reads the runs themselves
 
     # -- requests, models and weights --------------------------------------------------------------
-
-    def end_call(self, manager: Any, call: Any) -> None:
-        # Of several samples of a request, SGLang forgets to drop all but one.
-        manager._discard_pending_req_states(call)
 
     def tokenized_requests(self, scheduler: IntakeScheduler, received: Any) -> Sequence[Any]:
         from sglang.srt.managers import io_struct
@@ -152,15 +119,8 @@ class Adapter(v22.Adapter):
             return [received]
         return list(received) if isinstance(received, several) else []
 
-    def draft_runners(self, worker: UpdatedWorker) -> Sequence[UpdatedRunner]:
-        drafter = getattr(worker, "_draft_worker", None)
-        return [] if drafter is None else [drafter.draft_runner]
-
     def has_input_norm(self, model: DecoderModel) -> bool:
         return False
-
-    def updates_weights(self, updater: UpdateManager) -> bool:
-        return False  # an update is one call
 
 
 class _GrammarMask:

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     )
     from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
     from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
-    from tlt_sglang.upstream.weight_updates import UpdatedRunner, UpdatedWorker, UpdateManager
+    from tlt_sglang.upstream.weight_updates import (
+        UpdatedRunner,
+        UpdatedWorker,
+        UpdateManager,
+        UpdateSession,
+    )
 
 
 class Adapter(Sglang):
@@ -43,7 +48,10 @@ class Adapter(Sglang):
         arguments.mark(server_args)
 
     def resolve_again(self, server_args: Any) -> bool:
-        return arguments.resolve_again(server_args)
+        import msgspec
+
+        fields, assign = server_args.__struct_fields__, msgspec.Struct.__setattr__
+        return arguments.resolve_again(server_args, fields, assign)
 
     def spec(self) -> SpecSettings:
         from sglang.srt.runtime_context import get_spec
@@ -168,6 +176,9 @@ class Adapter(Sglang):
             result.grammar_retained_tokens = [None] * len(runs)
         result.grammar_retained_tokens[row] = runs[row]
 
+    def request_values(self) -> list[int]:
+        return []
+
     # -- requests, models and weights --------------------------------------------------------------
 
     def end_call(self, manager: Any, call: Any) -> None:
@@ -187,5 +198,5 @@ class Adapter(Sglang):
     def has_input_norm(self, model: DecoderModel) -> bool:
         return model.input_norm is not None
 
-    def updates_weights(self, updater: UpdateManager) -> bool:
-        return updater._session is not None
+    def update_session(self, updater: UpdateManager) -> UpdateSession | None:
+        return updater._session

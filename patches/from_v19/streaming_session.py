@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     remove_when="SGLang prefills the last token of a turn with the next one under speculation",
     process="scheduler",
 )
-def try_cache_finished_req(original: Upstream, sessions: object, req: Turn) -> bool:
+def try_cache_finished_req(
+    original: Upstream, sessions: object, req: Turn, **options: object
+) -> bool:
     from tlt_sglang.engine import engine
     from tlt_sglang.engine.sessions import keep
 
     scheduler = engine.require().scheduler
     speculates = scheduler is not None and scheduler.draft_worker is not None
-    return keep(functools.partial(original, sessions, req), req, speculates)
+    return keep(functools.partial(original, sessions, req, **options), req, speculates)
 
 
 PATCHES = (try_cache_finished_req,)

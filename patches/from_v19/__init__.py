@@ -1,0 +1,1 @@
+"""Patches that the shapes from v19 on share."""

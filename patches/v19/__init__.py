@@ -1,0 +1,1 @@
+"""Patches of the shape whose settings are a dataclass that a call of its own resolves."""
