@@ -92,20 +92,26 @@ _FROM_V22 = (
 )
 """The files of the shape v22 that later shapes share."""
 
+_FROM_V16 = (
+    "v16.draft_utils",
+    "v16.eagle_utils",
+    "v16.logprob_processor",
+    "v16.ngram_corpus",
+    "v16.scheduler_weight_updater",
+    "v16.server_args",
+    "v16.tokenizer_manager",
+    "v16.tp_worker",
+    "v16.weight_updater",
+    "v16.xgrammar_backend",
+    "v22.eagle_worker_v2",
+    "v22.logits_processor",
+    "v22.weight_checker",
+)
+"""The files of the shape v16."""
+
 SHAPES: dict[str, tuple[str, ...]] = {
-    "v16": (
-        "v16.draft_utils",
-        "v16.eagle_utils",
-        "v16.logprob_processor",
-        "v16.scheduler_weight_updater",
-        "v16.server_args",
-        "v16.tokenizer_manager",
-        "v16.tp_worker",
-        "v16.weight_updater",
-        "v16.xgrammar_backend",
-        "v22.eagle_worker_v2",
-        "v22.logits_processor",
-    ),
+    "v16": _FROM_V16,
+    "v17": (*_FROM_V16, "from_v22.batch_result_processor"),
     "v19": (
         *_FROM_V19,
         "from_v22.batch_result_processor",

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.identity import Reference, each
+from tests.support.lacking import unless_lacking
 from tests.support.servers import MODEL, Server, Servers, model_folder
 from tests.support.tiny import make_target
 from tests.support.trainer import trainer
@@ -146,7 +147,11 @@ def stored(*names: str) -> dict[str, torch.Tensor]:
     return {name: weights[name] for name in names}
 
 
-needs_sessions = pytest.mark.skipif(not SESSIONS, reason="no update names the drafter here")
+needs_sessions = unless_lacking("have no sessions")
+
+
+def test_a_lack_of_sessions_is_listed() -> None:
+    assert needs_sessions.args == (not SESSIONS,)
 
 
 @needs_sessions
@@ -309,6 +314,7 @@ def test_an_update_that_names_the_drafter_reaches_it(
     assert checksums(server, "target") == target
 
 
+@needs_sessions
 def test_a_drafter_that_an_update_has_cost_its_drafts(
     servers: Servers, reference: Reference, drafters: dict[str, str]
 ) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from patches import all_patches
+from patches import patches_for
 from tlt_sglang.engine import engine
 from tlt_sglang.engine.step import SpeculationStep
 from tlt_sglang.engine.weight_sync import WeightSync
 from tlt_sglang.patching.patcher import Patcher
+from tlt_sglang.upstream import versions
 
 pytestmark = pytest.mark.sglang
 
@@ -39,7 +40,13 @@ class Runner:
 
 
 def worker(role: str, runner: Runner) -> Any:
-    return SimpleNamespace(weight_update_runners=lambda: [(role, runner)], model_runner=runner)
+    """A worker of SGLang's, as each of its versions names what an update reaches."""
+    return SimpleNamespace(
+        weight_update_runners=lambda: [(role, runner)],
+        model_runner=runner,
+        update_weights_from_ipc=runner.update_weights_from_ipc,
+        _draft_worker=SimpleNamespace(draft_runner=runner),
+    )
 
 
 @pytest.fixture
@@ -47,7 +54,8 @@ def in_force(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.distributed, "barrier", lambda **_: None)
     current = SimpleNamespace(step=SpeculationStep(), weight_sync=WeightSync())
     monkeypatch.setattr(engine, "current", current)
-    ours = [one for one in all_patches() if one.file == "from_v22/scheduler_weight_updater.py"]
+    installed = patches_for(versions.installed())
+    ours = [one for one in installed if one.file.endswith("/scheduler_weight_updater.py")]
     assert ours
     patcher = Patcher(ours, "cuda")
     patcher.apply()

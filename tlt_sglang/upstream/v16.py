@@ -36,6 +36,8 @@ class Adapter(v19.Adapter):
             "This SGLang answers a refused stream of /generate with status 200, and the error in "
             "it.",
             "Answers do not name the version of the drafter in their meta_info with this SGLang.",
+            "Updates of the weights have no sessions and no selectors with this SGLang: they reach "
+            "the target alone, and nothing but a hot swap changes a separate drafter.",
             "In a streaming session, the answers of later turns may differ from plain decoding's "
             "with this SGLang.",
         )
@@ -72,7 +74,11 @@ class Adapter(v19.Adapter):
             changed.decode.bs = sizes
         else:
             changed.decode.backend = "disabled"
-        return _with_fields({"cuda_graph_config": changed})
+        return self._with_graphs(changed)
+
+    def _with_graphs(self, graphs: Any) -> AbstractContextManager[object]:
+        """Return a context in which graphs are captured as this configuration says."""
+        return _with_fields({"cuda_graph_config": graphs})
 
     def page_size(self) -> int:
         return int(_server_args().page_size)

@@ -12,6 +12,7 @@ from tlt_sglang.errors import EnvironmentProblem
 
 SHAPES = {
     "0.5.16": "v16",
+    "0.5.17": "v17",
     "0.5.19": "v19",
     "0.5.22": "v22",
     "0.5.23": "v23",
