@@ -111,7 +111,13 @@ _FROM_V16 = (
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "v16": _FROM_V16,
-    "v17": (*_FROM_V16, "from_v22.batch_result_processor"),
+    "v17": (
+        *_FROM_V16,
+        "from_v22.batch_result_processor",
+        "v17.eagle_draft_cuda_graph_runner",
+        "v17.eagle_draft_extend_cuda_graph_runner",
+        "v17.xgrammar_backend",
+    ),
     "v19": (
         *_FROM_V19,
         "from_v22.batch_result_processor",

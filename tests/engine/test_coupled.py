@@ -110,6 +110,14 @@ def test_requests_without_a_seed_differ_and_so_do_the_samples_of_one(
     assert [answer["output_ids"] for answer in again] == [one["output_ids"] for one in answers]
 
 
+def test_nothing_is_left_of_samples_when_a_server_ends(servers: Servers, tiny: Tiny) -> None:
+    server = tiny_server(servers, tiny, REDUCED)
+    shape = {"temperature": 1.0, "max_new_tokens": 4, "n": 3}
+    assert len(draw(server, PROMPT, [shape] * 2)) == 6
+    servers.drop(server)
+    assert "Remaining number of requests 0." in server.log()
+
+
 def pool_of_a_real_model(servers: Servers, drafters: dict[str, str]) -> Server:
     pool = POOL.replace("eagle:", "eagle3:")
     flags = (*COUPLED, "--tlt-policy", "random")

@@ -192,7 +192,7 @@ def answer(request: Any) -> Answer:
 @pytest.fixture(autouse=True, scope="module")
 def patched() -> Iterator[None]:
     """Apply the patches; `inspect.unwrap` gives the functions of SGLang."""
-    files = ("batch_result_processor.py", "schedule_batch.py")
+    files = ("batch_result_processor.py", "schedule_batch.py", "xgrammar_backend.py")
     patches = patches_for(versions.installed())
     mine = [patch for patch in patches if patch.file.rpartition("/")[2] in files]
     patcher = Patcher(mine, "cpu")

@@ -111,10 +111,10 @@ async def batch(
 ) -> AsyncGenerator[object, None]:
     """Yield the answers to a call with several requests, none of which is sent if one is bad."""
     await _check_all(manager, call)
+    upstream.current().drop_unused(manager, call)
     async with aclosing(original(manager, call, *others)) as answers:
         async for answer in answers:
             yield answer
-    upstream.current().end_call(manager, call)
 
 
 async def stream(response: Any, streams: bool) -> object:

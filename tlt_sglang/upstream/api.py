@@ -136,8 +136,9 @@ class Sglang(Protocol):
 
     # -- requests, models and weights --------------------------------------------------------------
 
-    def end_call(self, manager: Any, call: Any) -> None:
-        """Drop what a tokenizer manager keeps of a call with several requests that has ended."""
+    def drop_unused(self, manager: Any, call: Any) -> None:
+        """Drop the states that a tokenizer manager makes for a call with several requests and
+        never uses."""
 
     def tokenized_requests(self, scheduler: IntakeScheduler, received: Any) -> Sequence[Any]:
         """Return the requests in what has arrived, which may be a command."""

@@ -31,13 +31,8 @@ class Adapter(v19.Adapter):
 
     def limits(self) -> Sequence[str]:
         return (
-            "Where the KV pool is short, this SGLang retracts requests earlier with speculation "
-            "than without.",
-            "This SGLang answers a refused stream of /generate with status 200, and the error in "
-            "it.",
+            *v19.LIMITS,
             "Answers do not name the version of the drafter in their meta_info with this SGLang.",
-            "Updates of the weights have no sessions and no selectors with this SGLang: they reach "
-            "the target alone, and nothing but a hot swap changes a separate drafter.",
             "In a streaming session, the answers of later turns may differ from plain decoding's "
             "with this SGLang.",
         )
@@ -58,7 +53,7 @@ class Adapter(v19.Adapter):
         return spec
 
     def with_spec(self, **settings: object) -> AbstractContextManager[object]:
-        return _with_fields(settings)
+        return with_fields(_server_args(), settings)
 
     def captured_sizes(self) -> Sequence[int] | None:
         graphs = _server_args().cuda_graph_config
@@ -78,7 +73,7 @@ class Adapter(v19.Adapter):
 
     def _with_graphs(self, graphs: Any) -> AbstractContextManager[object]:
         """Return a context in which graphs are captured as this configuration says."""
-        return _with_fields({"cuda_graph_config": graphs})
+        return with_fields(_server_args(), {"cuda_graph_config": graphs})
 
     def page_size(self) -> int:
         return int(_server_args().page_size)
@@ -146,9 +141,8 @@ def _server_args() -> Any:
 
 
 @contextlib.contextmanager
-def _with_fields(fields: dict[str, object]) -> Iterator[None]:
+def with_fields(args: Any, fields: dict[str, object]) -> Iterator[None]:
     """Give fields of the arguments other values; SGLang's own way to do so logs every call."""
-    args = _server_args()
     before = {name: getattr(args, name) for name in fields}
     try:
         for name, value in fields.items():

@@ -14,7 +14,7 @@ from tlt_sglang.upstream import v16
 
 if TYPE_CHECKING:
     from tlt_sglang.upstream.layers import DecoderModel, GrammarMask
-    from tlt_sglang.upstream.protocols import ModelRunner, VerifyInput
+    from tlt_sglang.upstream.protocols import DraftWorker, ModelRunner, VerifyInput
 
 
 class Adapter(v16.Adapter):
@@ -58,3 +58,19 @@ class Adapter(v16.Adapter):
 
     def has_input_norm(self, model: DecoderModel) -> bool:
         return model.input_norm is not None
+
+
+@contextlib.contextmanager
+def with_drafter(worker: DraftWorker) -> Iterator[None]:
+    """Give the drafter's own copy of the arguments what `with_spec` and `with_captured_sizes` say.
+
+    They change the arguments of the target.
+    """
+    from sglang.srt.runtime_context import get_exec
+
+    fields = {
+        "speculative_eagle_topk": worker.topk,
+        "cuda_graph_config": get_exec().graph.cuda_graph_config,
+    }
+    with v16.with_fields(worker.draft_runner.server_args, fields):
+        yield

@@ -19,18 +19,20 @@ if TYPE_CHECKING:
     from tlt_sglang.upstream.results import DecodeResult
     from tlt_sglang.upstream.weight_updates import UpdatedRunner, UpdatedWorker, UpdateManager
 
+LIMITS = (
+    "Where the KV pool is short, this SGLang retracts requests earlier with speculation than "
+    "without.",
+    "This SGLang answers a refused stream of /generate with status 200, and the error in it.",
+    "Updates of the weights have no sessions and no selectors with this SGLang: they reach the "
+    "target alone, and nothing but a hot swap changes a separate drafter.",
+)
+
 
 class Adapter(v22.Adapter):
     """See `tlt_sglang.upstream.api.Sglang`, also for the docstrings."""
 
     def limits(self) -> Sequence[str]:
-        return (
-            *super().limits(),
-            "Where the KV pool is short, this SGLang retracts requests earlier with speculation "
-            "than without.",
-            "This SGLang answers a refused stream of /generate with status 200, and the error in "
-            "it.",
-        )
+        return (*super().limits(), *LIMITS)
 
     # -- settings of the engine --------------------------------------------------------------------
 
@@ -75,9 +77,11 @@ class Adapter(v22.Adapter):
 
     # -- requests, models and weights --------------------------------------------------------------
 
-    def end_call(self, manager: Any, call: Any) -> None:
-        # Of several samples of a request, SGLang forgets to drop all but one.
-        manager._discard_pending_req_states(call)
+    def drop_unused(self, manager: Any, call: Any) -> None:
+        # There is one for each sample, but samples get states of their own, and SGLang forgets all
+        # but the first: it would wait for the others when it is to end.
+        for request_id in call.rid[call.batch_size :]:
+            manager.rid_to_state.pop(request_id, None)
 
     def draft_runners(self, worker: UpdatedWorker) -> Sequence[UpdatedRunner]:
         drafter = getattr(worker, "_draft_worker", None)

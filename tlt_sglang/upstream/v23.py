@@ -181,8 +181,8 @@ class Adapter(Sglang):
 
     # -- requests, models and weights --------------------------------------------------------------
 
-    def end_call(self, manager: Any, call: Any) -> None:
-        pass  # nothing is left
+    def drop_unused(self, manager: Any, call: Any) -> None:
+        pass  # SGLang does so itself
 
     def tokenized_requests(self, scheduler: IntakeScheduler, received: Any) -> Sequence[Any]:
         return scheduler._tokenized_requests(received)

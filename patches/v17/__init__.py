@@ -1,0 +1,1 @@
+"""Patches of the shape whose settings are fields and entries of namespaces."""
