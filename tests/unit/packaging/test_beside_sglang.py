@@ -60,6 +60,11 @@ def test_each_known_sglang_has_an_extra() -> None:
     assert extras["sglang"] == expected[f"sglang-{versions.NEWEST}"]
 
 
+def test_each_known_sglang_has_a_lock() -> None:
+    """Which the next test reads."""
+    assert set(versions.SHAPES) <= {pins(lock)["sglang"].version for lock in LOCKS}
+
+
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
 def test_sglang_brings_what_we_require(lock: Path) -> None:
     """In a version that we accept, so that there is nothing to install or to replace."""
