@@ -157,7 +157,13 @@ $(CLIENTS): requirements/stacks.txt | $(INSTALLED)
 	folder() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 	base=$$(folder $(PYTHON))
 	echo "import site; site.addsitedir('$$base')" >"$$(folder $(STACKS)/bin/python)/base.pth"
-	$(UV) pip install --python $(STACKS)/bin/python --no-deps --require-hashes -r $<
+	awk '/^[a-z]/ {miles = /^miles-rl==/} {print > ("$(STACKS)/" (miles ? "miles" : "clients") ".txt")}' $<
+	install() { $(UV) pip install --python $(STACKS)/bin/python --no-deps --require-hashes "$$@"; }
+	install -r $(STACKS)/clients.txt
+	# Of this wheel one folder alone: it also has an SGLang, which would replace ours.
+	install --target $(STACKS)/miles -r $(STACKS)/miles.txt
+	mv $(STACKS)/miles/miles "$$(folder $(STACKS)/bin/python)"
+	rm -r $(STACKS)/miles
 	touch $@
 
 stacks: prepare $(CLIENTS) ## train with AReaL against our server, in ten minutes; ARGS go to pytest

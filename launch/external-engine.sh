@@ -5,6 +5,10 @@
 #
 #   MODEL=/models/policy PORT=30000 launch/external-engine.sh
 #   DRAFTER=/models/eagle3 ... launch/external-engine.sh   # with a learned drafter
+#   MODEL=smollm2-135m HOST=127.0.0.1 launch/external-engine.sh   # to try it on a machine without a GPU
+#
+# Further flags are passed on: --tlt-store FOLDER for a drafter that learns during the run. miles
+# compares the address: set HOST to the one that it is given.
 #
 # Then, on the side of the stack, one of:
 #

@@ -21,13 +21,16 @@ TRACES = Path(__file__).parent / "traces"
 CHANGED = "model.norm.weight"
 """The tensor that every update changes: one of the target's own, whatever the drafter."""
 
+SESSION = "/begin_weight_update"
+
 NEED_A_GPU = ("/release_memory_occupation", "/resume_memory_occupation")
 """The calls of colocated training, which an engine on CPU refuses."""
 
 
-def names() -> list[str]:
-    """Return the stacks that have a trace."""
-    return sorted(path.stem for path in TRACES.glob("*.json"))
+def names(sessions: bool) -> list[str]:
+    """Return the stacks that have a trace; those that open `sessions` of updates only if asked."""
+    traces = {path.stem: path.read_text(encoding="utf-8") for path in TRACES.glob("*.json")}
+    return sorted(name for name, text in traces.items() if sessions or SESSION not in text)
 
 
 class Replay:

@@ -1,6 +1,7 @@
 """The calls of each RL stack, replayed against a server with several strategies and a drafter.
 
-They hold the stacks that cannot run here, and those whose own code is tested elsewhere.
+They hold the stacks that cannot run here, and those whose own code is tested elsewhere. A stack
+that opens sessions of updates needs an SGLang that has them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.engine.test_weights import checksums
+from tests.engine.test_weights import SESSIONS, checksums
 from tests.stacks.replaying import CHANGED, Replay, names
 from tests.support.servers import Server, Servers
 from tests.support.tiny import make_drafter, make_target
@@ -33,7 +34,7 @@ def server(servers: Servers, target: Path) -> Server:
 
 
 @pytest.mark.usefixtures("share_through_files")
-@pytest.mark.parametrize("stack", names())
+@pytest.mark.parametrize("stack", names(SESSIONS))
 def test_the_calls_of(stack: str, server: Server, target: Path) -> None:
     drafter = checksums(server, "draft")
     replay = Replay(server, str(target), weight(target), PROMPT)

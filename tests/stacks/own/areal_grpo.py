@@ -33,6 +33,8 @@ from areal.utils import name_resolve
 from areal.workflow.rlvr import RLVRWorkflow
 from transformers import AutoTokenizer
 
+from tests.stacks.own.ending import end
+
 STEPS = 2
 NAMES = {"experiment_name": "conformance", "trial_name": "one"}
 TOPICS = ["the sea", "a train"]
@@ -185,14 +187,14 @@ def main() -> None:
             if mode == "killed":
                 client.pause_generation()
             print(json.dumps(result), flush=True)
-            os._exit(1 if mode == "killed" else 0)
+            end(1 if mode == "killed" else 0)
         meta = updates(mode, folder)
         actor = actor_engine(model, mode)
         actor.connect_engine(client, meta)
         result["steps"] = train(client, actor, tokenizer, meta)
         print(json.dumps(result), flush=True)
         client.destroy()
-    os._exit(0)
+    end(0)
 
 
 if __name__ == "__main__":

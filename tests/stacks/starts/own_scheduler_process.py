@@ -7,31 +7,12 @@ from typing import Any
 from tests.stacks.starts.asking import arguments, ask_spawned
 
 
-def run_own_scheduler_process(
-    server_args: Any,
-    port_args: Any,
-    gpu_id: int,
-    tp_rank: int,
-    pp_rank: int,
-    dp_rank: int | None,
-    pipe_writer: Any,
-    **display: Any,
-) -> None:
-    from sglang.srt.managers.scheduler import (
-        Scheduler,
-        SpawnRanks,
-        configure_scheduler_process,
-        publish,
-        spawn_world_rank,
-    )
+def run_own_scheduler_process(*ranks: Any, **display: Any) -> None:
+    """Run SGLang's scheduler, whose arguments differ between versions, but for its plugins."""
+    from sglang.srt.managers import scheduler
 
-    rank = spawn_world_rank(server_args, tp_rank=tp_rank, pp_rank=pp_rank)
-    ranks = SpawnRanks(world_rank=rank, dp_rank=dp_rank, gpu_id=gpu_id)
-    publish(server_args, role="scheduler", ranks=ranks)
-    configure_scheduler_process(server_args, gpu_id)
-    scheduler = Scheduler(server_args, port_args)
-    pipe_writer.send(scheduler.get_init_info())
-    scheduler.run_event_loop()
+    vars(scheduler)["load_plugins"] = lambda: None
+    scheduler.run_scheduler_process(*ranks, **display)
 
 
 def serve(words: list[str]) -> None:
@@ -41,7 +22,7 @@ def serve(words: list[str]) -> None:
     from sglang.srt.server_args import prepare_server_args
 
     server_args = prepare_server_args(words)
-    tokenizer_manager, template_manager, port_args, started, watchdog, _ = (
+    tokenizer_manager, template_manager, port_args, started, watchdog, *_ = (
         Engine._launch_subprocesses(
             server_args=server_args,
             init_tokenizer_manager_func=init_tokenizer_manager,
