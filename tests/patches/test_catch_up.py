@@ -64,6 +64,7 @@ class Runner(Plain):
     """The drafter's model runner, which keeps the batch it is given."""
 
     device, server_args, model_config = "cpu", SimpleNamespace(), Plain()
+    prefill_attention_backend_str, ps = "torch_native", SimpleNamespace(attn_dcp_size=1)
     ngram_embedding_manager = SimpleNamespace(enabled=False)
     kv_index_translator: Any
     batch: Any
