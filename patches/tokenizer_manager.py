@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,12 @@ def calculate_spec_decoding_metrics(
     remove_when="SGLang checks the lengths of all lists of a call",
     process="main",
 )
-def init_req_state(original: Upstream, manager: Manager, obj: Call, *args: Any) -> None:
+def init_req_state(
+    original: Upstream, manager: Manager, obj: Call, *args: Any, **options: object
+) -> object:
     from tlt_sglang.engine import admit
 
-    admit.begin(original, manager, obj, *args)
+    return admit.begin(functools.partial(original, **options), manager, obj, *args)
 
 
 @wraps_upstream(

@@ -42,10 +42,11 @@ def split(original: Callable[[Call], None], call: Call, *, generates: bool = Tru
         original(call)
 
 
-def begin(original: Callable[..., None], manager: Manager, call: Call, *others: object) -> None:
-    """Let SGLang begin a call, whose requests are read here for the first time."""
+def begin(original: Callable[..., object], manager: Manager, call: Call, *others: object) -> object:
+    """Let SGLang begin a call, whose requests are read here for the first time; return what it
+    returns."""
     with _one_sentence():
-        original(manager, call, *others)
+        return original(manager, call, *others)
 
 
 def validated(
