@@ -9,7 +9,7 @@ Runs in the HTTP (main) process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from tlt_sglang.engine import engine
@@ -39,8 +39,16 @@ def add(app: FastAPI, global_state: Callable[[], GlobalState]) -> None:
         engine.require().clients.note_older()
         return {"weight_version": global_state().tokenizer_manager.config_value("weight_version")}
 
+    remove_routes(app, VERSION_PATHS)
     for path in VERSION_PATHS:
         app.add_api_route(path, weight_version, methods=["GET", "POST"])
+
+
+def remove_routes(app: FastAPI, paths: Collection[str]) -> None:
+    """Remove routes of SGLang: some versions have those of the weight version to say that they are
+    gone."""
+    routes = app.router.routes
+    routes[:] = [route for route in routes if getattr(route, "path", None) not in paths]
 
 
 async def free(body: dict[str, object]) -> dict[str, object]:

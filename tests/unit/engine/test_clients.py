@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tlt_sglang.config.settings import Config
-from tlt_sglang.engine.client_routes import kinds_to_free
+from tlt_sglang.engine.client_routes import VERSION_PATHS, kinds_to_free, remove_routes
 from tlt_sglang.engine.clients import KINDS, Clients
 from tlt_sglang.engine.weight_sync import SESSION_OPENED
 from tlt_sglang.errors import ConfigError
@@ -325,3 +325,15 @@ def test_a_body_that_names_nothing_to_free(body: dict[str, object]) -> None:
 def test_a_body_that_names_something_to_free() -> None:
     assert kinds_to_free({"what": "all"}) == KINDS
     assert kinds_to_free({"what": "pause"}) == ("pause",)
+
+
+def test_routes_that_only_say_that_they_are_gone_make_room() -> None:
+    from fastapi import FastAPI
+
+    app = FastAPI()
+    for path in ("/health", *VERSION_PATHS):
+        app.get(path)(lambda: None)
+    remove_routes(app, VERSION_PATHS)
+    paths = [getattr(route, "path", "") for route in app.router.routes]
+    assert "/health" in paths
+    assert not set(paths) & set(VERSION_PATHS)
