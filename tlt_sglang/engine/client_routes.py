@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
+from tlt_sglang import upstream
 from tlt_sglang.engine import engine
 from tlt_sglang.engine.clients import KINDS
 from tlt_sglang.errors import ConfigError
@@ -37,7 +38,8 @@ def add(app: FastAPI, global_state: Callable[[], GlobalState]) -> None:
 
     async def weight_version() -> dict[str, object]:
         engine.require().clients.note_older()
-        return {"weight_version": global_state().tokenizer_manager.config_value("weight_version")}
+        manager = global_state().tokenizer_manager
+        return {"weight_version": upstream.current().weight_version(manager)}
 
     remove_routes(app, VERSION_PATHS)
     for path in VERSION_PATHS:

@@ -136,6 +136,9 @@ class Sglang(Protocol):
 
     # -- requests, models and weights --------------------------------------------------------------
 
+    def weight_version(self, manager: Any) -> object:
+        """Return the version of the target's weights that a trainer named last."""
+
     def drop_unused(self, manager: Any, call: Any) -> None:
         """Drop the states that a tokenizer manager makes for a call with several requests and
         never uses."""

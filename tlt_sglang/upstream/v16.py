@@ -37,6 +37,9 @@ class Adapter(v19.Adapter):
             "with this SGLang.",
         )
 
+    def weight_version(self, manager: Any) -> object:
+        return manager.server_args.weight_version
+
     # -- settings of the engine --------------------------------------------------------------------
 
     def is_resolved(self, server_args: Any) -> bool:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Adapter(v16.Adapter):
     """See `tlt_sglang.upstream.api.Sglang`, also for the docstrings."""
 
+    def weight_version(self, manager: Any) -> object:
+        return manager.config_value("weight_version")
+
     # -- settings of the engine --------------------------------------------------------------------
 
     @contextlib.contextmanager

@@ -181,6 +181,9 @@ class Adapter(Sglang):
 
     # -- requests, models and weights --------------------------------------------------------------
 
+    def weight_version(self, manager: Any) -> object:
+        return manager.config_value("weight_version")
+
     def drop_unused(self, manager: Any, call: Any) -> None:
         pass  # SGLang does so itself
 
