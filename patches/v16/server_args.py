@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tlt_sglang.patching.patch import registers_upstream, wraps_upstream
+from tlt_sglang.patching.patch import wraps_upstream
 
 if TYPE_CHECKING:
     from tlt_sglang.upstream.protocols import Upstream
@@ -49,20 +49,4 @@ def reserve_for_graph_mb(original: Upstream, args: Any) -> float:
     return reserved + reserved_bytes(engine.require().config, args) / 2**20
 
 
-PATCHES = (
-    post_init,
-    reserve_for_graph_mb,
-    *(
-        registers_upstream(
-            f"{_MODULE}:DETERMINISTIC_ATTENTION_BACKEND_CHOICES",
-            None,
-            name,
-            why="seeds of requests need deterministic inference, which SGLang refuses on CPU; our "
-            "backend is deterministic, as a row does not depend on its batch",
-            remove_when="SGLang lists its CPU backends among the deterministic ones",
-            process="main",
-            only_on="cpu",
-        )
-        for name in ("torch_native", "intel_amx")
-    ),
-)
+PATCHES = (post_init, reserve_for_graph_mb)

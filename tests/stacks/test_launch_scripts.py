@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.stacks.test_starts import PROMPT, ROOT, STARTUP, VOCAB, customized, result
+from tests.stacks.test_starts import PROMPT, ROOT, STARTUP, VOCAB, customized, program_of, result
 from tests.support.launching import run
 from tests.support.tiny import make_drafter, make_target
 from tlt_sglang.launcher.server_process import HOST, ServerProcess, free_port
@@ -54,18 +53,11 @@ def test_in_process(target: Path, drafter: Path, tmp_path: Path) -> None:
     config = tmp_path / "tlt.toml"
     program = f"import site\nsite.addsitedir({str(STARTUP)!r})\n"
     variables = {"TLT_CONFIG": str(config), "DRAFTER": str(drafter)}
-    values = {
-        "model_path": str(target),
-        "port": free_port(),
-        "skip_tokenizer_init": True,
-        "device": "cpu",
-        "dtype": "float32",
-        "mem_fraction_static": 0.9,
-        "max_total_tokens": 4096,
-    }
-    start = ROOT / "tests" / "stacks" / "starts" / "spawned_server.py"
-    stack = [sys.executable, str(start), json.dumps(values), json.dumps(PROMPT)]
-    command = ["bash", str(ROOT / "launch" / "in-process.sh"), *stack]
+    command = [
+        "bash",
+        str(ROOT / "launch" / "in-process.sh"),
+        *program_of("spawned_server", target),
+    ]
     done = run(command, customized(tmp_path, program) | variables)
     assert f"Wrote {config}" in done.err
     printed = result(done)

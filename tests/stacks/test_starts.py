@@ -83,6 +83,11 @@ def customized(folder: Path, program: str) -> dict[str, str]:
 
 def start(name: str, target: Path, environment: dict[str, str], *words: str) -> Done:
     """Run a program of `starts` to its end."""
+    return run([*program_of(name, target), *words], environment)
+
+
+def program_of(name: str, target: Path) -> list[str]:
+    """Return the command line of a program of `starts`."""
     values = {
         "model_path": str(target),
         "port": free_port(),
@@ -94,8 +99,7 @@ def start(name: str, target: Path, environment: dict[str, str], *words: str) -> 
         "log_level": "info",
     }
     file = str(HERE / "starts" / f"{name}.py")
-    command = [sys.executable, file, json.dumps(values), json.dumps(PROMPT), *words]
-    return run(command, environment)
+    return [sys.executable, file, json.dumps(values), json.dumps(PROMPT)]
 
 
 def result(done: Done) -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         SamplingInfo,
         SpecSettings,
         StepResult,
+        TokenizerManager,
         VerifyInput,
     )
     from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
@@ -136,7 +137,7 @@ class Sglang(Protocol):
 
     # -- requests, models and weights --------------------------------------------------------------
 
-    def weight_version(self, manager: Any) -> object:
+    def weight_version(self, manager: TokenizerManager) -> object:
         """Return the version of the target's weights that a trainer named last."""
 
     def drop_unused(self, manager: Any, call: Any) -> None:

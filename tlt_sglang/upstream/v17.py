@@ -14,13 +14,18 @@ from tlt_sglang.upstream import v16
 
 if TYPE_CHECKING:
     from tlt_sglang.upstream.layers import DecoderModel, GrammarMask
-    from tlt_sglang.upstream.protocols import DraftWorker, ModelRunner, VerifyInput
+    from tlt_sglang.upstream.protocols import (
+        DraftWorker,
+        ModelRunner,
+        TokenizerManager,
+        VerifyInput,
+    )
 
 
 class Adapter(v16.Adapter):
     """See `tlt_sglang.upstream.api.Sglang`, also for the docstrings."""
 
-    def weight_version(self, manager: Any) -> object:
+    def weight_version(self, manager: TokenizerManager) -> object:
         return manager.config_value("weight_version")
 
     # -- settings of the engine --------------------------------------------------------------------

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SamplingInfo,
         SpecSettings,
         StepResult,
+        TokenizerManager,
         VerifyInput,
     )
     from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
@@ -181,7 +182,7 @@ class Adapter(Sglang):
 
     # -- requests, models and weights --------------------------------------------------------------
 
-    def weight_version(self, manager: Any) -> object:
+    def weight_version(self, manager: TokenizerManager) -> object:
         return manager.config_value("weight_version")
 
     def drop_unused(self, manager: Any, call: Any) -> None:

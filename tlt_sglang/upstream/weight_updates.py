@@ -86,9 +86,6 @@ class ControlledManager(Protocol):
 
     is_pause: bool
 
-    def config_value(self, name: str) -> object:
-        """Return the value in effect of a field of ServerArgs."""
-
     async def get_internal_state(self) -> list[dict[str, Any]]:
         """Return the internal state of every scheduler."""
 

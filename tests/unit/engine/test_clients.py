@@ -37,9 +37,6 @@ class Manager:
         self.released: list[str] = []
         self.calls: list[str] = []
 
-    def config_value(self, name: str) -> object:
-        return name
-
     async def get_internal_state(self) -> list[dict[str, Any]]:
         updates = {
             "session": self.session,
