@@ -1,0 +1,151 @@
+"""Problems of reasoning-gym with worked solutions, whose length follows the problem's size.
+
+Three families: chains of sums, sorting, and counting legs. A family's size is drawn from a
+lognormal distribution, so that most solutions are short and a few are very long: sorting repeats
+what is left at each step, and a large problem is also the one where a policy makes a mistake.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+VERSION = 1
+"""A part of the policy's name; increment it when problems or solutions change."""
+SPREAD = 0.9
+"""Standard deviation of the logarithm of a size."""
+SEEDS = {"training": 10_000_000, "held out": 20_000_000, "run": 30_000_000}
+"""First seed of the problems of each use, which have none in common."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question, its answer, and one way to it."""
+
+    family: str
+    size: int
+    question: str
+    answer: str
+    solution: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """How problems of one family of reasoning-gym are made and solved."""
+
+    name: str
+    median: int
+    """Median size above the least one."""
+    least: int
+    most: int
+    options: Callable[[int], dict[str, Any]]
+    """Return the options of reasoning-gym for a size."""
+    solve: Callable[[dict[str, Any]], tuple[str, list[str], str]]
+    """Return (question, steps, answer) of an entry of reasoning-gym."""
+
+    def problem(self, seed: int) -> Problem:
+        """Return the problem of this seed."""
+        from reasoning_gym.factory import create_dataset
+
+        rng = random.Random(seed)
+        above = round(self.median * rng.lognormvariate(0, SPREAD))
+        size = min(self.most, self.least + above)
+        options = self.options(size)
+        entry = create_dataset(self.name, seed=seed, size=1, **options)[0]
+        question, steps, answer = self.solve(entry)
+        solution = "\n".join([*steps, f"Answer: {answer}"])
+        return Problem(self.name, size, question, answer, solution)
+
+
+def _solve_sum(entry: dict[str, Any]) -> tuple[str, list[str], str]:
+    """Add or subtract one term after another."""
+    words = entry["metadata"]["expression"].split()
+    total, steps = int(words[0]), []
+    for sign, term in zip(words[1::2], words[2::2], strict=True):
+        after = total + int(term) if sign == "+" else total - int(term)
+        steps.append(f"{total} {sign} {term} = {after}")
+        total = after
+    return f"Compute {' '.join(words)}", steps, str(total)
+
+
+def _solve_sorting(entry: dict[str, Any]) -> tuple[str, list[str], str]:
+    """Take the next number out of those that are left, again and again."""
+    left = [int(float(text)) for text in entry["metadata"]["original_numbers"]]
+    ascending = entry["metadata"]["direction"] == "ascending"
+    question = f"Sort in {entry['metadata']['direction']} order: {_list(left)}"
+    steps, ordered = [], []
+    while left:
+        best = min(left) if ascending else max(left)
+        left.remove(best)
+        ordered.append(best)
+        steps.append(f"{best} leaves {_list(left)}" if left else f"{best}")
+    return question, steps, _list(ordered)
+
+
+def _solve_legs(entry: dict[str, Any]) -> tuple[str, list[str], str]:
+    """Multiply for each animal, and add to the total."""
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    total, steps = 0, []
+    animals: dict[str, int] = entry["metadata"]["animals"]
+    for name, count in animals.items():
+        legs = count * ANIMALS[name]
+        steps.append(f"{name}: {count} x {ANIMALS[name]} = {legs}, {total} + {legs} = {total + legs}")
+        total += legs
+    listed = ", ".join(f"{count} {name}" for name, count in animals.items())
+    return f"Count the legs of {listed}", steps, str(total)
+
+
+def _list(numbers: list[int]) -> str:
+    return " ".join(str(number) for number in numbers)
+
+
+FAMILIES = (
+    Family(
+        "chain_sum",
+        *(4, 2, 60),
+        lambda size: {"min_terms": size, "max_terms": size, "min_digits": 1, "max_digits": 2},
+        _solve_sum,
+    ),
+    Family(
+        "number_sorting",
+        *(4, 2, 24),
+        lambda size: {
+            **{"min_numbers": size, "max_numbers": size, "min_decimals": 0, "max_decimals": 0},
+            **{"min_value": 0, "max_value": 99},
+        },
+        _solve_sorting,
+    ),
+    Family(
+        "leg_counting",
+        *(3, 1, 30),
+        lambda size: {
+            **{"min_animals": size, "max_animals": size},
+            **{"min_instances": 1, "max_instances": 9},
+        },
+        _solve_legs,
+    ),
+)
+
+
+def problems(use: str, seed: int = 0) -> Iterator[Problem]:
+    """Yield the problems of a use of SEEDS without end, the families in turn."""
+    number = SEEDS[use] + 1_000_000 * seed
+    while True:
+        for family in FAMILIES:
+            yield family.problem(number)
+            number += 1
+
+
+def reward(answer: str, text: str) -> float:
+    """Return 1.0 if the text ends with the answer, else 0.0."""
+    stated = re.findall(r"Answer: ([^\n]*)$", text.strip())
+    return float(bool(stated) and stated[-1].strip() == answer)
+
+
+def prompt(question: str) -> str:
+    """Return the prompt that the policy answers, in the model's chat format."""
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
