@@ -7,6 +7,7 @@ what is left at each step, and a large problem is also the one where a policy ma
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -93,7 +94,9 @@ def _solve_legs(entry: dict[str, Any]) -> tuple[str, list[str], str]:
     animals: dict[str, int] = entry["metadata"]["animals"]
     for name, count in animals.items():
         legs = count * ANIMALS[name]
-        steps.append(f"{name}: {count} x {ANIMALS[name]} = {legs}, {total} + {legs} = {total + legs}")
+        steps.append(
+            f"{name}: {count} x {ANIMALS[name]} = {legs}, {total} + {legs} = {total + legs}"
+        )
         total += legs
     listed = ", ".join(f"{count} {name}" for name, count in animals.items())
     return f"Count the legs of {listed}", steps, str(total)
@@ -131,13 +134,15 @@ FAMILIES = (
 )
 
 
+def problem(use: str, seed: int, number: int) -> Problem:
+    """Return a problem of a use of SEEDS; the families take turns."""
+    family = FAMILIES[number % len(FAMILIES)]
+    return family.problem(SEEDS[use] + 1_000_000 * seed + number)
+
+
 def problems(use: str, seed: int = 0) -> Iterator[Problem]:
-    """Yield the problems of a use of SEEDS without end, the families in turn."""
-    number = SEEDS[use] + 1_000_000 * seed
-    while True:
-        for family in FAMILIES:
-            yield family.problem(number)
-            number += 1
+    """Yield the problems of a use of SEEDS without end."""
+    return (problem(use, seed, number) for number in itertools.count())
 
 
 def reward(answer: str, text: str) -> float:

@@ -1,0 +1,168 @@
+"""A whole RL run in AReaL's trainer, plain and with drafts: the same weights at the end, sooner.
+
+    python benchmarks/bench_rl_run.py [--quick] [--folder DIR] [--seed N] [--json PATH]
+
+The policy is the small model, fine-tuned on worked solutions (benchmarks/rl_run/fine_tune.py), and
+the trainer AReaL's FSDPPPOActor with its own client: GRPO in groups of 8 at temperature 1, a seed for
+every response. The systems run one after another, each with a server and a policy of its own, on
+the same problems with the same seeds. Interrupted, it goes on with the same --folder where it was.
+
+plain              Ours without drafts.
+adaptive           The shipped drafter and n-grams, chosen at every step; the drafter is frozen.
+adaptive, sidecar  The same, and the drafter is trained while the server is idle.
+
+rollouts_identical       1 if every step of all systems had the very same tokens.
+weights_identical        1 if all systems end with the very same weights.
+run_speedup              Time of all steps: plain over the last system.
+rollout_speedup          Time of all rollouts: plain over the last system.
+rollout_share_plain      Share of rollouts in the time of the plain system.
+accept_len_frozen_last   Accept length of the frozen drafter's system, in the last quarter of steps.
+accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file, not with -m
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.harness import program, provenance
+from benchmarks.harness.program import UsageError, say
+from benchmarks.harness.server import default_threads
+from benchmarks.plots import rl_run as plots
+from benchmarks.rl_run.settings import Settings, Step
+from benchmarks.rl_run.systems import ADAPTIVE, PLAIN, SIDECAR, SYSTEMS, System
+
+UPDATES = ("disk", "xccl")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command line."""
+
+    json: Path
+    folder: Path
+    systems: tuple[str, ...]
+    settings: Settings
+    """Without the policy, which is made first."""
+
+
+def summarise(
+    steps: Mapping[str, Sequence[Step]], weights: Mapping[str, str | None]
+) -> dict[str, float | None]:
+    """Return the figures of systems that have taken all their steps; None for what is missing."""
+    last = SIDECAR if SIDECAR in steps else ADAPTIVE
+
+    def total(system: str, seconds: Callable[[Step], float]) -> float:
+        return sum(seconds(step) for step in steps[system])
+
+    def ratio(seconds: Callable[[Step], float]) -> float | None:
+        if PLAIN not in steps or last not in steps:
+            return None
+        return round(total(PLAIN, seconds) / total(last, seconds), 4)
+
+    def accepted(system: str) -> float | None:
+        own = steps.get(system, ())
+        quarter = own[-max(1, len(own) // 4) :]
+        return round(statistics.mean(s.accept_length for s in quarter), 4) if quarter else None
+
+    share = None
+    if PLAIN in steps:
+        share = round(total(PLAIN, _rollout) / total(PLAIN, _whole), 4)
+    tokens = {tuple(step.rollout for step in own) for own in steps.values()}
+    return {
+        "rollouts_identical": float(len(tokens) == 1),
+        "weights_identical": float(len(set(weights.values())) == 1),
+        "run_speedup": ratio(_whole),
+        "rollout_speedup": ratio(_rollout),
+        "rollout_share_plain": share,
+        "accept_len_frozen_last": accepted(ADAPTIVE),
+        "accept_len_adapted_last": accepted(SIDECAR),
+    }
+
+
+def _rollout(step: Step) -> float:
+    return step.rollout_seconds
+
+
+def _whole(step: Step) -> float:
+    return step.rollout_seconds + step.train_seconds + step.update_seconds
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Return the options; raise UsageError with one sentence for what is wrong."""
+    parser = program.Parser("bench_rl_run", __doc__, "4 steps of 32 responses, not 40 of 64")
+    add = parser.add_argument
+    add("--folder", type=Path, metavar="DIR", help="Folder of the run (default: build/rl_run)")
+    add("--seed", type=int, default=0, metavar="N", help="Seed of problems and responses")
+    add("--steps", type=int, metavar="N", help="Steps (default: 40, with --quick 4)")
+    add("--problems", type=int, metavar="N", help="Problems of a step (default: 8, with --quick 4)")
+    add("--group", type=int, metavar="G", help="Responses to each problem (default: 8)")
+    add("--longest", type=int, metavar="T", help="Tokens of the longest response (default: 1024)")
+    add("--threads", type=int, metavar="N", help="Threads of server and trainer (default: torch's)")
+    add("--update", choices=UPDATES, default="disk", help="How weights reach the server")
+    add("--system", action="append", choices=SYSTEMS, help="System to run (default: all)")
+    args = parser.parse_args(argv)
+    if args.prompts is not None:
+        raise UsageError(
+            "--prompts has no meaning here: rewards need problems with known answers; leave it out."
+        )
+    json = args.json or provenance.RESULTS / "bench_rl_run.json"
+    program.check_writable(json)
+    program.check_sizes(args, "steps", "problems", "group", "longest", "threads")
+    settings = Settings(
+        policy="",
+        seed=args.seed,
+        steps=args.steps or (4 if args.quick else 40),
+        problems=args.problems or (4 if args.quick else 8),
+        group=args.group or 8,
+        longest=args.longest or 1024,
+        threads=args.threads or 0,
+        update=args.update,
+    )
+    folder = args.folder or provenance.REPOSITORY / "build" / "rl_run"
+    return Options(json, folder, tuple(args.system or SYSTEMS), settings)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return program.run("bench_rl_run", lambda logs: _benchmark(parse(arguments), logs))
+
+
+def _benchmark(options: Options, logs: Path) -> None:
+    from benchmarks.rl_run.fine_tune import Recipe, fine_tuned
+
+    policy = fine_tuned(Recipe())
+    threads = options.settings.threads or default_threads()
+    settings = replace(options.settings, policy=str(policy), threads=threads)
+    systems = [
+        System(name, options.folder / name.replace(", ", "-"), settings, logs)
+        for name in options.systems
+    ]
+    for system in systems:
+        system.run()
+    steps = {system.name: system.steps for system in systems}
+    weights = {system.name: system.weights for system in systems}
+    summary = summarise(steps, weights)
+    document = provenance.document(
+        "rl_run",
+        summary,
+        settings=asdict(settings),
+        weights=weights,
+        steps=[{"system": name, **asdict(step)} for name, own in steps.items() for step in own],
+    )
+    provenance.write_json(options.json, document)
+    plots.plot(steps, options.json.with_suffix(".png"))
+    figures = [(name, "-" if value is None else f"{value:.3f}") for name, value in summary.items()]
+    print(program.table(("figure", "value"), figures))
+    say(f"written to {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""AReaL's client and workflow with a seed for every response; runs in the trainer's process."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from areal.api import ModelRequest
+from areal.api.cli_args import GenerationHyperparameters, InferenceEngineConfig
+from areal.engine.sglang_remote import RemoteSGLangEngine, SGLangBackend
+from areal.infra import RemoteInfEngine
+from areal.workflow.rlvr import RLVRWorkflow
+
+from benchmarks.rl_run import problems
+from benchmarks.rl_run.settings import Settings
+
+NAMES = {"experiment_name": "rl_run", "trial_name": "one"}
+SEED = "sampling_seed"
+REQUEST_SECONDS = 1800.0
+
+
+@dataclass
+class Answers:
+    """What the server says of the responses of one rollout."""
+
+    ended: list[float] = field(default_factory=list)
+    """Moments at which responses were complete."""
+    tokens: int = 0
+    verify_steps: int = 0
+    drafter_version: int = 0
+
+    def add(self, meta: dict[str, Any]) -> None:
+        """Count one answer."""
+        self.ended.append(time.perf_counter())
+        self.tokens += meta["completion_tokens"]
+        # Without speculation each token takes a step.
+        self.verify_steps += meta.get("spec_verify_ct") or meta["completion_tokens"]
+        versions = [int(version) for version in meta.get("drafter_version") or []]
+        self.drafter_version = max([self.drafter_version, *versions])
+
+
+class SeededBackend(SGLangBackend):
+    """AReaL's calls of SGLang, with the seed of each request; counts the answers."""
+
+    def __init__(self) -> None:
+        self.answers = Answers()
+
+    def build_generation_request(self, req: Any, with_lora: bool, version: int) -> Any:
+        """Return AReaL's request with the seed."""
+        request = super().build_generation_request(req, with_lora, version)
+        request.payload["sampling_params"][SEED] = req.metadata[SEED]
+        return request
+
+    def parse_generation_response(self, response: dict[str, Any]) -> Any:
+        """Count the answer, and return what AReaL reads in it."""
+        self.answers.add(response["meta_info"])
+        return super().parse_generation_response(response)
+
+
+class SeededEngine(RemoteSGLangEngine):
+    """AReaL's client of a running server."""
+
+    def __init__(self, config: InferenceEngineConfig) -> None:
+        self.config = config
+        self.backend = SeededBackend()
+        self._engine = RemoteInfEngine(config, self.backend)
+
+
+class SeededWorkflow(RLVRWorkflow):
+    """AReaL's workflow of single answers, with a seed and a place for each."""
+
+    async def arun_episode(self, engine: Any, data: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return one response as a trajectory, with its place in the batch as `index`."""
+        request = ModelRequest(
+            rid=str(data["index"]),
+            input_ids=list(data["input_ids"]),
+            gconfig=self.gconfig.new(n_samples=1),
+            tokenizer=self.tokenizer,
+            metadata={SEED: data[SEED]},
+        )
+        response, reward = await self._collect_samples(engine, request, "", data)
+        prompt, answer = response.input_len, response.output_len
+        trajectory = {
+            "input_ids": torch.tensor(response.input_tokens + response.output_tokens),
+            "loss_mask": torch.tensor([0] * prompt + [1] * answer, dtype=torch.int32),
+            "logprobs": torch.tensor([0.0] * prompt + response.output_logprobs),
+            "versions": torch.tensor([-1] * prompt + response.output_versions),
+            "attention_mask": torch.ones(prompt + answer, dtype=torch.bool),
+            "rewards": torch.tensor(float(reward)),
+            "index": torch.tensor(data["index"]),
+        }
+        return {name: value.unsqueeze(0) for name, value in trajectory.items()}
+
+
+def score(
+    prompt: str, completion: str, prompt_ids: list[int], completion_ids: list[int], **data: Any
+) -> float:
+    """Return the reward of one response, as AReaL asks for it."""
+    return problems.reward(data["answer"], completion.removesuffix("<|im_end|>"))
+
+
+def client(addresses: list[str], folder: Path, responses: int) -> SeededEngine:
+    """Return AReaL's client, connected to the servers."""
+    engine = SeededEngine(
+        InferenceEngineConfig(
+            **NAMES,
+            fileroot=str(folder),
+            backend=f"sglang:d{len(addresses)}",
+            consumer_batch_size=responses,
+            max_concurrent_rollouts=responses,
+            max_head_offpolicyness=0,
+            setup_timeout=120.0,
+            request_timeout=REQUEST_SECONDS,
+            request_retries=1,
+            pause_grace_period=0.0,
+        )
+    )
+    engine.initialize(addr=addresses)
+    return engine
+
+
+def workflow(settings: Settings, tokenizer: Any) -> SeededWorkflow:
+    """Return the workflow of a run."""
+    sampling = GenerationHyperparameters(
+        max_new_tokens=settings.longest, temperature=1.0, n_samples=1
+    )
+    return SeededWorkflow(score, sampling, tokenizer)
+
+
+def requests(settings: Settings, step: int, tokenizer: Any) -> list[dict[str, Any]]:
+    """Return the requests of one step, in the order of problems and samples."""
+    first = settings.problems * step
+    wanted = []
+    for number in range(first, first + settings.problems):
+        problem = problems.problem("run", settings.seed, number)
+        ids = tokenizer.encode(problems.prompt(problem.question), add_special_tokens=False)
+        for sample in range(settings.group):
+            wanted.append(
+                {
+                    "index": (number - first) * settings.group + sample,
+                    "input_ids": ids,
+                    "answer": problem.answer,
+                    SEED: settings.sample_seed(step, number, sample),
+                }
+            )
+    return wanted

@@ -1,0 +1,113 @@
+"""The systems that are compared: a server's flags, and its run with the trainer beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+from benchmarks.harness.processes import MeasuredProcess, log_file, stop
+from benchmarks.harness.program import BenchmarkError, UsageError, say
+from benchmarks.harness.provenance import REPOSITORY
+from benchmarks.harness.server import Server
+from benchmarks.rl_run.settings import RESULT, SETTINGS, Settings, Step, read_steps
+from tlt_sglang.launcher.server_process import HOST, free_port
+from tlt_sglang.models.shipped import default_drafter
+
+PLAIN, ADAPTIVE, SIDECAR = "plain", "adaptive", "adaptive, sidecar"
+SYSTEMS = (PLAIN, ADAPTIVE, SIDECAR)
+MODEL = "smollm2-135m"
+"""The model whose shipped drafter the policy begins with."""
+TRAINER = REPOSITORY / ".venv-stacks" / "bin" / "python"
+STUBS = REPOSITORY / "tests" / "stacks" / "own" / "stubs"
+"""Loggers that AReaL imports and does not use."""
+KV_TOKENS = 20_000
+POLL_SECONDS = 1.0
+
+
+class System:
+    """One system in its folder; what it has done is kept there."""
+
+    def __init__(self, name: str, folder: Path, settings: Settings, logs: Path) -> None:
+        self.name, self.folder, self.settings, self.logs = name, folder, settings, logs
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / SETTINGS).exists() and Settings.read(folder) != settings:
+            raise UsageError(
+                f"{folder} has a run with other settings; delete it, or give --folder another one."
+            )
+        settings.write(folder)
+
+    @property
+    def weights(self) -> str | None:
+        """The SHA-256 of the policy's weights at the end; None before it."""
+        path = self.folder / RESULT
+        return json.loads(path.read_text())["weights"] if path.exists() else None
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps that it has taken."""
+        return read_steps(self.folder)
+
+    def flags(self) -> list[str]:
+        """Return the flags of its server."""
+        running = str(self.settings.problems * self.settings.group)
+        flags = ["--model", self.settings.policy, "--device", "cpu", "--adaptive-spec"]
+        flags += ["--max-total-tokens", str(KV_TOKENS), "--max-running-requests", running]
+        if self.name == PLAIN:
+            return [*flags, "--tlt-strategies", "off"]
+        flags += ["--speculative-draft-model-path", str(default_drafter(MODEL))]
+        if self.name == SIDECAR:
+            flags += ["--tlt-store", str(self.folder / "store"), "--tlt-sidecar", "idle"]
+        return flags
+
+    def run(self) -> None:
+        """Take the steps that are left, and say how each went."""
+        if self.weights is not None:
+            return
+        server = Server(self.name, self.flags(), self.settings.threads, self.logs)
+        trainer = None
+        try:
+            server.wait_started()
+            trainer = self._trainer(f"{HOST}:{server.port}")
+            self._watch(server, trainer)
+        finally:
+            stop([server, *([] if trainer is None else [trainer])])
+        shutil.rmtree(self.folder / "names", ignore_errors=True)
+
+    def _trainer(self, address: str) -> MeasuredProcess:
+        if not TRAINER.exists():
+            raise BenchmarkError("The trainer's environment is missing; run make stacks first.")
+        return MeasuredProcess(
+            f"{self.name}, trainer",
+            [str(TRAINER), "-m", "benchmarks.rl_run.trainer", str(self.folder), address],
+            log_file(self.logs, f"{self.name}-trainer"),
+            environment={
+                "OMP_NUM_THREADS": str(self.settings.threads),
+                "MASTER_PORT": str(free_port()),
+                "PYTHONPATH": os.pathsep.join((str(STUBS), str(REPOSITORY))),
+            },
+            cwd=REPOSITORY,
+        )
+
+    def _watch(self, server: Server, trainer: MeasuredProcess) -> None:
+        """Say every step, until the trainer has written its result."""
+        shown = len(self.steps)
+        while trainer.alive:
+            time.sleep(POLL_SECONDS)
+            server.check_alive()
+            steps = self.steps
+            for step in steps[shown:]:
+                say(f"{self.name}, step {step.step + 1} of {self.settings.steps}: {_line(step)}")
+            shown = len(steps)
+        if self.weights is None:
+            trainer.check_alive()
+
+
+def _line(step: Step) -> str:
+    return (
+        f"rollout {step.rollout_seconds:.1f} s, training {step.train_seconds:.1f} s, update "
+        f"{step.update_seconds:.1f} s, reward {step.reward:.3f}, accept length "
+        f"{step.accept_length:.2f}, longest {step.longest}"
+    )

@@ -1,0 +1,244 @@
+"""The trainer of one system: GRPO with AReaL's FSDPPPOActor, a step at a time, the same every time.
+
+    python -m benchmarks.rl_run.trainer FOLDER ADDRESS...
+
+Runs in the environment of `make stacks`. It has the settings from FOLDER, generates on the servers at
+ADDRESS, and writes what it does into FOLDER. Started again, it goes on after the last checkpoint.
+
+The weights depend on tokens alone: responses are ordered by their place, not by their arrival; the
+old logprobs are the trainer's own, not the server's; and the number of threads is fixed. Groups whose
+responses all have the same reward are left out (DAPO, arXiv 2503.14476).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from areal.api import FinetuneSpec, ModelAllocation, SaveLoadMeta, WeightUpdateMeta
+from areal.api.cli_args import (
+    MicroBatchSpec,
+    NameResolveConfig,
+    NormConfig,
+    OptimizerConfig,
+    PPOActorConfig,
+)
+from areal.engine.fsdp_engine import FSDPPPOActor
+from areal.utils import name_resolve
+from transformers import AutoTokenizer
+
+from benchmarks.rl_run import rollouts, settings
+from benchmarks.rl_run.rollouts import NAMES, Answers
+from benchmarks.rl_run.settings import Settings, Step
+
+TAIL = 8
+"""A rollout is in its tail when at most one in TAIL of its responses is unfinished."""
+MICRO_BATCH_TOKENS = 2048
+
+
+def actor_engine(run: Settings) -> Any:
+    """Return AReaL's trainer with the policy that the run begins with."""
+    group = NormConfig(mean_level="group", std_level="group", group_size=run.group)
+    actor = FSDPPPOActor(
+        PPOActorConfig(
+            **NAMES,
+            path=run.policy,
+            backend="fsdp:d1",
+            attn_impl="sdpa",
+            dtype="float32",
+            grad_reduce_dtype="float32",
+            gradient_checkpointing=False,
+            optimizer=OptimizerConfig(
+                type="adam",
+                lr=run.learning_rate,
+                weight_decay=0.0,
+                lr_scheduler_type="constant",
+                warmup_steps_proportion=0.0,
+            ),
+            weight_update_mode=run.update,
+            mb_spec=MicroBatchSpec(max_tokens_per_mb=MICRO_BATCH_TOKENS),
+            ppo_n_minibatches=1,
+            eps_clip=0.2,
+            kl_ctl=0.0,
+            reward_norm=group,
+            adv_norm=None,
+            recompute_logprob=True,
+            use_decoupled_loss=False,
+        )
+    )
+    actor.create_process_group()
+    responses = run.problems * run.group
+    actor.initialize(None, FinetuneSpec(1, responses * run.steps, responses))
+    actor.model.register_forward_pre_hook(_without_mask, with_kwargs=True)
+    return actor
+
+
+def _without_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Pass no mask where AReaL passes one, None, for each kind of layer, as its transformers want.
+
+    The newer transformers see from the positions where a packed sequence ends.
+    """
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, dict) and set(mask.values()) == {None}:
+        kwargs["attention_mask"] = None
+    return args, kwargs
+
+
+class Run:
+    """A run in its folder: the client, the trainer, and the steps so far."""
+
+    def __init__(self, folder: Path, addresses: list[str]) -> None:
+        self.folder, self.settings = folder, Settings.read(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.settings.policy)
+        responses = self.settings.problems * self.settings.group
+        self.client = rollouts.client(addresses, folder, responses)
+        self.workflow = rollouts.workflow(self.settings, self.tokenizer)
+        if self.settings.update == "disk":
+            self.meta = WeightUpdateMeta.from_disk(*NAMES.values(), str(folder))
+        else:
+            self.meta = WeightUpdateMeta.from_fsdp_xccl(
+                gen_allocation=ModelAllocation.from_str(f"sglang:d{len(addresses)}")
+            )
+        self.actor = actor_engine(self.settings)
+        self.actor.connect_engine(self.client, self.meta)
+        self.steps: list[Step] = []
+        self._resume()
+
+    def finish(self) -> None:
+        """Take the steps that are left, and write the result."""
+        for number in range(len(self.steps), self.settings.steps):
+            self.steps.append(self.step(number))
+            settings.write_steps(self.folder, self.steps)
+            if (number + 1) % self.settings.checkpoint_every == 0:
+                self._checkpoint(number + 1)
+        result = {"weights": self.digest(), "steps": len(self.steps)}
+        (self.folder / settings.RESULT).write_text(json.dumps(result))
+
+    def step(self, number: int) -> Step:
+        """Generate, train, and hand the weights over."""
+        self.client.backend.answers = answers = Answers()
+        wanted = rollouts.requests(self.settings, number, self.tokenizer)
+        began = time.perf_counter()
+        batch = self.actor.rollout_batch(wanted, workflow=self.workflow)
+        rolled = time.perf_counter()
+        batch.sort(key=lambda one: int(one["index"]))
+        assert [int(one.pop("index")) for one in batch] == list(range(len(wanted)))
+        trained, gap = self._train(batch)
+        updated = time.perf_counter()
+        self._hand_over(number + 1)
+        ended = time.perf_counter()
+        responses = [one["input_ids"][0][one["loss_mask"][0].bool()].tolist() for one in batch]
+        lengths = sorted(len(one) for one in responses)
+        in_tail = answers.ended[-1 - len(wanted) // TAIL]
+        return Step(
+            step=number,
+            rollout=hashlib.sha256(json.dumps(responses).encode()).hexdigest(),
+            rollout_seconds=rolled - began,
+            train_seconds=updated - rolled,
+            update_seconds=ended - updated,
+            reward=statistics.mean(float(one["rewards"]) for one in batch),
+            accept_length=answers.tokens / answers.verify_steps,
+            tokens=sum(lengths),
+            trained_tokens=trained,
+            longest=lengths[-1],
+            median=statistics.median(lengths),
+            tail_seconds=answers.ended[-1] - in_tail,
+            gap=gap,
+            drafter_version=answers.drafter_version,
+        )
+
+    def _train(self, batch: list[dict[str, Any]]) -> tuple[int, float]:
+        """Take one step of GRPO; return (tokens trained on, largest difference of logprobs)."""
+        size = self.settings.group
+        groups = [batch[start : start + size] for start in range(0, len(batch), size)]
+        kept = [
+            dict(one)
+            for group in groups
+            if len({float(one["rewards"]) for one in group}) > 1
+            for one in group
+        ]
+        if not kept:
+            return 0, 0.0
+        gap = 0.0
+        for one, logprobs in zip(kept, self.actor.compute_logp(kept), strict=True):
+            one["prox_logp"] = logprobs
+            mask = torch.roll(one["loss_mask"], -1, dims=-1).bool()
+            rolled = torch.roll(one["logprobs"], -1, dims=-1)
+            gap = max(gap, float((rolled - logprobs)[mask].abs().max()))
+        tokens = sum(int(one["loss_mask"].sum()) for one in kept)
+        self.actor.ppo_update(self.actor.compute_advantages(kept))
+        return tokens, gap
+
+    def _hand_over(self, version: int) -> None:
+        """Update the servers' weights, in the order of AReaL's own trainer."""
+        self.client.pause()
+        self.actor.update_weights(self.meta.with_version(version))
+        self.actor.set_version(version)
+        self.client.set_version(version)
+        self.client.resume()
+        for old in self.folder.glob(f"**/weight_update_v{version - 1}"):
+            shutil.rmtree(old)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the policy's weights, in the order of their names."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.actor.model.state_dict().items()):
+            tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _checkpoint(self, steps: int) -> None:
+        """Store weights and optimizer after so many steps, and drop the checkpoint before."""
+        root = self.folder / settings.CHECKPOINTS
+        temporary, final = root / "unfinished", root / str(steps)
+        shutil.rmtree(temporary, ignore_errors=True)
+        self.actor.save(self._meta(temporary))
+        temporary.replace(final)
+        for old in root.iterdir():
+            if old != final:
+                shutil.rmtree(old)
+
+    def _resume(self) -> None:
+        """Go back to the newest checkpoint, and give the servers its weights."""
+        root = self.folder / settings.CHECKPOINTS
+        done = [int(one.name) for one in root.glob("*") if one.name.isdigit()]
+        if not done:
+            return
+        newest = max(done)
+        self.actor.load(self._meta(root / str(newest)))
+        self.steps = settings.read_steps(self.folder)[:newest]
+        self._hand_over(newest)
+
+    def _meta(self, folder: Path) -> Any:
+        return SaveLoadMeta(str(folder), weight_format="hf", with_optim=True)
+
+
+def main() -> None:
+    """Run to the end; the processes that AReaL and torch leave are ended with this one."""
+    folder, addresses = Path(sys.argv[1]), sys.argv[2:]
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    run = Settings.read(folder)
+    torch.set_num_threads(run.threads)
+    torch.manual_seed(run.seed)
+    torch.use_deterministic_algorithms(True)
+    names = NameResolveConfig(type="nfs", nfs_record_root=str(folder / "names"))
+    name_resolve.reconfigure(names)
+    Run(folder, addresses).finish()
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
