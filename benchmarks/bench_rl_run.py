@@ -3,9 +3,10 @@
     python benchmarks/bench_rl_run.py [--quick] [--folder DIR] [--seed N] [--json PATH]
 
 The policy is the small model, fine-tuned on worked solutions (benchmarks/rl_run/fine_tune.py), and
-the trainer AReaL's FSDPPPOActor with its own client: GRPO in groups of 8 at temperature 1, a seed for
-every response. The systems run one after another, each with a server and a policy of its own, on
-the same problems with the same seeds. Interrupted, it goes on with the same --folder where it was.
+the trainer AReaL's FSDPPPOActor with its own client: GRPO in groups of 8 at temperature 1, with a
+seed for every response. The systems run one after another, each with a server and a policy of its
+own, on the same problems with the same seeds. Interrupted, it goes on where it was when it is
+started with the same --folder.
 
 plain              Ours without drafts.
 adaptive           The shipped drafter and n-grams, chosen at every step; the drafter is frozen.

@@ -2,12 +2,13 @@
 
     python -m benchmarks.rl_run.trainer FOLDER ADDRESS...
 
-Runs in the environment of `make stacks`. It has the settings from FOLDER, generates on the servers at
-ADDRESS, and writes what it does into FOLDER. Started again, it goes on after the last checkpoint.
+Runs in the environment of `make stacks`. It has the settings from FOLDER, generates on the servers
+at ADDRESS, and writes what it does into FOLDER. Started again, it goes on after the last
+checkpoint.
 
 The weights depend on tokens alone: responses are ordered by their place, not by their arrival; the
-old logprobs are the trainer's own, not the server's; and the number of threads is fixed. Groups whose
-responses all have the same reward are left out (DAPO, arXiv 2503.14476).
+old logprobs are the trainer's own, not the server's; and the number of threads is fixed. Groups
+whose responses all have the same reward are left out (DAPO, arXiv 2503.14476).
 """
 
 from __future__ import annotations

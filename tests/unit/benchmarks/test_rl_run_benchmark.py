@@ -1,0 +1,99 @@
+"""The benchmark of a whole RL run: problems, settings, figures and flags, without an engine."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_rl_run as bench
+from benchmarks.harness.program import UsageError
+from benchmarks.plots.rl_run import plot
+from benchmarks.rl_run import problems, settings
+from benchmarks.rl_run.settings import Settings, Step
+from benchmarks.rl_run.systems import ADAPTIVE, PLAIN, SIDECAR, System
+
+
+def step(number: int, rollout: float, accept: float, tokens: str = "a") -> Step:
+    return Step(number, tokens, rollout, 4.0, 1.0, 0.5, accept, 900, 800, 300, 60.0, 2.0, 1e-5, 0)
+
+
+def test_every_solution_is_right() -> None:
+    """reasoning-gym accepts the answer that the worked solution ends with."""
+    for problem in itertools.islice(problems.problems("held out"), 60):
+        assert problems.reward(problem.answer, problem.solution) == 1.0
+        assert problems.reward(problem.answer, problem.solution + "0") == 0.0
+        assert problems.reward(problem.answer, f"Answer: {problem.answer}\nand so on") == 0.0
+
+
+def test_a_problem_is_decided_by_its_number() -> None:
+    first = list(itertools.islice(problems.problems("run", 3), 9))
+    assert first == [problems.problem("run", 3, number) for number in range(9)]
+    assert first != list(itertools.islice(problems.problems("run", 4), 9))
+    assert {problem.family for problem in first} == {one.name for one in problems.FAMILIES}
+
+
+def test_sizes_have_a_long_tail() -> None:
+    lengths = sorted(len(p.solution) for p in itertools.islice(problems.problems("run"), 300))
+    assert lengths[-5] > 5 * lengths[150]
+
+
+def test_every_response_has_its_seed(tmp_path: Path) -> None:
+    run = Settings("policy", seed=1)
+    run.write(tmp_path)
+    assert Settings.read(tmp_path) == run
+    places = itertools.product(range(4), range(8), range(8))
+    seeds = {run.sample_seed(*place) for place in places}
+    assert len(seeds) == 4 * 8 * 8
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert run.sample_seed(1, 2, 3) != replace(run, seed=2).sample_seed(1, 2, 3)
+
+
+def test_figures(tmp_path: Path) -> None:
+    steps = {
+        PLAIN: [step(i, 20.0, 1.0) for i in range(8)],
+        ADAPTIVE: [step(i, 12.0, 1.8) for i in range(8)],
+        SIDECAR: [step(i, 10.0, 1.8 + i / 10) for i in range(8)],
+    }
+    summary = bench.summarise(steps, dict.fromkeys(steps, "x"))
+    assert summary == {
+        "rollouts_identical": 1.0,
+        "weights_identical": 1.0,
+        "run_speedup": round(25 / 15, 4),
+        "rollout_speedup": 2.0,
+        "rollout_share_plain": 0.8,
+        "accept_len_frozen_last": 1.8,
+        "accept_len_adapted_last": 2.45,
+    }
+    plot(steps, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    steps[ADAPTIVE][3] = step(3, 12.0, 1.8, "b")
+    other = bench.summarise(steps, {PLAIN: "x", ADAPTIVE: "y", SIDECAR: "x"})
+    assert (other["rollouts_identical"], other["weights_identical"]) == (0.0, 0.0)
+
+
+def test_figures_of_one_system() -> None:
+    summary = bench.summarise({PLAIN: [step(0, 15.0, 1.0)]}, {PLAIN: "x"})
+    assert summary["rollout_share_plain"] == 0.75
+    assert summary["run_speedup"] is summary["accept_len_frozen_last"] is None
+
+
+def test_a_folder_has_one_run(tmp_path: Path) -> None:
+    run = Settings("policy")
+    system = System(PLAIN, tmp_path, run, tmp_path)
+    assert system.weights is None
+    settings.write_steps(tmp_path, [step(0, 1.0, 1.0)])
+    assert System(PLAIN, tmp_path, run, tmp_path).steps == [step(0, 1.0, 1.0)]
+    with pytest.raises(UsageError, match="other settings"):
+        System(PLAIN, tmp_path, replace(run, seed=1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["--steps", "0"], "from 1 on"), (["--prompts", "x"], "known answers")],
+)
+def test_what_cannot_be(tmp_path: Path, words: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        bench.parse([*words, "--json", str(tmp_path / "x.json")])
