@@ -2,8 +2,8 @@
 
     python -m benchmarks.rl_run.fine_tune [--tokens N] [--minutes M]
 
-Plain PyTorch: documents packed into rows, the loss on the solutions alone, AdamW. With --minutes it
-stops after that time and goes on with the next call. The policy lies in the cache folder under a
+Plain PyTorch: the loss on the solutions alone, AdamW, products in bfloat16. With --minutes it stops
+after that time and goes on with the next call. The policy lies in the cache folder under a
 name that its recipe decides; it is made once.
 """
 
@@ -29,6 +29,8 @@ from tlt_sglang.models.named import resolve_model
 
 MODEL = "smollm2-135m"
 IGNORED = -100
+BATCH_TOKENS = 1024
+STORE_STEPS = 20
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -36,12 +38,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 class Recipe:
     """What decides the policy's weights; a part of the folder's name."""
 
-    tokens: int = 100_000
+    tokens: int = 64_000
     """Tokens of prompts and solutions that are trained on, each once."""
-    row: int = 1280
-    """Tokens of a step, which are one packed row."""
+    step: int = 1280
+    """Least tokens of a step."""
     learning_rate: float = 2e-4
-    warm_up: int = 20
+    warm_up: int = 10
     """Steps of rising learning rate; it falls linearly to a tenth afterwards."""
     seed: int = 0
 
@@ -54,28 +56,50 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Packed documents; each tensor has the shape [1, row]."""
+class Document:
+    """The tokens of a prompt and its solution."""
+
+    ids: list[int]
+    prompt: int
+    """Tokens of the prompt, which are not learned."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents of similar lengths, filled up at their ends; shape [documents, longest]."""
 
     input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    """They begin anew with each document, which ends attention there."""
     labels: torch.Tensor
+    """The next token of each position; IGNORED in prompts and behind the end."""
 
 
-def rows(recipe: Recipe, tokenizer: Any) -> Iterator[Row]:
-    """Yield packed rows without end; a document that does not fit whole opens the next row."""
-    ids, positions, labels = [], [], []
+def steps(recipe: Recipe, tokenizer: Any) -> Iterator[list[Document]]:
+    """Yield the documents of one step after another, without end."""
+    taken: list[Document] = []
     for problem in problems.problems("training", recipe.seed):
         prompt = tokenizer.encode(problems.prompt(problem.question), add_special_tokens=False)
         solution = tokenizer.encode(problem.solution, add_special_tokens=False)
-        solution = [*solution, tokenizer.eos_token_id]
-        if len(ids) + len(prompt) + len(solution) > recipe.row:
-            yield Row(*(torch.tensor([one]) for one in (ids, positions, labels)))
-            ids, positions, labels = [], [], []
-        ids += prompt + solution
-        positions += range(len(prompt) + len(solution))
-        labels += [IGNORED] * len(prompt) + solution
+        taken.append(Document([*prompt, *solution, tokenizer.eos_token_id], len(prompt)))
+        if sum(len(one.ids) for one in taken) >= recipe.step:
+            yield taken
+            taken = []
+
+
+def batches(documents: list[Document]) -> Iterator[Batch]:
+    """Yield the documents in batches of at most BATCH_TOKENS, the longest ones first."""
+    left = sorted(documents, key=lambda one: -len(one.ids))
+    while left:
+        longest = len(left[0].ids)
+        size = max(1, BATCH_TOKENS // longest)
+        taken, left = left[:size], left[size:]
+        ids = torch.zeros(len(taken), longest, dtype=torch.long)
+        labels = torch.full_like(ids, IGNORED)
+        for row, one in enumerate(taken):
+            tokens = torch.tensor(one.ids)
+            ids[row, : len(tokens)] = tokens
+            labels[row, one.prompt - 1 : len(tokens) - 1] = tokens[one.prompt :]
+        # Attention is causal: what stands behind the end changes nothing before it.
+        yield Batch(ids, labels)
 
 
 class FineTuning:
@@ -100,45 +124,50 @@ class FineTuning:
     def run(self, minutes: float) -> bool:
         """Train for at most these minutes; return True once all tokens have been trained on."""
         began = time.monotonic()
-        for step, row in enumerate(rows(self.recipe, self.tokenizer)):
+        for step, documents in enumerate(steps(self.recipe, self.tokenizer)):
             if step < self.steps:
                 continue
             if self.tokens >= self.recipe.tokens:
                 return True
             before = time.monotonic()
-            loss = self._step(row)
+            loss = self._step(documents)
             self.seconds += time.monotonic() - before
             self.curve.append({"tokens": self.tokens, "loss": round(loss, 4)})
-            if self.steps % 10 == 0:
+            if self.steps % 5 == 0:
                 say(
                     f"{self.tokens} of {self.recipe.tokens} tokens, loss {loss:.3f}, "
                     f"{self.tokens / self.seconds:.0f} tokens a second"
                 )
-            if time.monotonic() - began > 60 * minutes:
+            over = time.monotonic() - began > 60 * minutes
+            if over or self.steps % STORE_STEPS == 0:
                 self._store()
+            if over:
                 return False
         return True
 
-    def _step(self, row: Row) -> float:
-        """Take one step on a row; return its loss in nats per token of the solutions."""
-        recipe, labels = self.recipe, row.labels[0, 1:]
+    def _step(self, documents: list[Document]) -> float:
+        """Take one step; return its loss in nats per token of the solutions."""
+        recipe = self.recipe
         left = max(0.0, 1 - self.tokens / recipe.tokens)
         rate = recipe.learning_rate * min((self.steps + 1) / recipe.warm_up, 0.1 + 0.9 * left)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16):
-            states = self.model.model(
-                input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False
-            ).last_hidden_state
-            logits = self.model.lm_head(states[0, :-1][labels != IGNORED])
-        loss = functional.cross_entropy(logits.float(), labels[labels != IGNORED])
-        loss.backward()
+        learned = sum(len(one.ids) - one.prompt for one in documents)
+        total = 0.0
+        for batch in batches(documents):
+            chosen = batch.labels != IGNORED
+            with torch.autocast("cpu", torch.bfloat16):
+                states = self.model.model(input_ids=batch.input_ids, use_cache=False)
+                logits = self.model.lm_head(states.last_hidden_state[chosen])
+            loss = functional.cross_entropy(logits.float(), batch.labels[chosen], reduction="sum")
+            (loss / learned).backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        self.tokens += row.input_ids.numel()
-        return loss.item()
+        self.tokens += sum(len(one.ids) for one in documents)
+        return total / learned
 
     def _store(self) -> None:
         self.work.mkdir(parents=True, exist_ok=True)

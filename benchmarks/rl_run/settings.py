@@ -71,7 +71,8 @@ class Step:
     tail_seconds: float
     """Seconds of the rollout with at most an eighth of the responses unfinished."""
     gap: float
-    """Largest difference between a logprob of the rollout and the trainer's."""
+    """Largest difference between the server's logprobs and the trainer's, of two responses; 0 if
+    the step trained on none."""
     drafter_version: int
     """Version of the drafter at the end of the rollout; 0 without hot swaps."""
 

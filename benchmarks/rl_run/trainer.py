@@ -43,7 +43,9 @@ from benchmarks.rl_run.settings import Settings, Step
 
 TAIL = 8
 """A rollout is in its tail when at most one in TAIL of its responses is unfinished."""
-MICRO_BATCH_TOKENS = 2048
+MICRO_BATCH_TOKENS = 1024
+CHECKED = 2
+"""Responses of a step whose logprobs are compared with the server's, both in float32."""
 
 
 def actor_engine(run: Settings) -> Any:
@@ -169,15 +171,25 @@ class Run:
         ]
         if not kept:
             return 0, 0.0
-        gap = 0.0
-        for one, logprobs in zip(kept, self.actor.compute_logp(kept), strict=True):
-            one["prox_logp"] = logprobs
+        middle = len(kept) // 2
+        by_length = sorted(kept, key=lambda one: int(one["loss_mask"].sum()))
+        gap = self._gap([dict(one) for one in by_length[middle : middle + CHECKED]])
+        tokens = sum(int(one["loss_mask"].sum()) for one in kept)
+        # Weights, gradients and optimizer are in float32, the products in bfloat16.
+        with torch.autocast("cpu", torch.bfloat16):
+            for one, logprobs in zip(kept, self.actor.compute_logp(kept), strict=True):
+                one["prox_logp"] = logprobs
+            self.actor.ppo_update(self.actor.compute_advantages(kept))
+        return tokens, gap
+
+    def _gap(self, some: list[dict[str, Any]]) -> float:
+        """Return the largest difference of the server's logprobs from the trainer's."""
+        gaps = []
+        for one, logprobs in zip(some, self.actor.compute_logp(some), strict=True):
             mask = torch.roll(one["loss_mask"], -1, dims=-1).bool()
             rolled = torch.roll(one["logprobs"], -1, dims=-1)
-            gap = max(gap, float((rolled - logprobs)[mask].abs().max()))
-        tokens = sum(int(one["loss_mask"].sum()) for one in kept)
-        self.actor.ppo_update(self.actor.compute_advantages(kept))
-        return tokens, gap
+            gaps.append(float((rolled - logprobs)[mask].abs().max()))
+        return max(gaps)
 
     def _hand_over(self, version: int) -> None:
         """Update the servers' weights, in the order of AReaL's own trainer."""
