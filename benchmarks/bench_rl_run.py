@@ -10,7 +10,8 @@ started with the same --folder.
 
 plain              Ours without drafts.
 adaptive           The shipped drafter and n-grams, chosen at every step; the drafter is frozen.
-adaptive, sidecar  The same, and the drafter is trained while the server is idle.
+adaptive, sidecar  The same, and the drafter is trained while the server is idle. With --faults its
+                   engine, sidecar and launcher are killed with SIGKILL, each at a random step.
 
 rollouts_identical       1 if every step of all systems had the very same tokens.
 weights_identical        1 if all systems end with the very same weights.
@@ -36,6 +37,7 @@ from benchmarks.harness import program, provenance
 from benchmarks.harness.program import UsageError, say
 from benchmarks.harness.server import default_threads
 from benchmarks.plots import rl_run as plots
+from benchmarks.rl_run.faults import LEAST_STEPS, faults
 from benchmarks.rl_run.settings import Settings, Step
 from benchmarks.rl_run.systems import ADAPTIVE, PLAIN, SIDECAR, SYSTEMS, System
 
@@ -49,6 +51,7 @@ class Options:
     json: Path
     folder: Path
     systems: tuple[str, ...]
+    faults: bool
     settings: Settings
     """Without the policy, which is made first."""
 
@@ -107,6 +110,7 @@ def parse(argv: Sequence[str]) -> Options:
     add("--longest", type=int, metavar="T", help="Tokens of the longest response (default: 1024)")
     add("--threads", type=int, metavar="N", help="Threads of server and trainer (default: torch's)")
     add("--update", choices=UPDATES, default="disk", help="How weights reach the server")
+    add("--faults", action="store_true", help="Kill engine, sidecar and launcher, once each")
     add("--system", action="append", choices=SYSTEMS, help="System to run (default: all)")
     args = parser.parse_args(argv)
     if args.prompts is not None:
@@ -116,18 +120,22 @@ def parse(argv: Sequence[str]) -> Options:
     json = args.json or provenance.RESULTS / "bench_rl_run.json"
     program.check_writable(json)
     program.check_sizes(args, "steps", "problems", "group", "longest", "threads")
+    steps = args.steps or (4 if args.quick else 40)
+    if args.faults and steps < LEAST_STEPS:
+        raise UsageError(f"--faults needs {LEAST_STEPS} steps or more; give --steps a number.")
     settings = Settings(
         policy="",
         seed=args.seed,
-        steps=args.steps or (4 if args.quick else 40),
+        steps=steps,
         problems=args.problems or (4 if args.quick else 8),
         group=args.group or 8,
         longest=args.longest or 1024,
         threads=args.threads or 0,
         update=args.update,
+        checkpoint_every=max(1, steps // 8),
     )
     folder = args.folder or provenance.REPOSITORY / "build" / "rl_run"
-    return Options(json, folder, tuple(args.system or SYSTEMS), settings)
+    return Options(json, folder, tuple(args.system or SYSTEMS), args.faults, settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,7 +155,8 @@ def _benchmark(options: Options, logs: Path) -> None:
         for name in options.systems
     ]
     for system in systems:
-        system.run()
+        kills = options.faults and system.name == SIDECAR
+        system.run(faults(settings.seed, settings.steps) if kills else ())
     steps = {system.name: system.steps for system in systems}
     weights = {system.name: system.weights for system in systems}
     summary = summarise(steps, weights)

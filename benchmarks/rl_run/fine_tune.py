@@ -159,7 +159,9 @@ class FineTuning:
             with torch.autocast("cpu", torch.bfloat16):
                 states = self.model.model(input_ids=batch.input_ids, use_cache=False)
                 logits = self.model.lm_head(states.last_hidden_state[chosen])
-            loss = functional.cross_entropy(logits.float(), batch.labels[chosen], reduction="sum")
+            loss: Any = functional.cross_entropy(
+                logits.float(), batch.labels[chosen], reduction="sum"
+            )
             (loss / learned).backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

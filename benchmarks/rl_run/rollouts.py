@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from areal.api import ModelRequest
+from areal.api import AsyncRewardWrapper, ModelRequest
 from areal.api.cli_args import GenerationHyperparameters, InferenceEngineConfig
 from areal.engine.sglang_remote import RemoteSGLangEngine, SGLangBackend
 from areal.infra import RemoteInfEngine
@@ -72,6 +72,11 @@ class SeededEngine(RemoteSGLangEngine):
 class SeededWorkflow(RLVRWorkflow):
     """AReaL's workflow of single answers, with a seed and a place for each."""
 
+    def __init__(self, sampling: GenerationHyperparameters, tokenizer: Any) -> None:
+        super().__init__(score, sampling, tokenizer)
+        # A reward that took too long would be 0, and depend on how busy the machine is.
+        self.async_reward_fn = AsyncRewardWrapper(score, timeout_seconds=REQUEST_SECONDS)
+
     async def arun_episode(self, engine: Any, data: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return one response as a trajectory, with its place in the batch as `index`."""
         request = ModelRequest(
@@ -127,7 +132,7 @@ def workflow(settings: Settings, tokenizer: Any) -> SeededWorkflow:
     sampling = GenerationHyperparameters(
         max_new_tokens=settings.longest, temperature=1.0, n_samples=1
     )
-    return SeededWorkflow(score, sampling, tokenizer)
+    return SeededWorkflow(sampling, tokenizer)
 
 
 def requests(settings: Settings, step: int, tokenizer: Any) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ class Settings:
     update: str = "disk"
     """How weights reach the server: `disk`, or `xccl` through a process group."""
     checkpoint_every: int = 5
+    """Steps between two checkpoints."""
 
     @classmethod
     def read(cls, folder: Path) -> Settings:

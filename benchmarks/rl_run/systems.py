@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness.processes import MeasuredProcess, log_file, stop
 from benchmarks.harness.program import BenchmarkError, UsageError, say
 from benchmarks.harness.provenance import REPOSITORY
 from benchmarks.harness.server import Server
+from benchmarks.rl_run.faults import Fault
 from benchmarks.rl_run.settings import RESULT, SETTINGS, Settings, Step, read_steps
 from tlt_sglang.launcher.server_process import HOST, free_port
 from tlt_sglang.models.shipped import default_drafter
@@ -62,19 +64,33 @@ class System:
             flags += ["--tlt-store", str(self.folder / "store"), "--tlt-sidecar", "idle"]
         return flags
 
-    def run(self) -> None:
-        """Take the steps that are left, and say how each went."""
-        if self.weights is not None:
-            return
+    def run(self, faults: Sequence[Fault] = ()) -> None:
+        """Take the steps that are left, and say how each went.
+
+        After a fault that ends the server, both it and the trainer are started again, and the run
+        goes on after its last checkpoint.
+        """
+        left = [fault for fault in faults if fault.step >= len(self.steps)]
+        while self.weights is None:
+            before = len(left)
+            try:
+                self._run(left)
+            except BenchmarkError as error:
+                if len(left) == before:
+                    raise
+                say(f"{self.name}: starts again after {error.__class__.__name__}")
+        shutil.rmtree(self.folder / "names", ignore_errors=True)
+
+    def _run(self, faults: list[Fault]) -> None:
+        """Start server and trainer, and take steps until the end or a failure."""
         server = Server(self.name, self.flags(), self.settings.threads, self.logs)
         trainer = None
         try:
             server.wait_started()
             trainer = self._trainer(f"{HOST}:{server.port}")
-            self._watch(server, trainer)
+            self._watch(server, trainer, faults)
         finally:
             stop([server, *([] if trainer is None else [trainer])])
-        shutil.rmtree(self.folder / "names", ignore_errors=True)
 
     def _trainer(self, address: str) -> MeasuredProcess:
         if not TRAINER.exists():
@@ -91,8 +107,8 @@ class System:
             cwd=REPOSITORY,
         )
 
-    def _watch(self, server: Server, trainer: MeasuredProcess) -> None:
-        """Say every step, until the trainer has written its result."""
+    def _watch(self, server: Server, trainer: MeasuredProcess, faults: list[Fault]) -> None:
+        """Say every step, until the trainer has written its result; cause the faults."""
         shown = len(self.steps)
         while trainer.alive:
             time.sleep(POLL_SECONDS)
@@ -101,6 +117,8 @@ class System:
             for step in steps[shown:]:
                 say(f"{self.name}, step {step.step + 1} of {self.settings.steps}: {_line(step)}")
             shown = len(steps)
+            if faults and shown == faults[0].step:
+                faults.pop(0).cause(server)
         if self.weights is None:
             trainer.check_alive()
 

@@ -12,6 +12,7 @@ from benchmarks import bench_rl_run as bench
 from benchmarks.harness.program import UsageError
 from benchmarks.plots.rl_run import plot
 from benchmarks.rl_run import problems, settings
+from benchmarks.rl_run.faults import faults
 from benchmarks.rl_run.settings import Settings, Step
 from benchmarks.rl_run.systems import ADAPTIVE, PLAIN, SIDECAR, System
 
@@ -80,6 +81,14 @@ def test_figures_of_one_system() -> None:
     assert summary["run_speedup"] is summary["accept_len_frozen_last"] is None
 
 
+def test_faults_are_one_of_each_kind() -> None:
+    chosen = faults(0, 40)
+    assert {fault.process for fault in chosen} == {"sidecar", "engine", "launcher"}
+    assert len({fault.step for fault in chosen}) == 3
+    assert all(0 < fault.step < 40 for fault in chosen)
+    assert chosen == faults(0, 40) != faults(1, 40)
+
+
 def test_a_folder_has_one_run(tmp_path: Path) -> None:
     run = Settings("policy")
     system = System(PLAIN, tmp_path, run, tmp_path)
@@ -92,7 +101,11 @@ def test_a_folder_has_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(["--steps", "0"], "from 1 on"), (["--prompts", "x"], "known answers")],
+    [
+        (["--steps", "0"], "from 1 on"),
+        (["--prompts", "x"], "known answers"),
+        (["--faults", "--steps", "3"], "needs 4 steps"),
+    ],
 )
 def test_what_cannot_be(tmp_path: Path, words: list[str], says: str) -> None:
     with pytest.raises(UsageError, match=says):
