@@ -36,7 +36,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the policy's weights; a part of the folder's name."""
+    """The recipe, which decides the policy's weights; it is a part of the folder's name."""
 
     tokens: int = 64_000
     """Tokens of prompts and solutions that are trained on, each once."""

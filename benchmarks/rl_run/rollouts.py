@@ -24,7 +24,7 @@ REQUEST_SECONDS = 1800.0
 
 @dataclass
 class Answers:
-    """What the server says of the responses of one rollout."""
+    """Counts over the server's answers in one rollout."""
 
     ended: list[float] = field(default_factory=list)
     """Moments at which responses were complete."""
@@ -138,12 +138,12 @@ def workflow(settings: Settings, tokenizer: Any) -> SeededWorkflow:
 def requests(settings: Settings, step: int, tokenizer: Any) -> list[dict[str, Any]]:
     """Return the requests of one step, in the order of problems and samples."""
     first = settings.problems * step
-    wanted = []
+    bodies = []
     for number in range(first, first + settings.problems):
         problem = problems.problem("run", settings.seed, number)
         ids = tokenizer.encode(problems.prompt(problem.question), add_special_tokens=False)
         for sample in range(settings.group):
-            wanted.append(
+            bodies.append(
                 {
                     "index": (number - first) * settings.group + sample,
                     "input_ids": ids,
@@ -151,4 +151,4 @@ def requests(settings: Settings, step: int, tokenizer: Any) -> list[dict[str, An
                     SEED: settings.sample_seed(step, number, sample),
                 }
             )
-    return wanted
+    return bodies

@@ -1,4 +1,4 @@
-"""What one RL run is, and the files through which benchmark and trainer speak; no torch here.
+"""Describe one RL run, in files through which benchmark and trainer speak; no torch here.
 
 The benchmark writes `settings.json` into a system's folder and starts the trainer there, which adds
 a line to `steps.jsonl` after every step and writes `result.json` at the end.

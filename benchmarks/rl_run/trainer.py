@@ -129,19 +129,19 @@ class Run:
     def step(self, number: int) -> Step:
         """Generate, train, and hand the weights over."""
         self.client.backend.answers = answers = Answers()
-        wanted = rollouts.requests(self.settings, number, self.tokenizer)
+        bodies = rollouts.requests(self.settings, number, self.tokenizer)
         began = time.perf_counter()
-        batch = self.actor.rollout_batch(wanted, workflow=self.workflow)
+        batch = self.actor.rollout_batch(bodies, workflow=self.workflow)
         rolled = time.perf_counter()
         batch.sort(key=lambda one: int(one["index"]))
-        assert [int(one.pop("index")) for one in batch] == list(range(len(wanted)))
+        assert [int(one.pop("index")) for one in batch] == list(range(len(bodies)))
         trained, gap = self._train(batch)
         updated = time.perf_counter()
         self._hand_over(number + 1)
         ended = time.perf_counter()
         responses = [one["input_ids"][0][one["loss_mask"][0].bool()].tolist() for one in batch]
         lengths = sorted(len(one) for one in responses)
-        in_tail = answers.ended[-1 - len(wanted) // TAIL]
+        in_tail = answers.ended[-1 - len(bodies) // TAIL]
         return Step(
             step=number,
             rollout=hashlib.sha256(json.dumps(responses).encode()).hexdigest(),
