@@ -43,7 +43,8 @@ from benchmarks.rl_run.settings import Settings, Step
 
 TAIL = 8
 """A rollout is in its tail when at most one in TAIL of its responses is unfinished."""
-MICRO_BATCH_TOKENS = 1024
+MICRO_BATCH_TOKENS = 512
+"""Tokens of a micro-batch; a longer response is one by itself."""
 CHECKED = 2
 """Responses of a step whose logprobs are compared with the server's, both in float32."""
 
@@ -171,6 +172,8 @@ class Run:
         ]
         if not kept:
             return 0, 0.0
+        longest = max(one["input_ids"].shape[1] for one in kept)
+        self.actor.config.mb_spec.max_tokens_per_mb = max(MICRO_BATCH_TOKENS, longest)
         middle = len(kept) // 2
         by_length = sorted(kept, key=lambda one: int(one["loss_mask"].sum()))
         gap = self._gap([dict(one) for one in by_length[middle : middle + CHECKED]])
