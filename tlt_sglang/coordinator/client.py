@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -21,6 +22,9 @@ from tlt_sglang.errors import ConfigError
 
 RETRY_SECONDS = 0.5
 """The time between two attempts to join."""
+
+Connect = Callable[[str, Path | None], tuple[Any, Any]]
+"""Returns a context and a socket, as `connection.connect` does."""
 
 
 class Client:
@@ -38,6 +42,7 @@ class Client:
         *,
         key: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        connect: Connect = connect,
     ) -> None:
         self.name, self.role, self.device = name, role, device
         hello = messages.encode(messages.Hello(name, role, device))

@@ -31,7 +31,7 @@ def connect(endpoint: str, key: Path | None) -> tuple[Context, zmq.Socket[bytes]
         (zmq.LINGER, 100),
         (zmq.SNDHWM, MAX_PENDING),
         (zmq.RCVHWM, MAX_PENDING),
-        (zmq.MAXMSGSIZE, messages.MAX_BYTES),
+        (zmq.MAXMSGSIZE, messages.MAX_REPLY_BYTES),
         # Nothing is queued for a coordinator that is not up.
         (zmq.IMMEDIATE, 1),
         (zmq.RECONNECT_IVL, 50),

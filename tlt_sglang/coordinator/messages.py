@@ -12,7 +12,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 MAX_BYTES = 1 << 20
-"""The largest message; ZMQ hangs up on a peer that sends more. A status of 4096 devices fits."""
+"""The largest message to the coordinator; ZMQ hangs up on a peer that sends more."""
+MAX_REPLY_BYTES = 1 << 24
+"""The largest message from the coordinator: a status of as many members as it takes fits."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[!-~]+\Z")]
 """The name of a member or a device: printable ASCII without blanks."""

@@ -1,4 +1,4 @@
-"""The coordinator's server: a ZMQ ROUTER and a clock around the pure decisions of `states`.
+"""The coordinator's server: a ZMQ ROUTER and a clock around the decisions of `states`.
 
 Runs in `tlt coordinator`, or on a thread of the launcher. It decides nothing itself.
 """
@@ -78,7 +78,7 @@ class Server:
 
     def _wait(self) -> int:
         """Return the milliseconds until the next timeout, or until the longest wait has passed."""
-        at = due(self.world, self.rules)
+        at = due(self.world)
         seconds = MAX_WAIT_SECONDS
         if at is not None:
             seconds = min(seconds, at - time.monotonic())
@@ -100,8 +100,7 @@ class Server:
         return True
 
     def _decide(self, event: Event) -> None:
-        self.world, outgoing = step(self.world, event, self.rules)
-        for one in outgoing:
+        for one in step(self.world, event, self.rules):
             self._send(one.peer, one.message)
 
     def _send(self, peer: str, message: messages.CoordinatorMessage) -> None:

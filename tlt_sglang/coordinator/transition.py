@@ -1,21 +1,27 @@
 """The transition that one event causes: members, signals and reports, and the commands that follow.
 
-A part of the pure function `states.step`; it reads no clock and sends nothing itself.
+A part of `states.step`; it reads no clock and sends nothing itself.
 """
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, replace
 
 from tlt_sglang.coordinator import messages
-from tlt_sglang.coordinator.world import Device, Marks, Member, Phase, Rules, World
+from tlt_sglang.coordinator.world import (
+    WITH_DEADLINE,
+    Device,
+    Marks,
+    Member,
+    Phase,
+    Rules,
+    World,
+)
 
-MAX_MEMBERS = 4096
+MAX_MEMBERS = 32768
 """The largest number of members, and of devices."""
-STOP_TIMES = 256
-"""How many of the most recent stop durations are kept."""
-WITH_DEADLINE = (Phase.STOPPING, Phase.RELEASING, Phase.KILLED)
-"""The phases in which a deadline is set."""
+MEMBER, DEVICE = "member", "device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +33,12 @@ class Outgoing:
 
 
 class Transition:
-    """A mutable copy of a world that one event changes."""
+    """The change of a world that one event causes."""
 
     def __init__(self, world: World, at: float, rules: Rules) -> None:
-        self.world, self.at, self.rules = world, at, rules
-        self.members, self.devices = dict(world.members), dict(world.devices)
-        self.default_marks, self.last_seq = world.default_marks, world.last_seq
-        self.late, self.stop_times = world.late, world.stop_times
+        world.at = self.at = max(at, world.at)
+        self.world, self.rules = world, rules
+        self.members, self.devices = world.members, world.devices
         self.touched: dict[str, None] = {}
         self.outgoing: list[Outgoing] = []
 
@@ -43,7 +48,7 @@ class Transition:
     def change(self, name: str, **changes: object) -> None:
         """Change a device, which is created when it is first mentioned."""
         self.devices[name] = replace(
-            self.devices.get(name, Device(self.default_marks)),
+            self.devices.get(name, Device(self.world.default_marks)),
             **changes,  # type: ignore[arg-type]
         )
         self.touched[name] = None
@@ -60,7 +65,7 @@ class Transition:
             return self.send(peer, messages.Unknown())
 
         # Every other message of a member is a sign of life.
-        self.members[peer] = replace(member, last_contact=self.at)
+        member.last_contact = self.at
         self.send(peer, messages.Pong())
 
         # A message that does not belong to the member's role has no effect.
@@ -81,7 +86,10 @@ class Transition:
         reason = None if old else self.refusal(hello)
         if reason:
             return self.send(peer, messages.Refused(reason))
-        self.members[peer] = Member(*_identity(hello), self.at)
+        if old:
+            old.last_contact = self.at
+        else:
+            self.admit(peer, Member(*_identity(hello), self.at, self.at + self.rules.timeout))
         self.send(peer, messages.Welcome(self.world.session, self.rules.timeout))
 
         # A new engine or trainer takes its place on the device.
@@ -94,18 +102,23 @@ class Transition:
         if hello.role == "trainer" and hello.active:
             self.training(hello.device, messages.Training(0, True))
 
+    def admit(self, peer: str, member: Member) -> None:
+        """Enter a new member everywhere."""
+        self.members[peer] = member
+        self.world.names[member.name] = peer
+        if member.role == "stack":
+            self.world.stacks[peer] = None
+        heapq.heappush(self.world.timeouts, (member.check_at, MEMBER, peer))
+
     def refusal(self, hello: messages.Hello) -> str | None:
         """Return why a new member cannot join, or None if it can."""
         if (hello.role == "stack") != (hello.device is None):
             return "An engine and a trainer must name their device, and a stack must not."
-        if any(member.name == hello.name for member in self.members.values()):
+        if hello.name in self.world.names:
             wait = f"or wait {self.rules.timeout:g} s if its owner has ended"
             return f"The name {hello.name} is taken: choose another, {wait}."
-        if any(
-            (one.role, one.device) == (hello.role, hello.device)
-            for one in self.members.values()
-            if one.device
-        ):
+        device = self.devices.get(hello.device) if hello.device else None
+        if device and (device.engine if hello.role == "engine" else device.trainer):
             return f"The device {hello.device} has one {hello.role} already: name another device."
         if len(self.members) >= MAX_MEMBERS or (hello.device and not self.room(hello.device)):
             return f"There are {MAX_MEMBERS} members or devices already: start another coordinator."
@@ -118,10 +131,15 @@ class Transition:
     def remove(self, peer: str) -> None:
         """Remove a member and take it off its device."""
         member = self.members.pop(peer, None)
-        for name, device in list(self.devices.items()):
-            if device.claimant == peer:
+        if member is None:
+            return
+        del self.world.names[member.name]
+        # Only a stack claims devices that are not its own.
+        for name in self.devices if member.role == "stack" else (member.device,):
+            if name is not None and self.devices[name].claimant == peer:
                 self.change(name, claimant=None)
-        if member is None or member.device is None:
+        if member.device is None:
+            del self.world.stacks[peer]
             return
         old = self.devices[member.device]
         if member.role == "engine":
@@ -153,7 +171,7 @@ class Transition:
             return replace(marks, rollout_pending=begins)
 
         if name is None:
-            self.default_marks = updated(self.default_marks)
+            self.world.default_marks = updated(self.world.default_marks)
         elif not self.room(name):
             return
         for one in list(self.devices) if name is None else [name]:
@@ -164,6 +182,11 @@ class Transition:
 
     def load(self, name: str, load: messages.Load) -> None:
         """Take in an engine's load."""
+        device = self.devices[name]
+        known = (device.running, device.queued, device.tokens_per_s)
+        same = device.reported and known == (load.running, load.queued, load.tokens_per_s)
+        if same and not device.marks.rollout_pending:
+            return
         self.change(
             name,
             reported=True,
@@ -171,9 +194,8 @@ class Transition:
             queued=load.queued,
             tokens_per_s=load.tokens_per_s,
         )
-        marks = self.devices[name].marks
-        if marks.rollout_pending and (load.running or load.queued):
-            self.change(name, marks=replace(marks, rollout_pending=False))
+        if device.marks.rollout_pending and (load.running or load.queued):
+            self.change(name, marks=replace(device.marks, rollout_pending=False))
 
     def training(self, name: str, report: messages.Training) -> None:
         """Take in a trainer's report; repeat its command if the report refers to an older one."""
@@ -187,31 +209,49 @@ class Transition:
             self.repeat(name)
         elif not report.active:
             if device.phase in (Phase.STOPPING, Phase.KILLED):
-                times = (*self.stop_times, self.at - device.stop_sent_at)
-                self.stop_times = times[-STOP_TIMES:]
+                self.world.stop_times.append(self.at - device.stop_sent_at)
             holds = device.phase is Phase.ON or not device.release
             self.change(name, phase=Phase.OFF, holds_memory=holds, calm_since=None)
 
     def pass_time(self) -> None:
         """Remove silent members, kill late trainers, and start trainers on quiet devices."""
-        for peer, member in list(self.members.items()):
-            if self.at >= member.last_contact + self.rules.timeout:
-                self.remove(peer)
-        for name in list(self.devices):
-            device = self.update_calm(name)
-            if device.phase in WITH_DEADLINE:
-                if self.at >= device.deadline:
-                    self.kill(name)
-            elif (
-                device.phase is Phase.OFF
-                and device.trainer
-                and device.calm_since is not None
-                and self.at >= device.calm_since + self.rules.dwell
-            ):
-                self.command(name, phase=Phase.ON, holds_memory=True, release=False)
+        timeouts, devices = self.world.timeouts, []
+        while timeouts and timeouts[0][0] <= self.at:
+            time, kind, key = heapq.heappop(timeouts)
+            if kind == MEMBER:
+                self.check_silence(key, time)
+            elif key in self.devices and self.devices[key].check_at == time:
+                devices.append(key)
+        # A silent member gets no command.
+        for name in devices:
+            if name in self.devices:
+                self.check_device(name)
 
-    def finish(self) -> World:
-        """Send the commands that follow from the changes and return the new world."""
+    def check_silence(self, peer: str, time: float) -> None:
+        """Remove a member that was silent for too long, or look again when it might have been."""
+        member = self.members.get(peer)
+        if member is None or member.check_at != time:
+            return
+        end = member.last_contact + self.rules.timeout
+        if self.at >= end:
+            return self.remove(peer)
+        member.check_at = end
+        heapq.heappush(self.world.timeouts, (end, MEMBER, peer))
+
+    def check_device(self, name: str) -> None:
+        """Kill the trainer that is due to be killed, or start the one that is due to be started."""
+        self.change(name, check_at=None)
+        device = self.devices[name]
+        due = device.due(self.rules)
+        if due is None or self.at < due:
+            return
+        if device.phase in WITH_DEADLINE:
+            self.kill(name)
+        else:
+            self.command(name, phase=Phase.ON, holds_memory=True, release=False)
+
+    def finish(self) -> None:
+        """Send the commands that follow from the changes, and set the timeouts of the devices."""
         for name in list(self.touched):
             device = self.update_calm(name)
             claimed = device.marks.claimed
@@ -225,18 +265,19 @@ class Transition:
             elif claimed and device.claimant and not device.holds_memory:
                 self.send(device.claimant, messages.Freed(name))
                 self.change(name, claimant=None)
-            if not device.engine and not device.trainer and device.marks == self.default_marks:
+            unused = not device.engine and not device.trainer
+            if unused and device.marks == self.world.default_marks:
                 del self.devices[name]
-        return World(
-            self.world.session,
-            self.at,
-            self.members,
-            self.devices,
-            self.default_marks,
-            self.last_seq,
-            self.late,
-            self.stop_times,
-        )
+            else:
+                self.set_timeout(name)
+
+    def set_timeout(self, name: str) -> None:
+        """Have a device looked at when it is due, unless it is looked at before."""
+        device = self.devices[name]
+        due = device.due(self.rules)
+        if due is not None and (device.check_at is None or due < device.check_at):
+            self.devices[name] = replace(device, check_at=due)
+            heapq.heappush(self.world.timeouts, (due, DEVICE, name))
 
     def update_calm(self, name: str) -> Device:
         """Set since when a device is quiet, and return the device."""
@@ -258,14 +299,14 @@ class Transition:
 
     def kill(self, name: str) -> None:
         """Report a trainer that exceeded its deadline, and do so again after another one."""
-        self.late += self.devices[name].phase is not Phase.KILLED
+        self.world.late += self.devices[name].phase is not Phase.KILLED
         self.change(name, phase=Phase.KILLED, deadline=self.at + self.rules.preempt)
         self.repeat(name)
 
     def command(self, name: str, **changes: object) -> None:
         """Change a device and send its trainer the command that follows, with a new number."""
-        self.last_seq += 1
-        self.change(name, seq=self.last_seq, **changes)
+        self.world.last_seq += 1
+        self.change(name, seq=self.world.last_seq, **changes)
         self.repeat(name)
 
     def repeat(self, name: str) -> None:
@@ -279,8 +320,7 @@ class Transition:
             within_ms = max(0, round(1000 * (device.deadline - self.at)))
             return self.send(device.trainer, messages.Stop(device.seq, within_ms, device.release))
         kill = messages.Kill(device.seq, self.members[device.trainer].name, name)
-        stacks = [peer for peer, one in self.members.items() if one.role == "stack"]
-        for peer in (device.trainer, *stacks):
+        for peer in (device.trainer, *self.world.stacks):
             self.send(peer, kill)
 
 

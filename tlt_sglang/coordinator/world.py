@@ -1,16 +1,20 @@
-"""The coordinator's knowledge as values: members, devices, and the states that follow from them.
+"""The coordinator's knowledge: members, devices, and the states that follow from them.
 
-Used in the coordinator's process. Pure: no clock and no I/O. Times are seconds of the server's
-monotonic clock, peers are addresses of the transport.
+Used in the coordinator's process. No clock and no I/O. Times are seconds of the server's monotonic
+clock, peers are addresses of the transport. What a message or a timeout needs is found without a
+search through all members or devices, so that an event costs the same however many there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 
 from tlt_sglang.coordinator.messages import Role, Status
+
+STOP_TIMES = 256
+"""How many of the most recent stop durations are kept."""
 
 
 class State(StrEnum):
@@ -39,6 +43,10 @@ class Phase(Enum):
     """The trainer exceeded its deadline; it gets no new command until it confirms or leaves."""
 
 
+WITH_DEADLINE = (Phase.STOPPING, Phase.RELEASING, Phase.KILLED)
+"""The phases in which a deadline is set."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """The rules by which training starts and stops; times in seconds."""
@@ -53,7 +61,7 @@ class Rules:
     """How long a member may be silent before it is removed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Member:
     """A process that takes part."""
 
@@ -62,6 +70,8 @@ class Member:
     device: str | None
     last_contact: float
     """When its last message arrived."""
+    check_at: float
+    """When its silence is looked at next; the time of its entry among the timeouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,8 @@ class Device:
     stop_sent_at: float = 0.0
     deadline: float = 0.0
     """When a stop has to be confirmed, or a kill is repeated."""
+    check_at: float | None = None
+    """When it is looked at next; the time of its entry among the timeouts, None without one."""
 
     @property
     def on_device(self) -> bool:
@@ -114,6 +126,14 @@ class Device:
             return False
         return not self.queued and self.running <= rules.threshold
 
+    def due(self, rules: Rules) -> float | None:
+        """Return when the passing of time alone changes something here, or None for never."""
+        if self.phase in WITH_DEADLINE:
+            return self.deadline
+        if self.phase is Phase.OFF and self.trainer and self.calm_since is not None:
+            return self.calm_since + rules.dwell
+        return None
+
     def state(self, rules: Rules) -> State:
         """Return the state that users see."""
         if self.on_device:
@@ -125,16 +145,20 @@ class Device:
         return State.DRAINING if self.running else State.IDLE
 
 
-@dataclass(frozen=True, slots=True)
+Timeout = tuple[float, str, str]
+"""When to look at a member or a device, which of the two, and its peer or name."""
+
+
+@dataclass(slots=True)
 class World:
     """The whole state of a coordinator; the same events lead to the same world."""
 
     session: str = ""
     """The identity of this coordinator; members repeat their signals to a new one."""
     at: float = float("-inf")
-    members: Mapping[str, Member] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict)
     """All members, by peer."""
-    devices: Mapping[str, Device] = field(default_factory=dict)
+    devices: dict[str, Device] = field(default_factory=dict)
     """All devices, by name."""
     default_marks: Marks = Marks()
     """The signals for all devices, with which a new device begins."""
@@ -142,8 +166,26 @@ class World:
     """The number of the most recent command."""
     late: int = 0
     """The number of stops that were not confirmed in time."""
-    stop_times: tuple[float, ...] = ()
+    stop_times: deque[float] = field(default_factory=lambda: deque(maxlen=STOP_TIMES))
     """Seconds from the command to its confirmation, of the most recent stops."""
+    names: dict[str, str] = field(default_factory=dict)
+    """The peer of each member, by the member's name."""
+    stacks: dict[str, None] = field(default_factory=dict)
+    """The peers of the RL stacks, in the order in which they joined."""
+    timeouts: list[Timeout] = field(default_factory=list)
+    """A heap. An entry whose time is no longer its member's or device's `check_at` is void."""
+
+    def copy(self) -> World:
+        """Return a world that later events of this one do not change."""
+        return replace(
+            self,
+            members={peer: replace(member) for peer, member in self.members.items()},
+            devices=self.devices.copy(),
+            stop_times=self.stop_times.copy(),
+            names=self.names.copy(),
+            stacks=self.stacks.copy(),
+            timeouts=self.timeouts.copy(),
+        )
 
     def status(self, rules: Rules, dropped: int) -> Status:
         """Return the summary for users; `dropped` counts malformed messages."""
