@@ -242,12 +242,31 @@ def policy() -> str:
     return markdown(("Policy", "Regret, median", "min", "max"), rows)
 
 
+def coordinator() -> str:
+    """Return what one coordinator takes to serve fleets of several sizes."""
+    path = "bench_coordinator.summary."
+    rows = [
+        (
+            f"{engines:,}",
+            figure(f"{path}preempt_p99_ms_{engines} | .0f") + " ms",
+            figure(f"{path}busy_{engines} | .1%"),
+            figure(f"{path}rejoin_s_{engines} | .1f") + " s",
+            figure(f"{path}memory_mb_{engines} | .1f") + " MB",
+        )
+        for engines in (10, 100, 1000, 10_000)
+    ]
+    return markdown(
+        ("Engines", "Preempted in (p99)", "Share of a core", "Rejoined in", "Memory"), rows
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "longtail": lambda: longtail("bench_longtail"),
     "longtail_sampled": lambda: longtail("bench_longtail_sampled"),
     "strategies": lambda: strategies("bench_strategies"),
     "strategies_sampled": lambda: strategies("bench_strategies_sampled"),
     "policy": policy,
+    "coordinator": coordinator,
 }
 
 

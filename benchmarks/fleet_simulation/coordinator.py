@@ -17,7 +17,7 @@ import zmq
 
 from benchmarks.fleet_simulation.network import Network
 from tlt_sglang.coordinator import messages
-from tlt_sglang.coordinator.server import MAX_BATCH, MAX_WAIT_SECONDS
+from tlt_sglang.coordinator.server import MAX_BATCH_SECONDS, MAX_WAIT_SECONDS
 from tlt_sglang.coordinator.states import Event, due, step
 from tlt_sglang.coordinator.transition import Outgoing
 from tlt_sglang.coordinator.world import Rules, World
@@ -71,9 +71,14 @@ class Coordinator:
         if not self.up or at != self._wake_at:
             return
         self._free_at = at
-        for _ in range(min(MAX_BATCH, len(self._queue))):
+        timeline = self.network.timeline
+        while self._queue and self._free_at < at + MAX_BATCH_SECONDS:
             peer, data = self._queue.popleft()
             self._free_at += self._handle(self._free_at, peer, data)
+            # Whatever arrives meanwhile is handled, too.
+            timeline.run(self._free_at)
+        if not self.up:
+            return
         self._free_at += self._handle(self._free_at)
         self.busy += self._free_at - at
         self._wake_at = float("inf")

@@ -44,8 +44,8 @@ class Fleet:
     network: Network
     dice: random.Random
     curves: Sequence[Curve]
-    preempted: list[float] = field(default_factory=list)
-    """Seconds from an engine's new work to the confirmation that its trainer has stopped."""
+    preempted: list[tuple[float, float]] = field(default_factory=list)
+    """When an engine got new work, and the seconds until its trainer confirmed that it stopped."""
 
     def client(self, name: str, role: messages.Role, device: str | None) -> Client:
         """Return a client with a clock of its own."""
@@ -181,7 +181,8 @@ class Trainer(Member):
             # A stop also follows from a coordinator that is new, or an engine that is gone.
             recent = [at for at in causes if at >= self.on_since - IN_FLIGHT]
             if recent:
-                self.fleet.preempted.append(self.fleet.network.timeline.now - min(recent))
+                seconds = self.fleet.network.timeline.now - min(recent)
+                self.fleet.preempted.append((min(recent), seconds))
         self.on_since = None
         self.client.confirm_stop()
 

@@ -22,6 +22,8 @@ COORDINATOR_DIES = 0.5
 """When the coordinator is killed, as a share of the run."""
 COORDINATOR_DOWNTIME = 1.0
 """Seconds until it is started again."""
+MESSAGE = 0.2
+"""Seconds before its death from which on what was reported may not have been acted upon."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class SimulationResult:
     preempt_p50_ms: float
     preempt_p99_ms: float
     preempt_max_ms: float
+    failover_preemptions: int
+    """Those, apart from the above, whose cause came while no coordinator knew the members."""
+    failover_max_ms: float
     late: int
     """Stops that were not confirmed in time, since the coordinator's second start."""
     killed: int
@@ -80,7 +85,11 @@ class Simulation:
         self.timeline.at(dies + COORDINATOR_DOWNTIME, self._restart)
         self.timeline.at(1.0, self._kill_some)
         self.timeline.run(seconds)
-        one, times = self.coordinator, sorted(self.fleet.preempted)
+        one, again = self.coordinator, dies + COORDINATOR_DOWNTIME + self.rejoin_seconds
+        during = [took for at, took in self.fleet.preempted if dies - MESSAGE <= at < again]
+        times = sorted(
+            took for at, took in self.fleet.preempted if not dies - MESSAGE <= at < again
+        )
         return SimulationResult(
             engines=len(self.engines),
             seconds=seconds,
@@ -88,6 +97,8 @@ class Simulation:
             preempt_p50_ms=1000 * quantile(times, 0.5),
             preempt_p99_ms=1000 * quantile(times, 0.99),
             preempt_max_ms=1000 * times[-1],
+            failover_preemptions=len(during),
+            failover_max_ms=1000 * max(during, default=0.0),
             late=one.world.late,
             killed=self.killed,
             forgotten=one.forgotten,

@@ -163,7 +163,7 @@ class Client:
     def _keep_alive(self) -> None:
         """Send a sign of life, or try to join, where one is due."""
         elapsed = self._clock() - self._last_sent
-        interval = min(RETRY_SECONDS, self._timeout / 5) if self._joined else RETRY_SECONDS
+        interval = self._timeout / 5 if self._joined else RETRY_SECONDS
         if elapsed >= interval or elapsed < 0:
             self._send_state()
 

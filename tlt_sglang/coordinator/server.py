@@ -18,8 +18,8 @@ from tlt_sglang.coordinator.states import Event, due, step
 from tlt_sglang.coordinator.world import Rules, World
 from tlt_sglang.errors import ConfigError
 
-MAX_BATCH = 256
-"""How many messages are handled before timeouts are evaluated."""
+MAX_BATCH_SECONDS = 0.5
+"""How long messages are handled before timeouts are evaluated although more are there."""
 MAX_WAIT_SECONDS = 0.25
 """The longest wait for a message, and so the delay with which `run` ends."""
 
@@ -62,9 +62,9 @@ class Server:
         try:
             while not stop.is_set():
                 self._socket.poll(self._wait())
-                for _ in range(MAX_BATCH):
-                    if not self._receive():
-                        break
+                end = time.monotonic() + MAX_BATCH_SECONDS
+                while self._receive() and time.monotonic() < end:
+                    pass
                 self._decide(Event(time.monotonic()))
         finally:
             self.close()

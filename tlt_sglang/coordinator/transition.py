@@ -47,10 +47,11 @@ class Transition:
 
     def change(self, name: str, **changes: object) -> None:
         """Change a device, which is created when it is first mentioned."""
-        self.devices[name] = replace(
-            self.devices.get(name, Device(self.world.default_marks)),
-            **changes,  # type: ignore[arg-type]
-        )
+        device = self.devices.get(name)
+        if device is None:
+            device = self.devices[name] = Device(self.world.default_marks)
+        for field, value in changes.items():
+            setattr(device, field, value)
         self.touched[name] = None
 
     def receive(self, peer: str, message: messages.MemberMessage) -> None:
@@ -276,7 +277,7 @@ class Transition:
         device = self.devices[name]
         due = device.due(self.rules)
         if due is not None and (device.check_at is None or due < device.check_at):
-            self.devices[name] = replace(device, check_at=due)
+            device.check_at = due
             heapq.heappush(self.world.timeouts, (due, DEVICE, name))
 
     def update_calm(self, name: str) -> Device:

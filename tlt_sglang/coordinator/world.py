@@ -84,7 +84,7 @@ class Marks:
     """A rollout has begun, and the engine has had no request of it yet."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Device:
     """A device with its engine and its trainer."""
 
@@ -180,7 +180,7 @@ class World:
         return replace(
             self,
             members={peer: replace(member) for peer, member in self.members.items()},
-            devices=self.devices.copy(),
+            devices={name: replace(device) for name, device in self.devices.items()},
             stop_times=self.stop_times.copy(),
             names=self.names.copy(),
             stacks=self.stacks.copy(),

@@ -30,6 +30,7 @@ def test_a_fleet_trains_and_is_preempted_in_time() -> None:
     result = simulation.run(20.0)
     assert result.preemptions > 20
     assert result.preempt_p99_ms < 1000 * Rules().preempt
+    assert result.failover_max_ms < 3000, "the coordinator is down for a second"
     assert result.forgotten == 0
     assert 0 < result.rejoin_seconds < 1.0
     assert result.received_per_s > 20 and 0 < result.busy < 0.5
