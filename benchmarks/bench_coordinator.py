@@ -12,8 +12,8 @@ killed, and halfway through the coordinator is, which starts again without any k
 
 preempt_p99_ms_N  From an engine's new work, or the announcement of a rollout, until its trainer has
                   confirmed that it stopped: 99th percentile with N engines. A trainer looks only
-                  between two micro-batches of 20 to 150 ms. Those that fell into the coordinator's
-                  absence are told apart in the result file.
+                  between two micro-batches of 20 to 150 ms. The result file counts those that fell
+                  into the coordinator's absence apart.
 busy_N            Share of one core that the coordinator takes with N engines.
 rejoin_s_N        Seconds from its second start until it knows 99 % of the members again.
 memory_mb_N       Memory of what it knows.

@@ -39,7 +39,7 @@ Curve = Sequence[tuple[float, int]]
 
 @dataclass
 class Fleet:
-    """What all members share."""
+    """The network, the dice and the load curves that all members share."""
 
     network: Network
     dice: random.Random

@@ -41,7 +41,7 @@ class Timeline:
 
 
 class Receiver(Protocol):
-    """What receives the messages of all sockets."""
+    """The end of the network that receives the messages of all sockets."""
 
     up: bool
 

@@ -1,4 +1,4 @@
-"""A run of the simulated fleet: rollouts, failures, and what the coordinator makes of them."""
+"""A run of the simulated fleet: rollouts, failures, and how the coordinator deals with both."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MESSAGE = 0.2
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """What a run of one size showed."""
+    """The figures of a run with one number of engines."""
 
     engines: int
     seconds: float
@@ -38,7 +38,7 @@ class SimulationResult:
     preempt_p99_ms: float
     preempt_max_ms: float
     failover_preemptions: int
-    """Those, apart from the above, whose cause came while no coordinator knew the members."""
+    """Preemptions whose cause came while no coordinator knew the members; not among the above."""
     failover_max_ms: float
     late: int
     """Stops that were not confirmed in time, since the coordinator's second start."""

@@ -184,8 +184,8 @@ class Transition:
     def load(self, name: str, load: messages.Load) -> None:
         """Take in an engine's load."""
         device = self.devices[name]
-        known = (device.running, device.queued, device.tokens_per_s)
-        same = device.reported and known == (load.running, load.queued, load.tokens_per_s)
+        last = (device.running, device.queued, device.tokens_per_s)
+        same = device.reported and last == (load.running, load.queued, load.tokens_per_s)
         if same and not device.marks.rollout_pending:
             return
         self.change(

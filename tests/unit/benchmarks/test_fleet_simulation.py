@@ -17,12 +17,12 @@ CURVES = [[(0.0, 12), (1.0, 5), (2.0, 0)], [(0.0, 12), (3.0, 1), (4.0, 0)]]
 
 
 def test_events_happen_in_the_order_of_their_times() -> None:
-    timeline, seen = Timeline(), []
-    timeline.at(2.0, lambda: seen.append(("b", timeline.now)))
-    timeline.at(1.0, lambda: timeline.at(0.5, lambda: seen.append(("a", timeline.now))))
-    timeline.at(3.0, lambda: seen.append(("c", timeline.now)))
+    timeline, happened = Timeline(), []
+    timeline.at(2.0, lambda: happened.append(("b", timeline.now)))
+    timeline.at(1.0, lambda: timeline.at(0.5, lambda: happened.append(("a", timeline.now))))
+    timeline.at(3.0, lambda: happened.append(("c", timeline.now)))
     timeline.run(3.0)
-    assert seen == [("a", 1.0), ("b", 2.0)] and timeline.now == 3.0
+    assert happened == [("a", 1.0), ("b", 2.0)] and timeline.now == 3.0
 
 
 def test_a_fleet_trains_and_is_preempted_in_time() -> None:
