@@ -63,6 +63,11 @@ COMMANDS = (
         "tlt_sglang.sidecar.service:main",
     ),
     Command(
+        "export",
+        "Serve harvest logs to sidecars on other machines",
+        "tlt_sglang.exporter.commands:main",
+    ),
+    Command(
         "coordinator",
         "Share devices between inference and training",
         "tlt_sglang.coordinator.commands:main",

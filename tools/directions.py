@@ -45,6 +45,7 @@ ALLOWED: dict[str, str] = {
     "observe": "__init__ errors config config.command_line coordinator",
     # The processes: launcher, training, engine, sidecar.
     "launcher": "errors config coordinator harvest weights",
+    "exporter": "errors config config.command_line coordinator harvest weights",
     "training": (
         "__init__ errors config.command_line harvest launcher models models.seed "
         "sampling.ranking weights"
@@ -55,7 +56,8 @@ ALLOWED: dict[str, str] = {
         "coordinator"
     ),
     "sidecar": (
-        "__init__ errors config config.command_line coordinator harvest observe training weights"
+        "__init__ errors config config.command_line coordinator exporter harvest observe training "
+        "weights"
     ),
     # What meets SGLang, and what a person starts.
     "startup": "upstream serving config engine",
@@ -71,7 +73,8 @@ ALLOWED: dict[str, str] = {
     ),
     "cli": (
         "__init__ errors config config.command_line graphs coordinator observe launcher "
-        "graphs.commands launcher.environment models training sidecar launch_server patches"
+        "graphs.commands launcher.environment models training exporter sidecar launch_server "
+        "patches"
     ),
 }
 """Per room, the rooms that it may import. Rooms are in order: each imports only earlier ones.

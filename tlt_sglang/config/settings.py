@@ -199,8 +199,8 @@ class Config:
     coordinator_key: str | None = setting(
         None,
         _FILE,
-        "CURVE key file for tcp://: the secret key for the coordinator, the public key for engines "
-        "and trainers",
+        "CURVE key file for tcp://: the secret key for the coordinator and exporters, the public "
+        "key for engines and trainers",
         COORDINATION,
         used_by=("engine", "sidecar", "coordinator"),
     )

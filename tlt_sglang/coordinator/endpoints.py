@@ -1,6 +1,6 @@
-"""Addresses of a coordinator, and who may reach it.
+"""Addresses of a coordinator or an exporter, and who may reach it.
 
-Used by the coordinator and by every member; sends nothing. An `ipc://` socket lies in a folder
+Used by both and by all their clients; sends nothing. An `ipc://` socket lies in a folder
 that only its owner may enter. `tcp://` is encrypted with a CURVE key: whoever holds its public half
 may join (it is never sent in the clear), so both files are private.
 """
@@ -35,8 +35,7 @@ def check_endpoint(endpoint: str) -> None:
     path = Path(endpoint.removeprefix("ipc://"))
     if not endpoint.startswith("ipc://") or not path.is_absolute():
         raise ConfigError(
-            f"The coordinator's address {endpoint!r} is not valid; write "
-            "ipc:///FOLDER/NAME or tcp://HOST:PORT."
+            f"The address {endpoint!r} is not valid; write ipc:///FOLDER/NAME or tcp://HOST:PORT."
         )
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ConfigError(
@@ -60,11 +59,9 @@ def exclusive(endpoint: str) -> Iterator[None]:
         # Two that start at once would each take the other's socket for a dead one.
         fcntl.flock(folder, fcntl.LOCK_EX)
         if path.exists() and not path.is_socket():
-            raise ConfigError(
-                f"{path} is not a socket; choose another address for the coordinator."
-            )
+            raise ConfigError(f"{path} is not a socket; choose another address.")
         if _answers(path):
-            raise ConfigError(f"A coordinator runs at {endpoint} already; stop it, or use it.")
+            raise ConfigError(f"A process listens at {endpoint} already; stop it, or use it.")
         path.unlink(missing_ok=True)
         yield
     finally:
@@ -109,7 +106,7 @@ def secure(socket: zmq.Socket[bytes], key: Path | None, *, server: bool) -> None
         ) from error
     if server:
         if secret is None:
-            raise ConfigError(f"{key} is a public key; the coordinator needs the secret one.")
+            raise ConfigError(f"{key} is a public key; who listens needs the secret one.")
         socket.curve_server, socket.curve_publickey, socket.curve_secretkey = True, public, secret
         return
     socket.curve_serverkey = public

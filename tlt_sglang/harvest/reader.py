@@ -9,6 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +72,23 @@ class Reader:
 
     def read(self, most: int = 256) -> list[Record]:
         """Return up to `most` new records. Never waits."""
-        records: list[Record] = []
-        while len(records) < most and self._next <= (newest := self._words[NEWEST]):
+        return [record for _, record in islice(self._new(), most)]
+
+    def read_bytes(self, most: int) -> list[npt.NDArray[np.uint8]]:
+        """Return new records as they lie in the log, up to the one with which they are `most`
+        bytes. Never waits."""
+        records: list[npt.NDArray[np.uint8]] = []
+        size = 0
+        for data, _ in self._new():
+            records.append(data)
+            size += len(data)
+            if size >= most:
+                break
+        return records
+
+    def _new(self) -> Iterator[tuple[npt.NDArray[np.uint8], Record]]:
+        """Yield the bytes of each new record, and the record, whose arrays are views of them."""
+        while self._next <= (newest := self._words[NEWEST]):
             fence()
             offset = self._index[self._next % self.geometry.slots]
             lapped = newest - self._next >= self.geometry.slots - 1
@@ -85,12 +102,11 @@ class Reader:
             record = None
             if data is not None and offset >= self._words[FLOOR]:
                 record = layout.unpack(self.geometry, data, self._next)
-            if record is None:
+            self._next += 1
+            if data is None or record is None:
                 self.torn += 1
             else:
-                records.append(record)
-            self._next += 1
-        return records
+                yield data, record
 
     def close(self) -> None:
         """Close the log; records that were read stay valid."""

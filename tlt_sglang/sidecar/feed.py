@@ -1,12 +1,14 @@
 """From the harvest logs of a store's engines to the sidecar's buffer.
 
-It opens the log of every announced engine, and again when an engine returns. It takes only records
+It opens the log of every announced engine, and again when an engine returns; that of an engine on
+another machine through the exporter there. It takes only records
 of the target version that the engine has announced: a newer version cannot be trained on before its
 embedding and head are published, and an older one has left the buffer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ import numpy as np
 import torch
 
 from tlt_sglang.errors import EnvironmentProblem
+from tlt_sglang.exporter.messages import exports
+from tlt_sglang.exporter.remote import RemoteReader
 from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.announce import Announcement
 from tlt_sglang.harvest.assemble import Assembler, LoggedSequence
@@ -33,7 +37,7 @@ AT_ONCE = 256
 
 @dataclass
 class _Source:
-    reader: Reader
+    reader: Reader | RemoteReader
     assembler: Assembler
     version: int
     last_record: float
@@ -55,14 +59,18 @@ class Feed:
         features: int,
         *,
         assembled: int,
+        key: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`assembled` is the most bytes of unfinished requests to hold per engine."""
+        """`assembled` is the most bytes of unfinished requests to hold per engine.
+
+        `key` is the exporters' CURVE key. Raises ConfigError where it cannot be used.
+        """
         self.buffer = buffer
         self.engines: list[Announcement] = []
         self.rl_step = 0
         """RL step that new sequences belong to."""
-        self._store, self._assembled, self._clock = store, assembled, clock
+        self._store, self._assembled, self._key, self._clock = store, assembled, key, clock
         self._features = hidden_size * features
         self._width = self._features + (hidden_size if features > 1 else 0)
         self._sources: dict[str, _Source] = {}
@@ -86,15 +94,14 @@ class Feed:
                 self._take(source, source.assembler.flush())
                 source.dirty = False
             elif source.reader.ended:
-                self._take(source, source.assembler.flush())
-                source.reader.close()
-                del self._sources[path]
+                self._end(path)
         return read
 
     def status(self) -> dict[str, int]:
         """Return the number of engines, and of their records that could not be read."""
         return {
             "engines": len(self._sources),
+            "remote": sum(isinstance(s.reader, RemoteReader) for s in self._sources.values()),
             "overwritten": sum(source.reader.overwritten for source in self._sources.values()),
             "torn": sum(source.reader.torn for source in self._sources.values()),
         }
@@ -105,16 +112,25 @@ class Feed:
             source.reader.close()
         self._sources.clear()
 
+    def _end(self, path: str) -> None:
+        """Take what is there of a log that has ended, and close it."""
+        source = self._sources.pop(path)
+        self._take(source, source.assembler.flush())
+        source.reader.close()
+
     def _look(self, now: float) -> None:
         self.engines = announce.read(self._store)
+        announced = {engine.harvest for engine in self.engines}
+        for path, source in list(self._sources.items()):
+            # If the exporter has ended with the engine, nobody says that the log has ended.
+            if isinstance(source.reader, RemoteReader) and path not in announced:
+                self._end(path)
         for engine in self.engines:
-            source = self._sources.get(engine.harvest)
-            if source is not None:
-                source.version = engine.target_version
+            if engine.harvest in self._sources:
+                self._sources[engine.harvest].version = engine.target_version
                 continue
-            try:
-                reader = Reader.open(Path(engine.harvest))
-            except EnvironmentProblem:
+            reader = self._open(engine.harvest)
+            if reader is None:
                 continue  # the engine has just ended, or is not ready yet
             if reader.geometry.feature_size != self._width:
                 reader.close()
@@ -122,6 +138,17 @@ class Feed:
             self._sources[engine.harvest] = _Source(
                 reader, Assembler(self._assembled), engine.target_version, now
             )
+
+    def _open(self, path: str) -> Reader | RemoteReader | None:
+        """Return a reader of a log on this machine or on another one, None if there is none."""
+        if Path(path).exists():
+            with contextlib.suppress(EnvironmentProblem):
+                return Reader.open(Path(path))
+            return None
+        for export in exports(self._store):
+            if path in export.logs:
+                return RemoteReader(export.address, path, export.logs[path], self._key)
+        return None
 
     def _take(self, source: _Source, sequences: list[LoggedSequence]) -> None:
         for sequence in sequences:

@@ -64,6 +64,7 @@ class TrainingSession:
             target_config["hidden_size"],
             config.features,
             assembled=int(ASSEMBLED_SHARE * memory),
+            key=options.coordinator_key,
         )
 
         # The training, from where an earlier process stopped.

@@ -835,7 +835,7 @@ def test_the_command_line_reports_errors_in_one_sentence(
         assert main(["--status", "--tlt-coordinator", at]) == 0
         assert "late stops 0" in capsys.readouterr().out
         assert main(["--tlt-coordinator", at]) == 1
-        assert "runs at" in capsys.readouterr().err
+        assert "listens at" in capsys.readouterr().err
 
 
 def test_the_coordinator_loads_neither_torch_nor_sglang() -> None:

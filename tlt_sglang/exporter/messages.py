@@ -1,0 +1,96 @@
+"""The messages between an exporter and its readers, and the file by which readers find it.
+
+A request is one frame of JSON. A reply is a frame of JSON, the `Batch`, and frames of records as in
+the harvest log (`harvest.layout`): large ones by themselves, small ones one after the other, each
+of which tells its own length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from tlt_sglang.harvest.announce import FOLDER
+from tlt_sglang.harvest.layout import Geometry
+from tlt_sglang.weights import files
+
+MAX_REQUEST_BYTES = 1 << 16
+"""ZMQ hangs up on a peer that sends a longer request."""
+
+
+class Request(Struct, frozen=True, forbid_unknown_fields=True):
+    """A reader asks for the records after one."""
+
+    log: str
+    """Path of the harvest log on the exporter's machine, as its engine has announced it."""
+    after: int
+    """Sequence number of the last record that the reader has, 0 at first."""
+
+
+class Batch(Struct, frozen=True):
+    """The head of a reply."""
+
+    log: str
+    after: int
+    """That of the request."""
+    last: int
+    """Sequence number of the last record that was read or skipped."""
+    overwritten: int
+    """Records among them that were overwritten before they were read."""
+    torn: int
+    """Records among them that were damaged."""
+    ended: bool
+    """True if no record follows: the log is read to its end, or is not there any more."""
+
+
+class Export(Struct, frozen=True):
+    """The logs that an exporter serves, as a file of the store, which is replaced at a change."""
+
+    address: str
+    """Where it listens, as readers reach it."""
+    logs: dict[str, Geometry]
+    """The harvest logs on its machine, by path."""
+
+    def write(self, store: Path) -> Path:
+        """Replace this exporter's file; return its path. Raises EnvironmentProblem."""
+        path = store / FOLDER / files.owned("export")
+        with files.usable(store):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary = path.with_name("." + path.name)
+            files.write(temporary, encode(self))
+            os.replace(temporary, path)
+        return path
+
+
+def exports(store: Path) -> list[Export]:
+    """Return the exports of a store; remove the files of exporters that were killed."""
+    served = []
+    for path in sorted((store / FOLDER).glob("export@*")):
+        if files.is_orphan(path):
+            path.unlink(missing_ok=True)
+            continue
+        with contextlib.suppress(OSError):
+            export = decode(path.read_bytes(), Export)
+            served += [] if export is None else [export]
+    return served
+
+
+T = TypeVar("T", Request, Batch, Export)
+
+
+def encode(message: Request | Batch | Export) -> bytes:
+    """Return a message as JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode(data: bytes, kind: type[T]) -> T | None:
+    """Return the message, or None if it is malformed."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
