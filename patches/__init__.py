@@ -103,6 +103,7 @@ _FROM_V16 = (
     "v16.tp_worker",
     "v16.weight_updater",
     "v16.xgrammar_backend",
+    "v17.tokenizer_manager",
     "v19.server_args",
     "v22.eagle_worker_v2",
     "v22.logits_processor",
