@@ -327,6 +327,7 @@ SECOND = Case((262, 263, 270), (3,), stops=("cat", " c"))
 @example(case=replace(SECOND, stops=("cat",), limit=2), early=False)
 @example(case=replace(SECOND, stops=(), regexes=("cat", " c")), early=False)
 @example(case=replace(SECOND, stops=(), regex="", ignore_eos=True), early=True)
+@example(case=Case((1, EOS), (2,), limit=3), early=False)  # the end, and the limit behind it
 @pytest.mark.filterwarnings("ignore:max_rollback_tokens")
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases, early=st.booleans())

@@ -154,13 +154,15 @@ class Finishing:
     def _whole_run_decides(self, request: AnsweredRequest, run: Sequence[int]) -> bool:
         """Return whether SGLang's rule for a whole run is right, or right that it goes on.
 
-        It is right of token ids and lengths. Of stop strings it is right that there are none, as a
-        string in the text of a part of the tokens is also in the text of all of them. This holds
-        where a text is the joined bytes of its tokens, and of whole characters.
+        It is right of token ids before the limit of the answer; at it, some versions of SGLang do
+        not look at them. Of stop strings it is right that there are none, as a string in the text
+        of a part of the tokens is also in the text of all of them. This holds where a text is the
+        joined bytes of its tokens, and of whole characters.
         """
         parameters = request.sampling_params
         return (
-            not parameters.stop_regex_strs
+            len(request.output_ids) + len(run) < parameters.max_new_tokens
+            and not parameters.stop_regex_strs
             and request.grammar is None
             and request.to_finish is None
             and min(run) >= 0

@@ -28,6 +28,8 @@ class StopParameters(SamplingParams, Protocol):
     stop_strs: Sequence[str]
     stop_regex_strs: Sequence[str]
     min_new_tokens: int
+    max_new_tokens: int
+    """The limit that the scheduler has set where the request has none."""
 
 
 class KvInfo(Protocol):
