@@ -55,6 +55,8 @@ FORMER_KEYS = {
     "spec_accept_histogram": "spec_correct_drafts_histogram",
 }
 """Keys of `meta_info` in older versions of SGLang, and the present ones."""
+GIVEN_BY_OLDER = "spec_accepted_drafts"
+"""The key that an SGLang adds by itself which still serves older clients."""
 
 Json = dict[str, object]
 
@@ -118,7 +120,8 @@ class Clients:
 
     def add_former_keys(self, meta_info: MutableMapping[str, Any], config: Config) -> None:
         """Add the keys that older clients read to an answer's `meta_info`, if there are any."""
-        if config.older_clients == "on" or (config.older_clients == "auto" and self.older):
+        older = self.older or GIVEN_BY_OLDER in meta_info
+        if config.older_clients == "on" or (config.older_clients == "auto" and older):
             names = FORMER_KEYS.items()
             meta_info.update((old, meta_info[new]) for old, new in names if new in meta_info)
 

@@ -298,6 +298,13 @@ def test_the_former_keys(clients: Clients, setting: Any, older: bool, added: Any
     assert meta_info == META | added
 
 
+def test_former_keys_where_sglang_has_some(clients: Clients) -> None:
+    """All of them from the first answer on, with the counts of this step."""
+    meta_info: dict[str, Any] = META | {"spec_accepted_drafts": 3, "spec_proposed_drafts": 24}
+    clients.add_former_keys(meta_info, Config())
+    assert meta_info == META | FORMER
+
+
 def test_an_update_without_a_session_is_that_of_an_older_client(
     clients: Clients, manager: Manager
 ) -> None:
