@@ -7,10 +7,15 @@ import pytest
 from tlt_sglang import upstream
 
 
-def unless_lacking(words: str) -> pytest.MarkDecorator:
-    """Return a mark that skips a test where a limit of the installed SGLang has these `words`.
+def lacks(words: str) -> bool:
+    """Return True if a limit of the installed SGLang, as `tlt check` prints it, has these words."""
+    return bool(_limits(words))
 
-    The reason is that limit, as `tlt check` prints it.
-    """
-    limits = [text for text in upstream.current().limits() if words in text]
-    return pytest.mark.skipif(bool(limits), reason=" ".join(limits))
+
+def unless_lacking(words: str) -> pytest.MarkDecorator:
+    """Return a mark that skips a test where `lacks(words)`; the reason is that limit."""
+    return pytest.mark.skipif(lacks(words), reason=" ".join(_limits(words)))
+
+
+def _limits(words: str) -> list[str]:
+    return [text for text in upstream.current().limits() if words in text]

@@ -32,7 +32,8 @@ class Adapter(v19.Adapter):
     def limits(self) -> Sequence[str]:
         return (
             *v19.LIMITS,
-            "Answers do not name the version of the drafter in their meta_info with this SGLang.",
+            "Set TLT_CONFIG before Python starts, and install TLT from a wheel, which has a .pth "
+            "file: the arguments of this SGLang cannot be resolved again.",
             "In a streaming session, the answers of later turns may differ from plain decoding's "
             "with this SGLang.",
         )
