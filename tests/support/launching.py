@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from tlt_sglang.launcher.child_process import session, wait_for
 LAUNCHER = (sys.executable, "-m", "tlt_sglang.launch_server")
 SETTINGS = ("TLT_CONFIG", "TLT_DEBUG", "SGLANG_PLUGINS")
 """Variables that are taken out of the environment of the program."""
+END_SECONDS = 10.0
+"""Time for the processes that a program has started to end after it."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +33,30 @@ class Done:
 def run(
     command: Sequence[str], environment: dict[str, str] | None = None, seconds: float = 240
 ) -> Done:
-    """Run `command` in a session of its own; assert that no process of it is left at the end."""
+    """Run `command` in a session of its own; assert that no process of it is left at the end.
+
+    Its output goes into files: a process that is left would keep a pipe open.
+    """
     started = time.monotonic()
     inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    with subprocess.Popen(
-        command,
-        env=inherited | (environment or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=seconds)
-        finally:
-            elapsed = time.monotonic() - started
-            wait_for(lambda: not session(process.pid), 10)
-            left = session(process.pid)
-            for member in left:
-                member.kill()
+    with tempfile.TemporaryFile("w+") as out_file, tempfile.TemporaryFile("w+") as err_file:
+        with subprocess.Popen(
+            command,
+            env=inherited | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=out_file,
+            stderr=err_file,
+            start_new_session=True,
+        ) as process:
+            try:
+                process.wait(timeout=seconds)
+            finally:
+                elapsed = time.monotonic() - started
+                wait_for(lambda: not session(process.pid), END_SECONDS)
+                left = session(process.pid)
+                for member in left:
+                    member.kill()
+        out, err = (file.seek(0) or file.read() for file in (out_file, err_file))
     assert left == [], err[-4000:]
     return Done(process.returncode, out, err, elapsed)
 
