@@ -56,7 +56,9 @@ def run(
                 left = session(process.pid)
                 for member in left:
                     member.kill()
-        out, err = (file.seek(0) or file.read() for file in (out_file, err_file))
+        out_file.seek(0)
+        err_file.seek(0)
+        out, err = out_file.read(), err_file.read()
     assert left == [], err[-4000:]
     return Done(process.returncode, out, err, elapsed)
 

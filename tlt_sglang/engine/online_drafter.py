@@ -9,8 +9,8 @@ Runs in the scheduler process, on every tensor-parallel rank; rank 0 harvests an
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,8 @@ class OnlineDrafter:
             target_device = worker.target_worker.model_runner.device
             self.harvester = Harvester(config, self.store.root, width, target_device, announcement)
             self._cleanup.callback(self.harvester.close)
-        atexit.register(self.close)
+        # Not atexit: processes of multiprocessing end without it.
+        Finalize(None, self.close, exitpriority=0)
 
     @property
     def tap(self) -> Tap | None:

@@ -86,6 +86,11 @@ class ForkedFunction:
         return {"function": self.function, "environ": dict(os.environ)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        import setproctitle
+
+        # SGLang finds its schedulers by their titles, which cannot be set any more once the
+        # environment has moved, unless this has been called before.
+        setproctitle.getproctitle()
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         os.environ.clear()
         os.environ.update(self.environ)
