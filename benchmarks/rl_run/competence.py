@@ -1,6 +1,6 @@
 """Measure the policy that the RL run begins with, on problems that it has not seen.
 
-    python -m benchmarks.rl_run.competence [--problems N]
+    python -m benchmarks.rl_run.competence [--problems N] [--threads N]
 
 One response at temperature 1 to each problem, from a server of ours without drafts; the entropy of
 the policy at each of their tokens, in PyTorch. Writes benchmarks/results/rl_run_policy.json, with
@@ -96,11 +96,11 @@ def summarise(sampled: Sequence[Response], nats: float) -> dict[str, float | Non
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def measure(count: int, logs: Path) -> None:
+def measure(count: int, threads: int, logs: Path) -> None:
     """Measure, print and write the result."""
     folder = fine_tuned(Recipe())
     assert folder is not None
-    torch.set_num_threads(threads := default_threads())
+    torch.set_num_threads(threads)
     sampled = responses(folder, count, threads, logs)
     summary = summarise(sampled, entropy(folder, sampled))
     training = json.loads((folder / "fine_tuning.json").read_text())
@@ -116,8 +116,10 @@ def main() -> int:
     """Return the exit status of the measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=64, help="Problems (default: 64)")
-    count = parser.parse_args().problems
-    return program.run("rl_run_policy", lambda logs: measure(count, logs))
+    parser.add_argument("--threads", type=int, help="Threads of the server (default: torch's)")
+    args = parser.parse_args()
+    threads = args.threads or default_threads()
+    return program.run("rl_run_policy", lambda logs: measure(args.problems, threads, logs))
 
 
 if __name__ == "__main__":

@@ -38,11 +38,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 class Recipe:
     """The recipe, which decides the policy's weights; it is a part of the folder's name."""
 
-    tokens: int = 64_000
+    tokens: int = 96_000
     """Tokens of prompts and solutions that are trained on, each once."""
     step: int = 1280
     """Least tokens of a step."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     warm_up: int = 10
     """Steps of rising learning rate; it falls linearly to a tenth afterwards."""
     seed: int = 0

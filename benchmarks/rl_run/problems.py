@@ -1,20 +1,21 @@
 """Problems of reasoning-gym with worked solutions, whose length follows the problem's size.
 
-Three families: chains of sums, sorting, and counting legs. A family's size is drawn from a
-lognormal distribution, so that most solutions are short and a few are very long: sorting repeats
-what is left at each step, and a large problem is also the one where a policy makes a mistake.
+Three families: chains of sums, filtering, and counting legs. A family's size is drawn from a
+lognormal distribution, so that most solutions are short and a few are very long: filtering repeats
+what is kept at each step, and a large problem is also the one where a policy makes a mistake.
 """
 
 from __future__ import annotations
 
 import itertools
+import operator
 import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 """A part of the policy's name; increment it when problems or solutions change."""
 SPREAD = 0.9
 """Standard deviation of the logarithm of a size."""
@@ -72,18 +73,27 @@ def _solve_sum(entry: dict[str, Any]) -> tuple[str, list[str], str]:
     return f"Compute {' '.join(words)}", steps, str(total)
 
 
-def _solve_sorting(entry: dict[str, Any]) -> tuple[str, list[str], str]:
-    """Take the next number out of those that are left, again and again."""
-    left = [int(float(text)) for text in entry["metadata"]["original_numbers"]]
-    ascending = entry["metadata"]["direction"] == "ascending"
-    question = f"Sort in {entry['metadata']['direction']} order: {_list(left)}"
-    steps, ordered = [], []
-    while left:
-        best = min(left) if ascending else max(left)
-        left.remove(best)
-        ordered.append(best)
-        steps.append(f"{best} leaves {_list(left)}" if left else f"{best}")
-    return question, steps, _list(ordered)
+RULES: dict[str, tuple[str, Callable[[int, int], bool]]] = {
+    "keep_larger": (">", operator.gt),
+    "keep_smaller": ("<", operator.lt),
+    "remove_larger": ("<=", operator.le),
+    "remove_smaller": (">=", operator.ge),
+}
+"""The numbers that are kept by each operation of reasoning-gym."""
+
+
+def _solve_filtering(entry: dict[str, Any]) -> tuple[str, list[str], str]:
+    """Decide on one number after another, and repeat what has been kept."""
+    numbers = [int(float(text)) for text in entry["metadata"]["original_numbers"]]
+    bound = int(float(entry["metadata"]["filter_value"]))
+    rule, fits = RULES[entry["metadata"]["operation"]]
+    kept: list[int] = []
+    steps = []
+    for number in numbers:
+        kept += [number] * fits(number, bound)
+        sign = ">" if number > bound else "<" if number < bound else "="
+        steps.append(f"{number} {sign} {bound}: {_list(kept)}")
+    return f"Keep the numbers {rule} {bound}: {_list(numbers)}", steps, _list(kept)
 
 
 def _solve_legs(entry: dict[str, Any]) -> tuple[str, list[str], str]:
@@ -103,24 +113,24 @@ def _solve_legs(entry: dict[str, Any]) -> tuple[str, list[str], str]:
 
 
 def _list(numbers: list[int]) -> str:
-    return " ".join(str(number) for number in numbers)
+    return " ".join(str(number) for number in numbers) or "none"
 
 
 FAMILIES = (
     Family(
         "chain_sum",
         *(4, 2, 60),
-        lambda size: {"min_terms": size, "max_terms": size, "min_digits": 1, "max_digits": 2},
+        lambda size: {"min_terms": size, "max_terms": size, "min_digits": 1, "max_digits": 1},
         _solve_sum,
     ),
     Family(
-        "number_sorting",
-        *(4, 2, 24),
+        "number_filtering",
+        *(4, 2, 26),
         lambda size: {
             **{"min_numbers": size, "max_numbers": size, "min_decimals": 0, "max_decimals": 0},
             **{"min_value": 0, "max_value": 99},
         },
-        _solve_sorting,
+        _solve_filtering,
     ),
     Family(
         "leg_counting",
