@@ -165,6 +165,7 @@ def _benchmark(options: Options, logs: Path) -> None:
         summary,
         settings=asdict(settings),
         weights=weights,
+        complaints={system.name: system.complaints for system in systems},
         steps=[{"system": name, **asdict(step)} for name, own in steps.items() for step in own],
     )
     provenance.write_json(options.json, document)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -27,6 +28,12 @@ STUBS = REPOSITORY / "tests" / "stacks" / "own" / "stubs"
 """Loggers that AReaL imports and does not use."""
 KV_TOKENS = 20_000
 POLL_SECONDS = 1.0
+COMPLAINTS = "complaints.txt"
+COMPLAINT = re.compile(
+    r".*(?:[Rr]etry|[Ee]rror [45]\d\d|HTTP [45]\d\d|status[= ][45]\d\d"
+    r"|RemoteInfEngine.*(?:WARNING|ERROR)).*"
+)
+"""A line of the trainer's log about an answer of the server."""
 
 
 class System:
@@ -51,6 +58,12 @@ class System:
     def steps(self) -> list[Step]:
         """The steps that it has taken."""
         return read_steps(self.folder)
+
+    @property
+    def complaints(self) -> int:
+        """The number of lines in the trainer's logs that blame the server."""
+        path = self.folder / COMPLAINTS
+        return len(path.read_text().splitlines()) if path.exists() else 0
 
     def flags(self) -> list[str]:
         """Return the flags of its server."""
@@ -91,6 +104,9 @@ class System:
             self._watch(server, trainer, faults)
         finally:
             stop([server, *([] if trainer is None else [trainer])])
+            if trainer is not None:
+                with (self.folder / COMPLAINTS).open("a") as file:
+                    file.writelines(f"{line}\n" for line in COMPLAINT.findall(trainer.log()))
 
     def _trainer(self, address: str) -> MeasuredProcess:
         if not TRAINER.exists():
