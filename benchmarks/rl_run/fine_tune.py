@@ -38,8 +38,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 class Recipe:
     """The recipe, which decides the policy's weights; it is a part of the folder's name."""
 
-    tokens: int = 96_000
-    """Tokens of prompts and solutions that are trained on, each once."""
+    tokens: int = 61_000
+    """Least tokens of prompts and solutions that are trained on, each once."""
+    planned: int = 96_000
+    """Tokens at which the learning rate would be at its end; stopping earlier leaves something to
+    learn for RL."""
     step: int = 1280
     """Least tokens of a step."""
     learning_rate: float = 3e-4
@@ -148,7 +151,7 @@ class FineTuning:
     def _step(self, documents: list[Document]) -> float:
         """Take one step; return its loss in nats per token of the solutions."""
         recipe = self.recipe
-        left = max(0.0, 1 - self.tokens / recipe.tokens)
+        left = max(0.0, 1 - self.tokens / recipe.planned)
         rate = recipe.learning_rate * min((self.steps + 1) / recipe.warm_up, 0.1 + 0.9 * left)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
