@@ -100,11 +100,11 @@ def _whole(step: Step) -> float:
 
 def parse(argv: Sequence[str]) -> Options:
     """Return the options; raise UsageError with one sentence for what is wrong."""
-    parser = program.Parser("bench_rl_run", __doc__, "3 steps of 32 responses, not 40 of 64")
+    parser = program.Parser("bench_rl_run", __doc__, "4 steps of 32 responses, not 40 of 64")
     add = parser.add_argument
     add("--folder", type=Path, metavar="DIR", help="Folder of the run (default: build/rl_run)")
     add("--seed", type=int, default=0, metavar="N", help="Seed of problems and responses")
-    add("--steps", type=int, metavar="N", help="Steps (default: 40, with --quick 3)")
+    add("--steps", type=int, metavar="N", help="Steps (default: 40, with --quick 4)")
     add("--problems", type=int, metavar="N", help="Problems of a step (default: 8, with --quick 4)")
     add("--group", type=int, metavar="G", help="Responses to each problem (default: 8)")
     add("--longest", type=int, metavar="T", help="Tokens of the longest response (default: 1024)")
@@ -120,7 +120,7 @@ def parse(argv: Sequence[str]) -> Options:
     json = args.json or provenance.RESULTS / "bench_rl_run.json"
     program.check_writable(json)
     program.check_sizes(args, "steps", "problems", "group", "longest", "threads")
-    steps = args.steps or (3 if args.quick else 40)
+    steps = args.steps or (4 if args.quick else 40)
     if args.faults and steps < LEAST_STEPS:
         raise UsageError(f"--faults needs {LEAST_STEPS} steps or more; give --steps a number.")
     settings = Settings(
@@ -132,7 +132,7 @@ def parse(argv: Sequence[str]) -> Options:
         longest=args.longest or 1024,
         threads=args.threads or 0,
         update=args.update,
-        checkpoint_every=1 if args.faults else 5,
+        checkpoint_every=max(1, steps // 8),
     )
     folder = args.folder or provenance.REPOSITORY / "build" / "rl_run"
     return Options(json, folder, tuple(args.system or SYSTEMS), args.faults, settings)
