@@ -20,6 +20,7 @@ rollout_speedup          Time of all rollouts: plain over the last system.
 rollout_share_plain      Share of rollouts in the time of the plain system.
 accept_len_frozen_last   Accept length of the frozen drafter's system, in the last quarter of steps.
 accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
+logprob_gap              Largest difference of the servers' logprobs from the trainer's, in float32.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def summarise(
         "rollout_share_plain": share,
         "accept_len_frozen_last": accepted(ADAPTIVE),
         "accept_len_adapted_last": accepted(SIDECAR),
+        "logprob_gap": round(max(step.gap for own in steps.values() for step in own), 7),
     }
 
 

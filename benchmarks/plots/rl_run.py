@@ -59,6 +59,8 @@ def plot(systems: Mapping[str, Sequence[StepValues]], path: Path) -> None:
         axes.set_xlabel(label)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7)
+    for axes in (rewards, accept):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

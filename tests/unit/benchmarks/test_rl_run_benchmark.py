@@ -67,6 +67,7 @@ def test_figures(tmp_path: Path) -> None:
         "rollout_share_plain": 0.8,
         "accept_len_frozen_last": 1.8,
         "accept_len_adapted_last": 2.45,
+        "logprob_gap": 1e-5,
     }
     plot(steps, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
