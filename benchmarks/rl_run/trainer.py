@@ -247,8 +247,10 @@ def main() -> None:
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
     torch.use_deterministic_algorithms(True)
-    names = NameResolveConfig(type="nfs", nfs_record_root=str(folder / "names"))
-    name_resolve.reconfigure(names)
+    # The names of a run that was interrupted would be in the way of the one that goes on.
+    names = folder / "names"
+    shutil.rmtree(names, ignore_errors=True)
+    name_resolve.reconfigure(NameResolveConfig(type="nfs", nfs_record_root=str(names)))
     Run(folder, addresses).finish()
     for child in psutil.Process().children(recursive=True):
         child.kill()
