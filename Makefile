@@ -22,7 +22,7 @@ VENV := .venv$(NAME)
 LOCK := requirements/cpu$(NAME).txt
 # The versions beside the default one that have a lock, the newest first, and those that TLT runs on.
 VERSIONS := $(shell ls requirements/cpu-*.in | sed -E 's/.*cpu-(.*)\.in/\1/' | sort -rV)
-KNOWN := $(filter $(VERSIONS),$(shell sed -nE 's/^    "([0-9.]+)": "v.*/\1/p' tlt_sglang/upstream/versions.py))
+KNOWN := $(filter $(VERSIONS),$(shell sed -nE 's/^    "([0-9a-z.]+)": "v.*/\1/p' tlt_sglang/upstream/versions.py))
 
 PYTHON := $(VENV)/bin/python
 UV := $(VENV)/bin/uv

@@ -23,10 +23,8 @@ DIGESTS = Path(__file__).parent / "digests"
 
 SHARED = (
     "activation",
-    "allocation_sizing",
     "attention_registry",
     "base_config",
-    "base_spec_worker",
     "batch_result_processor",
     "communicator",
     "eagle_utils",
@@ -38,7 +36,6 @@ SHARED = (
     "llama_eagle3",
     "logits_processor",
     "mem_cache_registry",
-    "model_runner",
     "ngram_worker",
     "orchestrator",
     "parallel_state",
@@ -58,11 +55,21 @@ SHARED = (
     "tokenizer_manager",
     "tp_worker",
     "unquant",
-    "weight_updater",
 )
 """The files that serve every shape."""
 
+_FROM_V16 = (
+    "from_v16.allocation_sizing",
+    "from_v16.base_spec_worker",
+    "from_v16.eagle_worker_v2",
+    "from_v16.model_runner",
+    "from_v16.spec_utils",
+    "from_v16.weight_updater",
+)
+"""The files of the shape v16 that later shapes share."""
+
 _FROM_V19 = (
+    *_FROM_V16,
     "from_v19.draft_utils",
     "from_v19.logprob_processor",
     "from_v19.memory_hook",
@@ -92,16 +99,13 @@ _FROM_V22 = (
 )
 """The files of the shape v22 that later shapes share."""
 
-_FROM_V16 = (
+_BEFORE_V19 = (
     "v16.draft_utils",
-    "v16.eagle_utils",
-    "v16.logprob_processor",
     "v16.ngram_corpus",
     "v16.scheduler_weight_updater",
     "v16.server_args",
     "v16.tokenizer_manager",
     "v16.tp_worker",
-    "v16.weight_updater",
     "v16.xgrammar_backend",
     "v17.tokenizer_manager",
     "v19.server_args",
@@ -109,12 +113,37 @@ _FROM_V16 = (
     "v22.logits_processor",
     "v22.weight_checker",
 )
+"""The files that the shapes before v19 share."""
+
+_V16 = (
+    *_FROM_V16,
+    *_BEFORE_V19,
+    "v16.eagle_utils",
+    "v16.logprob_processor",
+    "v16.weight_updater",
+    "v17.server_args",
+)
 """The files of the shape v16."""
 
 SHAPES: dict[str, tuple[str, ...]] = {
-    "v16": _FROM_V16,
+    "v15": (
+        *_BEFORE_V19,
+        "v15.batch_invariant_ops",
+        "v15.cache_locs",
+        "v15.cache_move",
+        "v15.common",
+        "v15.eagle",
+        "v15.eagle_utils",
+        "v15.eagle_worker_v2",
+        "v15.logprob",
+        "v15.model_runner",
+        "v15.ngram_worker",
+        "v15.server_args",
+        "v15.speculative_hook",
+    ),
+    "v16": _V16,
     "v17": (
-        *_FROM_V16,
+        *_V16,
         "from_v22.batch_result_processor",
         "v17.eagle_draft_cuda_graph_runner",
         "v17.eagle_draft_extend_cuda_graph_runner",

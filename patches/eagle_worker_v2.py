@@ -179,29 +179,16 @@ def draft_extend_for_prefill(
 # -- coupled sampling --------------------------------------------------------------------------
 
 
-def _with_noise(name: str) -> Callable[[Upstream], Patch]:
-    return wraps_upstream(
-        f"{_MODULE}:{name}",
-        why="drafts are chosen with the target's noise",
-        remove_when="SGLang drafts with the noise of a seed",
-        process="scheduler",
-        only_on="cuda",
-    )
-
-
-@_with_noise("renorm_draft_probs")
+@wraps_upstream(
+    f"{_MODULE}:renorm_draft_probs",
+    why="drafts are chosen with the target's noise",
+    remove_when="SGLang drafts with the noise of a seed",
+    process="scheduler",
+    only_on="cuda",
+)
 def renorm_draft_probs(original: Upstream, logits: torch.Tensor, *args: object) -> object:
-    return original(_noisy(logits), *args)
-
-
-@_with_noise("draft_topk1_postprocess")
-def draft_topk1_postprocess(original: Upstream, logits: torch.Tensor, *args: object) -> object:
-    return original(_noisy(logits), *args)
-
-
-def _noisy(logits: torch.Tensor) -> torch.Tensor:
     noise = _step().noise
-    return logits if noise is None else noise.scores(logits)
+    return original(logits if noise is None else noise.scores(logits), *args)
 
 
 PATCHES = (
@@ -214,5 +201,4 @@ PATCHES = (
     on_verify_complete_cpu,
     draft_extend_for_prefill,
     renorm_draft_probs,
-    draft_topk1_postprocess,
 )

@@ -49,7 +49,8 @@ def tokenizer(kind: str = "bytes") -> Any:
 
 def committed(request: Any) -> Any:
     """Return what counts the committed tokens of a request: in some shapes the request itself."""
-    return request.kv if hasattr(request.kv, "kv_committed_len") else request
+    kv = getattr(request, "kv", None)
+    return kv if hasattr(kv, "kv_committed_len") else request
 
 
 def _joining_bytes() -> Any:

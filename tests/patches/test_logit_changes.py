@@ -187,12 +187,12 @@ def batch_info(processor: Callable[..., torch.Tensor]) -> Any:
     entry: Any = processor, torch.tensor([False, True])  # in older shapes
     if kind is not None:
         entry = kind(processor, rows=[1], indices=torch.tensor([1]))
+    newer = {"is_any_greedy"} & SamplingBatchInfo.__dataclass_fields__.keys()
     additive, bias, scaling = torch.zeros(2, VOCAB), torch.zeros(2, VOCAB), torch.ones(2, VOCAB)
     additive[:, 1], scaling[:, 2], bias[:, 3] = -5.0, 2.0, 7.0
     return SamplingBatchInfo(
         *(ones.view(-1, 1), ones, ones.int(), ones),
         is_all_greedy=True,
-        is_any_greedy=True,
         need_top_p_sampling=False,
         need_top_k_sampling=False,
         need_min_p_sampling=False,
@@ -204,6 +204,7 @@ def batch_info(processor: Callable[..., torch.Tensor]) -> Any:
         custom_params=[None, {"token": 6}],
         custom_logit_processor={1: entry},
         device="cpu",
+        **dict.fromkeys(newer, True),
     )
 
 

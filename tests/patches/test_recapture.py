@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from patches import weight_updater as patched
+from patches.from_v16 import weight_updater as patched
 from tlt_sglang.config.settings import Device
 from tlt_sglang.engine import engine
 

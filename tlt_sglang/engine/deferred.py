@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.engine.pending import PendingBatch, PendingTokens
 from tlt_sglang.engine.to_device import LateCounts, to_device
 
@@ -179,11 +180,7 @@ def _extend_with_sglang(
     host_lengths: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do the work of `_extend` in SGLang's own forward pass."""
-    from sglang.srt.model_executor.forward_batch_info import (
-        CaptureHiddenMode,
-        ForwardBatch,
-        ForwardMode,
-    )
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 
     # One gather finds the KV slots of every pending position, request by request.
@@ -219,12 +216,7 @@ def _extend_with_sglang(
     }
     for name, value in changes.items():
         setattr(part, name, value)
-    forward_batch = ForwardBatch.init_new(
-        part,
-        worker.draft_runner,
-        capture_hidden_mode=CaptureHiddenMode.LAST,
-        return_hidden_states_before_norm=False,
-    )
+    forward_batch = upstream.current().extend_batch(part, worker.draft_runner)
     forward_batch.return_logprob = False
     output = worker.draft_runner.forward(forward_batch).logits_output
     # An extend tells the scheduler that the step has read its shared inputs, but the step goes on.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tlt_sglang import upstream
+from tlt_sglang.engine import hidden_states
 from tlt_sglang.engine.embed_and_head import EmbedAndHead
 from tlt_sglang.errors import TltError
 from tlt_sglang.harvest import announce, segments
@@ -145,11 +146,6 @@ def _nodes(batch: Batch, result: StepResult) -> torch.Tensor | None:
     accept_index = upstream.current().accept_index(result)
     if batch.spec_info.topk <= 1 or accept_index is None:
         return None
-    from sglang.srt.speculative.eagle_worker_common import _compact_accept_to_front
-
-    size, width = len(batch.reqs), result.speculative_num_draft_tokens
-    nodes = torch.arange(size * width, device=result.accept_lens.device)
-    moved: torch.Tensor = _compact_accept_to_front(
-        nodes, accept_index, size, num_draft_tokens=width
-    )
-    return moved
+    width = result.speculative_num_draft_tokens
+    nodes = torch.arange(len(batch.reqs) * width, device=result.accept_lens.device)
+    return hidden_states.accepted_first(nodes, accept_index, width)

@@ -76,8 +76,7 @@ def order_ngrams(
 def accepted_first(rows: torch.Tensor, accept_index: torch.Tensor, width: int) -> torch.Tensor:
     """Return the rows [B * W, ...] of a verify step with each request's accepted ones first; their
     indices are `accept_index` [B, depth], and `width` is W."""
-    from sglang.srt.speculative.eagle_worker_common import _compact_accept_to_front
-
-    size = len(accept_index)
-    moved: torch.Tensor = _compact_accept_to_front(rows, accept_index, size, num_draft_tokens=width)
+    moved, depth = rows.clone(), accept_index.shape[1]
+    by_request = moved.view(-1, width, *rows.shape[1:])
+    by_request[:, :depth] = rows[accept_index.clamp(min=0).long()]
     return moved

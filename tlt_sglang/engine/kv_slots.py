@@ -68,7 +68,7 @@ class KvSlots:
             return False
         # Enough free slots, without a look at what the cache holds: the usual case.
         allocator = batch.token_to_kv_pool_allocator
-        most = len(batch.reqs) * (2 * _step_slots() + allocator.page_size)
+        most = len(batch.reqs) * (2 * upstream.current().slots_per_step() + allocator.page_size)
         return allocator.available_size() < most and not batch.check_decode_mem()
 
     def fits(
@@ -85,7 +85,7 @@ class KvSlots:
         if _in_flight(scheduler) or not _reserves(batch):
             return False
         # Nothing is in flight, so a step needs no more than it writes itself.
-        self._reserve = _step_slots()
+        self._reserve = upstream.current().slots_per_step()
         if original():
             return True
         _give_back(batch)
@@ -147,14 +147,6 @@ def _in_flight(scheduler: Scheduler | None) -> bool:
     return bool(getattr(scheduler, "result_queue", None))
 
 
-def _step_slots() -> int:
-    """Return the slots that one step writes for each request."""
-    from sglang.srt.mem_cache.allocation_sizing import get_alloc_len_per_decode
-
-    slots: int = get_alloc_len_per_decode()
-    return slots
-
-
 def _give_back(batch: DecodeBatch) -> None:
     """Free the slots beyond the committed tokens of every request, page by page."""
     page = batch.token_to_kv_pool_allocator.page_size
@@ -172,7 +164,7 @@ def _mark_missing(batch: DecodeBatch) -> torch.Tensor | None:
     None if every position that the step writes has a slot.
     """
     records = [request.kv for request in batch.reqs]
-    table, width = batch.req_to_token_pool.req_to_token, _step_slots()
+    table, width = batch.req_to_token_pool.req_to_token, upstream.current().slots_per_step()
     missing = [
         (kv.req_pool_idx, position)
         for kv in records

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.admission.sampling import PREDICTED_OUTPUT
 from tlt_sglang.drafters.ngram import Matches, NgramIndex, RequestText
 from tlt_sglang.drafters.ngram_kernels import LONGEST
@@ -70,27 +71,10 @@ class NgramDrafting:
 
     def verify_input(self, batch: Batch) -> VerifyInput:
         """Return SGLang's verify input of a chain of what followed the matches."""
-        from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input
-
         worker = self._states.worker._draft_worker
-        size, depth = len(batch.reqs), worker.speculative_num_steps
         matches = self.matches or self._look_up(batch)
-        drafts, _ = self.in_flight.drafts(matches, batch, depth)
-        verify_input: VerifyInput = build_eagle_verify_input(
-            batch,
-            batch.spec_info,
-            worker._topk1_parents_prealloc[:size],
-            worker._topk1_score_indices_prealloc[:size],
-            drafts,
-            None,
-            target_worker=worker.target_worker,
-            topk=1,
-            num_steps=depth,
-            num_draft_tokens=depth + 1,
-            tree_mask_mode=worker.tree_mask_mode,
-            device=worker.device,
-        )
-        return verify_input
+        drafts, _ = self.in_flight.drafts(matches, batch, worker.speculative_num_steps)
+        return upstream.current().chain_to_verify(worker, batch, drafts)
 
     def take_over(self, verify_input: VerifyInput, strategy: Strategy, batch: Batch) -> None:
         """Replace the drafter's chain by what followed, for requests with a long enough match."""

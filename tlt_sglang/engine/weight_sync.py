@@ -49,12 +49,12 @@ class WeightSync:
 
     def status(self, manager: UpdateManager) -> dict[str, object]:
         """Return this part of `GET /tlt/status`."""
-        session = upstream.current().update_session(manager)
-        groups = manager.tp_worker.model_runner.weight_updater
+        sglang = upstream.current()
+        session = sglang.update_session(manager)
         return {
             "session": None if session is None else session.selector,
             "opened_sessions": self.opened_sessions,
-            "process_groups": list(groups._model_update_group),
+            "process_groups": sglang.update_groups(manager.tp_worker.model_runner),
             "released": sorted(manager.offload_tags),
             "separate_drafter": has_separate_drafter(manager),
         }

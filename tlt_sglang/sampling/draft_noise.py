@@ -56,6 +56,11 @@ class DraftNoise:
         self._all_greedy = True
         self._rows: _Rows | None = None
 
+    @property
+    def chooses(self) -> bool:
+        """True while drafts are chosen with the noise."""
+        return self._rows is not None
+
     def set_batch(self, info: SamplingInfo) -> None:
         """Fill what graphs read for the draft that begins."""
         if info.is_all_greedy:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tlt_sglang.upstream.layers import DecoderModel, GrammarMask, LogitsProcessor
     from tlt_sglang.upstream.protocols import (
+        Batch,
         DraftWorker,
         LogitsOutput,
         ModelRunner,
@@ -89,6 +90,18 @@ class Sglang(Protocol):
     def draft_contexts(self, draft: DraftWorker) -> AbstractContextManager[object]:
         """Return the contexts in which SGLang builds and runs its drafter."""
 
+    def slots_per_step(self) -> int:
+        """Return the KV slots that a step of the present settings writes for each request."""
+
+    def chain_to_verify(
+        self, draft: DraftWorker, batch: Batch, drafts: torch.Tensor
+    ) -> VerifyInput:
+        """Return the verify input of a chain of `drafts` [B, depth], as deep as the drafter's."""
+
+    def extend_batch(self, batch: Batch, runner: ModelRunner) -> Any:
+        """Return the forward batch in which a drafter extends `batch`, and keeps the hidden state
+        of each request's last token."""
+
     def decode_graph_runner(self, runner: ModelRunner) -> Callable[..., object]:
         """Return the class of the graphs of a target's decode steps."""
 
@@ -151,6 +164,9 @@ class Sglang(Protocol):
         self, scheduler: IntakeScheduler, abort: object, request: ArrivedRequest
     ) -> None:
         """Report a request that has ended outside of a batch."""
+
+    def update_groups(self, runner: UpdatedRunner) -> Sequence[str]:
+        """Return the names of the process groups that trainers have formed with a model runner."""
 
     def draft_runners(self, worker: UpdatedWorker) -> Sequence[UpdatedRunner]:
         """Return the model runners of a drafter; empty for n-grams."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tlt_sglang.upstream.layers import DecoderModel, GrammarMask, LogitsProcessor
     from tlt_sglang.upstream.protocols import (
+        Batch,
         DraftWorker,
         LogitsOutput,
         ModelRunner,
@@ -131,6 +132,44 @@ class Adapter(Sglang):
         context: AbstractContextManager[object] = eagle.draft_tp_context(draft.parallel_layout)
         return context
 
+    def slots_per_step(self) -> int:
+        from sglang.srt.mem_cache.allocation_sizing import get_alloc_len_per_decode
+
+        slots: int = get_alloc_len_per_decode()
+        return slots
+
+    def chain_to_verify(
+        self, draft: DraftWorker, batch: Batch, drafts: torch.Tensor
+    ) -> VerifyInput:
+        from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input
+
+        size, depth = len(batch.reqs), draft.speculative_num_steps
+        verify_input: VerifyInput = build_eagle_verify_input(
+            batch,
+            batch.spec_info,
+            draft._topk1_parents_prealloc[:size],
+            draft._topk1_score_indices_prealloc[:size],
+            drafts,
+            None,
+            target_worker=draft.target_worker,
+            topk=1,
+            num_steps=depth,
+            num_draft_tokens=depth + 1,
+            tree_mask_mode=draft.tree_mask_mode,
+            device=draft.device,
+        )
+        return verify_input
+
+    def extend_batch(self, batch: Batch, runner: ModelRunner) -> Any:
+        from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
+
+        return ForwardBatch.init_new(
+            batch,
+            runner,
+            capture_hidden_mode=CaptureHiddenMode.LAST,
+            return_hidden_states_before_norm=False,
+        )
+
     def decode_graph_runner(self, runner: ModelRunner) -> Callable[..., object]:
         graphs: Callable[..., object] = runner._decode_cuda_graph_runner_cls()
         return graphs
@@ -195,6 +234,9 @@ class Adapter(Sglang):
         self, scheduler: IntakeScheduler, abort: object, request: ArrivedRequest
     ) -> None:
         scheduler.send_abort_output(abort, request)
+
+    def update_groups(self, runner: UpdatedRunner) -> Sequence[str]:
+        return list(runner.weight_updater._model_update_group)
 
     def draft_runners(self, worker: UpdatedWorker) -> Sequence[UpdatedRunner]:
         return [runner for _, runner in worker.weight_update_runners()]

@@ -11,6 +11,7 @@ from importlib import metadata
 from tlt_sglang.errors import EnvironmentProblem
 
 SHAPES = {
+    "0.5.15.post1": "v15",
     "0.5.16": "v16",
     "0.5.17": "v17",
     "0.5.19": "v19",

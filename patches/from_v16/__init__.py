@@ -1,0 +1,1 @@
+"""Patches that the shapes from v16 on share."""
