@@ -135,6 +135,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "v15.eagle",
         "v15.eagle_utils",
         "v15.eagle_worker_v2",
+        "v15.llama",
         "v15.logprob",
         "v15.model_runner",
         "v15.ngram_worker",

@@ -177,7 +177,7 @@ def limits_of(manager: Manager) -> Limits:
         context=context,
         longest_prompt=longest,
         hidden_size=manager.model_config.hidden_size,
-        truncates=manager.allow_auto_truncate,
+        truncates=upstream.current().truncates(manager),
     )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TokenizerManager,
         VerifyInput,
     )
+    from tlt_sglang.upstream.requests import Manager
     from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
     from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
     from tlt_sglang.upstream.weight_updates import (
@@ -152,6 +153,9 @@ class Sglang(Protocol):
 
     def weight_version(self, manager: TokenizerManager) -> object:
         """Return the version of the target's weights that a trainer named last."""
+
+    def truncates(self, manager: Manager) -> bool:
+        """Return whether prompts that are too long are cut."""
 
     def drop_unused(self, manager: Any, call: Any) -> None:
         """Drop the states that a tokenizer manager makes for a call with several requests and

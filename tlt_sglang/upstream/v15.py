@@ -72,6 +72,9 @@ class Adapter(v16.Adapter):
         )
         return verify_input
 
+    def asks_for_masks(self, info: Any) -> bool:
+        return False  # requests cannot ask for them
+
     def extend_batch(self, batch: Any, runner: ModelRunner) -> Any:
         from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 
@@ -79,6 +82,9 @@ class Adapter(v16.Adapter):
         return ForwardBatch.init_new(batch, runner)
 
     # -- requests, models and weights --------------------------------------------------------------
+
+    def truncates(self, manager: Any) -> bool:
+        return bool(manager.server_args.allow_auto_truncate)
 
     def update_groups(self, runner: Any) -> Sequence[str]:
         return list(runner._model_update_group)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TokenizerManager,
         VerifyInput,
     )
+    from tlt_sglang.upstream.requests import Manager
     from tlt_sglang.upstream.results import AnsweredRequest, DecodeResult
     from tlt_sglang.upstream.scheduled import ArrivedRequest, IntakeScheduler
     from tlt_sglang.upstream.weight_updates import (
@@ -223,6 +224,9 @@ class Adapter(Sglang):
 
     def weight_version(self, manager: TokenizerManager) -> object:
         return manager.config_value("weight_version")
+
+    def truncates(self, manager: Manager) -> bool:
+        return manager.allow_auto_truncate
 
     def drop_unused(self, manager: Any, call: Any) -> None:
         pass  # SGLang does so itself
