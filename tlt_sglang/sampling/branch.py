@@ -10,11 +10,11 @@ from __future__ import annotations
 class ChoosesByProbs:
     """True while drafts are chosen with the target's noise."""
 
-    def __bool__(self) -> bool:
-        from tlt_sglang.engine import engine
+    def __init__(self) -> None:
+        self.noisy = False
 
-        noise = engine.require().step.noise
-        return noise is not None and noise.chooses
+    def __bool__(self) -> bool:
+        return self.noisy
 
 
 CHOOSES_BY_PROBS = ChoosesByProbs()

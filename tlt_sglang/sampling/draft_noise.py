@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang.sampling.branch import CHOOSES_BY_PROBS
 from tlt_sglang.sampling.coupled import noisy_scores, seeds_of
 from tlt_sglang.sampling.ranking import DRAFT_TEMPERATURE
 
@@ -55,11 +56,6 @@ class DraftNoise:
         self._greedy = torch.ones(size, dtype=torch.bool, device=device)
         self._all_greedy = True
         self._rows: _Rows | None = None
-
-    @property
-    def chooses(self) -> bool:
-        """True while drafts are chosen with the noise."""
-        return self._rows is not None
 
     def set_batch(self, info: SamplingInfo) -> None:
         """Fill what graphs read for the draft that begins."""
@@ -143,8 +139,8 @@ class DraftNoise:
 
     @contextlib.contextmanager
     def _set(self, rows: _Rows) -> Iterator[None]:
-        self._rows = rows
+        self._rows, CHOOSES_BY_PROBS.noisy = rows, True
         try:
             yield
         finally:
-            self._rows = None
+            self._rows, CHOOSES_BY_PROBS.noisy = None, False
