@@ -65,15 +65,14 @@ def get_internal_state(original: Upstream, scheduler: Scheduler, request: object
 def set_internal_state(
     original: Upstream, scheduler: Scheduler, recv_req: InternalStateRequest
 ) -> object:
+    from tlt_sglang import upstream
     from tlt_sglang.engine import engine
     from tlt_sglang.engine.admin import COMMAND_KEY
 
     command = recv_req.server_args.get(COMMAND_KEY)
     if command is None:
         return original(scheduler, recv_req)
-    from sglang.srt.managers.io_struct import SetInternalStateReqOutput
-
-    return SetInternalStateReqOutput(updated=engine.require().act(command))
+    return upstream.current().acted(engine.require().act(command))
 
 
 @wraps_upstream(

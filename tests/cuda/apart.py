@@ -29,6 +29,7 @@ ENVIRONMENT = {
     # Norms, activations and rotary embeddings are SGLang's own in torch.
     "SGLANG_FORCE_FUSED_OP_BACKEND": "torch",
     "SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK": "1",
+    "SGLANG_IS_FLASHINFER_AVAILABLE": "0",
     # The tree in Rust asks a tensor itself where it lies.
     "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
 }

@@ -14,11 +14,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from tests.cuda import graphs, kernels
+from tests.cuda import graphs, kernels, older
 from tests.support.fitting import Tiny, make_tiny
 from tests.support.tiny import greedily
 
@@ -70,7 +71,10 @@ class Engine:
                 raise _Done
             return []
 
-        self.scheduler.ingest_requests = ingest
+        if hasattr(self.scheduler, "ingest_requests"):
+            self.scheduler.ingest_requests = ingest
+        else:
+            self.scheduler.request_receiver = SimpleNamespace(recv_requests=ingest)
         with contextlib.suppress(_Done):
             self.scheduler.run_event_loop()
         return [list(request.output_ids) for request in requests]
@@ -110,13 +114,17 @@ def _scheduler(flags: Sequence[str]) -> Any:
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-    from sglang.srt.managers.scheduler import Scheduler
-    from sglang.srt.runtime_context import SpawnRanks, publish
+    from sglang.srt import runtime_context
     from sglang.srt.server_args import PortArgs, prepare_server_args
 
     arguments = prepare_server_args(list(flags))
     ports = PortArgs.init_new(arguments)
     atexit.register(_remove_loads, ports.instance_id)
+    if not hasattr(runtime_context, "publish"):
+        return older.scheduler(arguments, ports)
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.runtime_context import SpawnRanks, publish
+
     publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
     return Scheduler(arguments, ports)
 

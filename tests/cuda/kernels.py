@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Callable, Collection, Sequence
 from types import ModuleType, SimpleNamespace
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from tests.cuda import attention, graphs
+from tests.cuda import attention, graphs, older
 
 ABSENT = {"sgl_kernel", "flash_mla", "sglang.kernels.ops.gemm.cutedsl_dual_gemm"}
 """Packages and modules that only a GPU machine can import."""
@@ -111,9 +112,14 @@ def install(interpreted: Collection[str] = ()) -> None:
     from triton.runtime import interpreter
 
     sys.meta_path.insert(0, _Absent())
-    _replace("jit.utils", "load_jit", _compile)
     interpreter.GridExecutor.__call__ = graphs.kernel(interpreter.GridExecutor.__call__)
     interpreter._patch_lang = _once_a_module(interpreter._patch_lang)
+    if importlib.util.find_spec("sglang.kernels") is None:
+        ABSENT.add("flashinfer")
+        PRESENT.update(older.present(_build_tree))
+        older.install(_compile, interpreted)
+        return
+    _replace("jit.utils", "load_jit", _compile)
     for module, name, stand_in in (
         ("attention.decode_attention", "decode_attention_fwd", attention.decode),
         ("attention.extend_attention", "extend_attention_fwd", attention.extend),

@@ -164,6 +164,9 @@ class Sglang(Protocol):
     def tokenized_requests(self, scheduler: IntakeScheduler, received: Any) -> Sequence[Any]:
         """Return the requests in what has arrived, which may be a command."""
 
+    def acted(self, updated: bool) -> object:
+        """Return a scheduler's answer to a command."""
+
     def send_abort(
         self, scheduler: IntakeScheduler, abort: object, request: ArrivedRequest
     ) -> None:

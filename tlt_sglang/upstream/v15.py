@@ -86,6 +86,11 @@ class Adapter(v16.Adapter):
     def truncates(self, manager: Any) -> bool:
         return bool(manager.server_args.allow_auto_truncate)
 
+    def acted(self, updated: bool) -> object:
+        from sglang.srt.managers.io_struct import SetInternalStateReqOutput
+
+        return SetInternalStateReqOutput(updated=updated, server_args={})
+
     def update_groups(self, runner: Any) -> Sequence[str]:
         return list(runner._model_update_group)
 

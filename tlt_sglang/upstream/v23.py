@@ -234,6 +234,11 @@ class Adapter(Sglang):
     def tokenized_requests(self, scheduler: IntakeScheduler, received: Any) -> Sequence[Any]:
         return scheduler._tokenized_requests(received)
 
+    def acted(self, updated: bool) -> object:
+        from sglang.srt.managers.io_struct import SetInternalStateReqOutput
+
+        return SetInternalStateReqOutput(updated=updated)
+
     def send_abort(
         self, scheduler: IntakeScheduler, abort: object, request: ArrivedRequest
     ) -> None:
