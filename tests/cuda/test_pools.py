@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cuda.apart import apart
+from tlt_sglang.upstream import versions
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ def test_plain_decoding(tmp_path: Path) -> None:
     assert sorted(sizes(runner)) == [1, 2, 4]
     DEVICE.waits.clear()
     assert engine.generate(20) == engine.expected(20)
-    assert not DEVICE.waits
+    check_waits()
     assert sum(graph.replays for graph in runner.backend._graphs.values()) >= 18
 
 
@@ -71,7 +72,7 @@ def test_pool(tmp_path: Path, pool: str | None) -> None:
     DEVICE.waits.clear()
     while telemetry.switches < SWITCHES:
         assert engine.generate(LENGTH) == expected
-    assert {wait.file for wait in DEVICE.waits} == {UPSTREAM}, Counter(DEVICE.waits)
+    check_waits(UPSTREAM)
     assert len(telemetry.tallies) == len(process.require().config.pool)
     for strategy, tally in telemetry.tallies.items():
         assert tally.verify_steps > 0
@@ -105,7 +106,7 @@ def test_default_without_a_store(tmp_path: Path) -> None:
     expected = engine.expected(LENGTH)
     DEVICE.waits.clear()
     assert engine.generate(LENGTH) == expected
-    assert {wait.file for wait in DEVICE.waits} == {UPSTREAM}, Counter(DEVICE.waits)
+    check_waits(UPSTREAM)
 
 
 @apart
@@ -132,6 +133,17 @@ def verified(engine: Engine) -> torch.Tensor:
     output = next(iter(runner.backend._outputs.values()))
     features: torch.Tensor = output.hidden_states
     return features
+
+
+def check_waits(*known: str) -> None:
+    """Assert that only code in `known` files waits for the device; of an older SGLang, that none of
+    ours does."""
+    from tests.cuda.device import DEVICE
+
+    files = {wait.file for wait in DEVICE.waits}
+    if versions.installed() != versions.NEWEST:
+        known, files = (), {file for file in files if file.startswith("tlt_sglang")}
+    assert files == set(known), Counter(DEVICE.waits)
 
 
 def check_captures(engine: Engine) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from tests.support.fitting import Tiny
 from tests.support.identity import LENGTH, PINNED, POOL, Reference
+from tests.support.lacking import lacks
 from tests.support.servers import Server, Servers
 from tests.support.tiny import greedily
 from tlt_sglang.config.settings import Config
@@ -104,10 +105,13 @@ def test_what_is_told_of_it(tiny_server: Server, files: Path) -> None:
     server = tiny_server
     server.post("/tlt/strategy", {"strategy": "eagle:3x1x4"})
     chain = server.generate([5, 6, 7], 60)["meta_info"]
-    assert chain["spec_num_proposed_drafts"] == 3 * chain["spec_verify_ct"]
+    counted = not lacks("spec_accept_rate counts")
+    if counted:
+        assert chain["spec_num_proposed_drafts"] == 3 * chain["spec_verify_ct"]
     server.post("/tlt/strategy", {"strategy": "off"})
     plain = server.generate([6, 7, 8], 60)["meta_info"]
-    assert plain["spec_num_proposed_drafts"] == 0
+    if counted:
+        assert plain["spec_num_proposed_drafts"] == 0
     assert plain["spec_verify_ct"] == 59
     assert plain["spec_accept_rate"] == 0
     server.post("/tlt/strategy", {"strategy": None})
@@ -116,7 +120,7 @@ def test_what_is_told_of_it(tiny_server: Server, files: Path) -> None:
     report = server.scheduler()["strategies"].values()
     infos = [chain, plain, *(answer["meta_info"] for answer in answers)]
     for status, request in (
-        ("proposed", "spec_num_proposed_drafts"),
+        *([("proposed", "spec_num_proposed_drafts")] if counted else []),
         ("verify_steps", "spec_verify_ct"),
     ):
         assert sum(one[status] for one in report) == sum(info[request] for info in infos)
