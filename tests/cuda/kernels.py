@@ -115,7 +115,7 @@ def install(interpreted: Collection[str] = ()) -> None:
     interpreter.GridExecutor.__call__ = graphs.kernel(interpreter.GridExecutor.__call__)
     interpreter._patch_lang = _once_a_module(interpreter._patch_lang)
     if importlib.util.find_spec("sglang.kernels") is None:
-        ABSENT.add("flashinfer")
+        ABSENT.update(older.ABSENT)
         PRESENT.update(older.present(_build_tree))
         older.install(_compile, interpreted)
         return

@@ -16,6 +16,14 @@ import torch
 from tests.cuda import attention, graphs
 from tlt_sglang.cpu import kernels as on_cpu
 
+SPARSE = "sglang.srt.layers.attention.dsa_backend"
+ABSENT = {"flashinfer", SPARSE}
+"""Further packages and modules that only a GPU machine can import."""
+
+
+class _SparseBackend:
+    """An attention backend that no model of the tests has."""
+
 
 def _fast_topk(values: torch.Tensor, topk: int, dim: int) -> object:
     return torch.topk(values, topk, dim=dim)
@@ -31,7 +39,9 @@ def present(build_tree: Callable[..., None]) -> dict[str, Callable[..., Any]]:
         ),
         "fast_topk": _fast_topk,
     }
-    return {f"sgl_kernel.{name}": function for name, function in names.items()}
+    return {f"sgl_kernel.{name}": function for name, function in names.items()} | {
+        f"{SPARSE}.DeepseekSparseAttnBackend": _SparseBackend
+    }
 
 
 def _clamp_position(positions: torch.Tensor, lengths: torch.Tensor) -> None:
