@@ -1,7 +1,7 @@
 """The simulated device for an SGLang whose kernels lie in `sgl_kernel` and beside its code.
 
 There kernels have no package of their own, norms and activations no backend in torch to choose, and
-a scheduler is told each of its ranks.
+a scheduler gets each of its ranks as an argument.
 """
 
 from __future__ import annotations

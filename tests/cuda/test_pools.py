@@ -135,15 +135,15 @@ def verified(engine: Engine) -> torch.Tensor:
     return features
 
 
-def check_waits(*known: str) -> None:
-    """Assert that only code in `known` files waits for the device; of an older SGLang, that none of
-    ours does."""
+def check_waits(*waiting: str) -> None:
+    """Assert that code in the `waiting` files alone waits for the device; with an older SGLang, that
+    none of ours does."""
     from tests.cuda.device import DEVICE
 
     files = {wait.file for wait in DEVICE.waits}
     if versions.installed() != versions.NEWEST:
-        known, files = (), {file for file in files if file.startswith("tlt_sglang")}
-    assert files == set(known), Counter(DEVICE.waits)
+        waiting, files = (), {file for file in files if file.startswith("tlt_sglang")}
+    assert files == set(waiting), Counter(DEVICE.waits)
 
 
 def check_captures(engine: Engine) -> None:
