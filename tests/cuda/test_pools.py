@@ -136,8 +136,8 @@ def verified(engine: Engine) -> torch.Tensor:
 
 
 def check_waits(*waiting: str) -> None:
-    """Assert that code in the `waiting` files alone waits for the device; with an older SGLang, that
-    none of ours does."""
+    """Assert that only code in the `waiting` files waits; with an older SGLang, that none of ours
+    does."""
     from tests.cuda.device import DEVICE
 
     files = {wait.file for wait in DEVICE.waits}
