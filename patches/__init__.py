@@ -141,6 +141,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "v15.ngram_worker",
         "v15.server_args",
         "v15.speculative_hook",
+        "v15.srt_utils",
     ),
     "v16": _V16,
     "v17": (
