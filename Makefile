@@ -37,7 +37,7 @@ COVERAGE := --cov --cov-report=term
 # What is tested with every SGLang: start, identity, sampling, weights, switching of strategies, clients
 # that die, harvest and hot swap, and how RL stacks start an engine and talk to it.
 VERSION_TESTS := $(addprefix tests/engine/test_,$(addsuffix .py,start identity sampling coupled weights \
-  switching clients live growing)) tests/stacks/test_traces.py tests/stacks/test_starts.py
+  switching clients live growing)) $(addprefix tests/stacks/test_,$(addsuffix .py,traces starts launch_scripts))
 # The clients of RL stacks, in an environment that stands on that of the tests.
 STACKS := $(VENV)-stacks
 CLIENTS := $(STACKS)/.stamp-installed
@@ -153,7 +153,7 @@ test-version: setup prepare ## test one other SGLang, as SGLANG=0.5.16
 	run $(PYTHON) -m pytest --durations=15 -m "not failures" $(VERSION_TESTS) $(ARGS)
 	exit $$failed
 
-$(CLIENTS): requirements/stacks.txt | $(INSTALLED)
+$(CLIENTS): requirements/stacks.txt requirements/stacks-3.12.txt | $(INSTALLED)
 	@$(PYTHON) -m venv --clear --without-pip $(STACKS)
 	folder() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 	base=$$(folder $(PYTHON))
@@ -163,8 +163,14 @@ $(CLIENTS): requirements/stacks.txt | $(INSTALLED)
 	install -r $(STACKS)/clients.txt
 	# Of this wheel one folder alone: it also has an SGLang, which would replace ours.
 	install --target $(STACKS)/miles -r $(STACKS)/miles.txt
-	mv $(STACKS)/miles/miles "$$(folder $(STACKS)/bin/python)"
-	rm -r $(STACKS)/miles
+	# Of this one a folder: the rest is for another Python, and imports what is not here.
+	install --target $(STACKS)/unirl --python-version 3.12 -r requirements/stacks-3.12.txt
+	for client in miles unirl/rollout/engine/sglang/backends; do
+	  mkdir -p "$$(folder $(STACKS)/bin/python)/$$client"
+	  cp -r $(STACKS)/$${client%%/*}/$$client/. "$$(folder $(STACKS)/bin/python)/$$client"
+	done
+	rm "$$(folder $(STACKS)/bin/python)/unirl/rollout/engine/sglang/backends/__init__.py"
+	rm -r $(STACKS)/miles $(STACKS)/unirl
 	touch $@
 
 stacks: prepare $(CLIENTS) ## train with AReaL against our server, in ten minutes; ARGS go to pytest
@@ -197,6 +203,9 @@ lock: ## write the lock again, also of SGLANG=0.5.16; ARGS=--upgrade takes newer
 	.venv/bin/uv pip compile requirements/stacks.in --no-deps --prerelease allow \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_34 --generate-hashes \
 	  --custom-compile-command 'make lock' --output-file requirements/stacks.txt $(ARGS) >/dev/null
+	.venv/bin/uv pip compile requirements/stacks-3.12.in --no-deps \
+	  --python-version 3.12 --python-platform x86_64-manylinux_2_34 --generate-hashes \
+	  --custom-compile-command 'make lock' --output-file requirements/stacks-3.12.txt $(ARGS) >/dev/null
 
 clean: ## remove build products and caches; .venv and the model cache stay
 	@rm -rf build dist *.egg-info $(STAND_IN)/build $(STAND_IN)/*.egg-info
