@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.stacks.own.environment import printed, require, run_program
+from tests.stacks.own.environment import last_line, require, run_program
 from tests.support.servers import MODEL, model_folder
 from tests.support.tiny import make_drafter
 from tlt_sglang.launcher.server_process import HOST, free_port
@@ -30,7 +30,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         SGLANG_USE_CPU_ENGINE="1",
     )
     assert done.status == 0, (done.out + done.err)[-6000:]
-    return printed(done)
+    return last_line(done)
 
 
 def test_it_starts_an_engine_with_every_strategy(shown: dict[str, Any]) -> None:
