@@ -2,14 +2,14 @@
 
     python benchmarks/bench_rl_run.py [--quick] [--folder DIR] [--seed N] [--json PATH]
 
-The policy is the small model, fine-tuned on worked solutions (benchmarks/rl_run/fine_tune.py), and
-the trainer AReaL's FSDPPPOActor with its own client: GRPO in groups of 8 at temperature 1, with a
-seed for every response. The systems run one after another, each with a server and a policy of its
-own, on the same problems with the same seeds. Interrupted, it goes on where it was when it is
-started with the same --folder.
+The policy is the small model, fine-tuned on worked solutions (benchmarks/rl_run/fine_tune.py), with
+a drafter for it (benchmarks/rl_run/drafter.py), and the trainer AReaL's FSDPPPOActor with its own
+client: GRPO in groups of 8 at temperature 1, with a seed for every response. The systems run one
+after another, each with a server and a policy of its own, on the same problems with the same seeds.
+Interrupted, it goes on where it was when it is started with the same --folder.
 
 plain              Ours without drafts.
-adaptive           The shipped drafter and n-grams, chosen at every step; the drafter is frozen.
+adaptive           That drafter and n-grams, chosen at every step; the drafter is frozen.
 adaptive, sidecar  The same, and the drafter is trained while the server is idle. With --faults its
                    engine, sidecar and launcher are killed with SIGKILL, each at a random step.
 
@@ -147,13 +147,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: Options, logs: Path) -> None:
+    from benchmarks.rl_run.drafter import DrafterRecipe, drafter_of
     from benchmarks.rl_run.fine_tune import Recipe, fine_tuned
 
     policy = fine_tuned(Recipe())
+    assert policy is not None  # it has no time limit
+    recipe = DrafterRecipe()
+    drafter = drafter_of(policy, recipe)
     threads = options.settings.threads or default_threads()
     settings = replace(options.settings, policy=str(policy), threads=threads)
     systems = [
-        System(name, options.folder / name.replace(", ", "-"), settings, logs)
+        System(name, options.folder / name.replace(", ", "-"), settings, drafter, logs)
         for name in options.systems
     ]
     for system in systems:
@@ -166,6 +170,7 @@ def _benchmark(options: Options, logs: Path) -> None:
         "rl_run",
         summary,
         settings=asdict(settings),
+        drafter=asdict(recipe),
         weights=weights,
         complaints={system.name: system.complaints for system in systems},
         steps=[{"system": name, **asdict(step)} for name, own in steps.items() for step in own],

@@ -17,12 +17,9 @@ from benchmarks.harness.server import Server
 from benchmarks.rl_run.faults import Fault
 from benchmarks.rl_run.settings import RESULT, SETTINGS, Settings, Step, read_steps
 from tlt_sglang.launcher.server_process import HOST, free_port
-from tlt_sglang.models.shipped import default_drafter
 
 PLAIN, ADAPTIVE, SIDECAR = "plain", "adaptive", "adaptive, sidecar"
 SYSTEMS = (PLAIN, ADAPTIVE, SIDECAR)
-MODEL = "smollm2-135m"
-"""The model whose shipped drafter the policy begins with."""
 TRAINER = REPOSITORY / ".venv-stacks" / "bin" / "python"
 STUBS = REPOSITORY / "tests" / "stacks" / "own" / "stubs"
 """Loggers that AReaL imports and does not use."""
@@ -39,8 +36,11 @@ COMPLAINT = re.compile(
 class System:
     """One system in its folder; what it has done is kept there."""
 
-    def __init__(self, name: str, folder: Path, settings: Settings, logs: Path) -> None:
+    def __init__(
+        self, name: str, folder: Path, settings: Settings, drafter: Path, logs: Path
+    ) -> None:
         self.name, self.folder, self.settings, self.logs = name, folder, settings, logs
+        self.drafter = drafter
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / SETTINGS).exists() and Settings.read(folder) != settings:
             raise UsageError(
@@ -72,7 +72,7 @@ class System:
         flags += ["--max-total-tokens", str(KV_TOKENS), "--max-running-requests", running]
         if self.name == PLAIN:
             return [*flags, "--tlt-strategies", "off"]
-        flags += ["--speculative-draft-model-path", str(default_drafter(MODEL))]
+        flags += ["--speculative-draft-model-path", str(self.drafter)]
         if self.name == SIDECAR:
             flags += ["--tlt-store", str(self.folder / "store"), "--tlt-sidecar", "idle"]
         return flags

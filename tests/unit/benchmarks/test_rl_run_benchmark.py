@@ -92,12 +92,12 @@ def test_faults_are_one_of_each_kind() -> None:
 
 def test_a_folder_has_one_run(tmp_path: Path) -> None:
     run = Settings("policy")
-    system = System(PLAIN, tmp_path, run, tmp_path)
+    system = System(PLAIN, tmp_path, run, Path("drafter"), tmp_path)
     assert system.weights is None
     settings.write_steps(tmp_path, [step(0, 1.0, 1.0)])
-    assert System(PLAIN, tmp_path, run, tmp_path).steps == [step(0, 1.0, 1.0)]
+    assert System(PLAIN, tmp_path, run, Path("drafter"), tmp_path).steps == [step(0, 1.0, 1.0)]
     with pytest.raises(UsageError, match="other settings"):
-        System(PLAIN, tmp_path, replace(run, seed=1), tmp_path)
+        System(PLAIN, tmp_path, replace(run, seed=1), Path("drafter"), tmp_path)
 
 
 @pytest.mark.parametrize(
