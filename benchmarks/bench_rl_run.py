@@ -17,6 +17,8 @@ rollouts_identical       1 if every step of all systems had the very same tokens
 weights_identical        1 if all systems end with the very same weights.
 run_speedup              Time of all steps: plain over the last system.
 rollout_speedup          Time of all rollouts: plain over the last system.
+run_speedup_frozen       The same, of the system whose drafter is frozen.
+rollout_speedup_frozen
 rollout_share_plain      Share of rollouts in the time of the plain system.
 accept_len_frozen_last   Accept length of the frozen drafter's system, in the last quarter of steps.
 accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
@@ -66,10 +68,10 @@ def summarise(
     def total(system: str, seconds: Callable[[Step], float]) -> float:
         return sum(seconds(step) for step in steps[system])
 
-    def ratio(seconds: Callable[[Step], float]) -> float | None:
-        if PLAIN not in steps or last not in steps:
+    def ratio(seconds: Callable[[Step], float], system: str) -> float | None:
+        if PLAIN not in steps or system not in steps:
             return None
-        return round(total(PLAIN, seconds) / total(last, seconds), 4)
+        return round(total(PLAIN, seconds) / total(system, seconds), 4)
 
     def accepted(system: str) -> float | None:
         own = steps.get(system, ())
@@ -83,8 +85,10 @@ def summarise(
     return {
         "rollouts_identical": float(len(tokens) == 1),
         "weights_identical": float(len(set(weights.values())) == 1),
-        "run_speedup": ratio(_whole),
-        "rollout_speedup": ratio(_rollout),
+        "run_speedup": ratio(_whole, last),
+        "rollout_speedup": ratio(_rollout, last),
+        "run_speedup_frozen": ratio(_whole, ADAPTIVE),
+        "rollout_speedup_frozen": ratio(_rollout, ADAPTIVE),
         "rollout_share_plain": share,
         "accept_len_frozen_last": accepted(ADAPTIVE),
         "accept_len_adapted_last": accepted(SIDECAR),

@@ -64,6 +64,8 @@ def test_figures(tmp_path: Path) -> None:
         "weights_identical": 1.0,
         "run_speedup": round(25 / 15, 4),
         "rollout_speedup": 2.0,
+        "run_speedup_frozen": round(25 / 17, 4),
+        "rollout_speedup_frozen": round(20 / 12, 4),
         "rollout_share_plain": 0.8,
         "accept_len_frozen_last": 1.8,
         "accept_len_adapted_last": 2.45,
