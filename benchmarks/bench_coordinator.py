@@ -51,11 +51,11 @@ def recorded_curves() -> list[Curve]:
     """Return the unfinished requests over time of the rollouts that bench_longtail recorded."""
     document = json.loads((provenance.RESULTS / "bench_longtail_sampled.json").read_text())
     runs = [run for run in document["runs"] if run["system"] == "adaptive"]
-    return [
-        [(0.0, run["curve"][0]["left"]), *((at["seconds"], at["left"]) for at in run["curve"]),
-         (run["seconds"], 0)]
-        for run in runs
-    ]  # fmt: skip
+    curves: list[Curve] = []
+    for run in runs:
+        points = [(at["seconds"], at["left"]) for at in run["curve"]]
+        curves.append([(0.0, points[0][1]), *points, (run["seconds"], 0)])
+    return curves
 
 
 def table(results: Sequence[SimulationResult]) -> str:

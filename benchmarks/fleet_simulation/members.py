@@ -7,6 +7,7 @@ too fast or too slow.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -66,7 +67,7 @@ class Fleet:
         self.network.timeline.at(self.network.timeline.now + seconds, event)
 
 
-class Member:
+class Member(ABC):
     """A process with a client, which can be killed; it is started again after a while."""
 
     role: messages.Role
@@ -98,9 +99,9 @@ class Member:
             self.up = False
             self.fleet.after(DOWNTIME, self.start)
 
+    @abstractmethod
     def turn(self) -> float:
         """Do what is to be done now, and return the seconds until the next time."""
-        raise NotImplementedError
 
     def _turn(self, life: int) -> None:
         if self.up and life == self.lives:

@@ -8,7 +8,6 @@ of which tells its own length.
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +20,8 @@ from tlt_sglang.weights import files
 
 MAX_REQUEST_BYTES = 1 << 16
 """ZMQ hangs up on a peer that sends a longer request."""
+SOCKET_BYTES = 4 << 20
+"""Buffer of the operating system at either end of a connection."""
 
 
 class Request(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,13 +59,7 @@ class Export(Struct, frozen=True):
 
     def write(self, store: Path) -> Path:
         """Replace this exporter's file; return its path. Raises EnvironmentProblem."""
-        path = store / FOLDER / files.owned("export")
-        with files.usable(store):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary = path.with_name("." + path.name)
-            files.write(temporary, encode(self))
-            os.replace(temporary, path)
-        return path
+        return files.replace_owned(store, store / FOLDER, "export", encode(self))
 
 
 def exports(store: Path) -> list[Export]:

@@ -24,8 +24,6 @@ from tlt_sglang.harvest.record import Record
 
 AGAIN_SECONDS = 2.0
 """Time without an answer after which a request is repeated."""
-SOCKET_BYTES = 4 << 20
-"""Buffer of the operating system."""
 QUIET_SECONDS = 0.02
 """Time between two requests while there is nothing new."""
 
@@ -63,7 +61,7 @@ class RemoteReader:
             (zmq.LINGER, 0),
             (zmq.SNDHWM, 2),
             (zmq.RCVHWM, 2),
-            (zmq.RCVBUF, SOCKET_BYTES),
+            (zmq.RCVBUF, messages.SOCKET_BYTES),
             # Nothing is queued for an exporter that is not up.
             (zmq.IMMEDIATE, 1),
             (zmq.RECONNECT_IVL, 50),

@@ -31,8 +31,6 @@ BATCH_BYTES = 8 << 20
 """Bytes of records from which on an answer takes no further one."""
 LARGE = 1 << 16
 """Bytes from which on a record is sent without being copied once more."""
-SOCKET_BYTES = 4 << 20
-"""Buffer of the operating system for each connection."""
 LOOK_SECONDS = 1.0
 """Time between two looks at the announcements."""
 IDLE_SECONDS = 60.0
@@ -70,7 +68,7 @@ class Exporter:
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, messages.MAX_REQUEST_BYTES),
             (zmq.SNDHWM, WAITING_ANSWERS),
-            (zmq.SNDBUF, SOCKET_BYTES),
+            (zmq.SNDBUF, messages.SOCKET_BYTES),
             (zmq.ROUTER_HANDOVER, 1),
         ):
             self._socket.set(option, value)

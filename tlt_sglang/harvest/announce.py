@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,14 +38,8 @@ class Announcement:
 
     def write(self, store: Path) -> Path:
         """Replace this engine's announcement; return its path. Raises EnvironmentProblem."""
-        folder = store / FOLDER
-        path = folder / files.owned("engine")
-        with files.usable(store):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary = path.with_name("." + path.name)
-            files.write(temporary, json.dumps(asdict(self), indent=1).encode())
-            os.replace(temporary, path)
-        return path
+        data = json.dumps(asdict(self), indent=1).encode()
+        return files.replace_owned(store, store / FOLDER, "engine", data)
 
 
 def read(store: Path) -> list[Announcement]:

@@ -49,6 +49,20 @@ def write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_owned(root: Path, folder: Path, name: str, data: bytes) -> Path:
+    """Replace this process's file `name` in a folder of the store `root`, whole or not at all.
+
+    Returns its path; see `owned`. Raises EnvironmentProblem.
+    """
+    path = folder / owned(name)
+    with usable(root):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = path.with_name("." + path.name)
+        write(temporary, data)
+        os.replace(temporary, path)
+    return path
+
+
 def sync(folder: Path) -> None:
     """Sync the names in `folder` to disk."""
     handle = os.open(folder, os.O_RDONLY)

@@ -33,6 +33,7 @@ from tlt_sglang.harvest.announce import Announcement
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import END, PROMPT, Record, request_key
 from tlt_sglang.harvest.writer import Writer
+from tlt_sglang.launcher.child_process import wait_for
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
 
@@ -315,20 +316,12 @@ def test_logs_come_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     try:
         log = Writer.create(1 << 20, WIDTH, "bfloat16", folder / "engine")
         announced(folder, log)
-        wait_for(lambda: list(exports(store)[0].logs) == [log.path.name])
+        assert wait_for(lambda: list(exports(store)[0].logs) == [log.path.name], SECONDS)
         log.close()
-        wait_for(lambda: not exports(store)[0].logs)
+        assert wait_for(lambda: not exports(store)[0].logs, SECONDS)
     finally:
         stop.set()
         thread.join()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_the_file_of_a_killed_exporter_is_removed(folder: Path, writer: Writer) -> None:
