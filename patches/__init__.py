@@ -54,6 +54,7 @@ SHARED = (
     "tokenizer_control_mixin",
     "tokenizer_manager",
     "tp_worker",
+    "triton_backend",
     "unquant",
 )
 """The files that serve every shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,24 +20,34 @@ class Timing:
     """The decoding of a batch that stays whole."""
 
     tokens_per_s: float
-    step_ms: float
-    accept_length: float
+    requests: int
+    accept_length: float | None
+    """None where nobody counts accepted drafts."""
 
     def as_json(self) -> dict[str, float]:
-        """Return the fields, rounded."""
-        return {
-            "tokens_per_s": round(self.tokens_per_s, 1),
-            "step_ms": round(self.step_ms, 3),
-            "accept_length": round(self.accept_length, 3),
-        }
+        """Return the fields and the milliseconds of a step, rounded."""
+        figures = {"tokens_per_s": round(self.tokens_per_s, 1)}
+        if self.accept_length is None:
+            return figures
+        step_ms = 1000 * self.requests * self.accept_length / self.tokens_per_s
+        more = {"step_ms": round(step_ms, 3), "accept_length": round(self.accept_length, 3)}
+        return figures | more
 
 
-def decode(server: Server, prompts: Sequence[Prompt], tokens: int, repetitions: int) -> Timing:
-    """Return the fastest of `repetitions` decodings of `tokens` tokens for each prompt."""
-    return max(
-        (_decode_once(server, prompts, tokens) for _ in range(repetitions)),
-        key=lambda timing: timing.tokens_per_s,
-    )
+def decode(
+    server: Server,
+    prompts: Sequence[Prompt],
+    tokens: int,
+    repetitions: int,
+    counted: bool = True,
+) -> Timing:
+    """Return the fastest of `repetitions` decodings of `tokens` tokens for each prompt.
+
+    `counted` is False for a server that drafts without TLT, which counts no accepted drafts.
+    """
+    timings = [_decode_once(server, prompts, tokens) for _ in range(repetitions)]
+    best = max(timings, key=lambda timing: timing.tokens_per_s)
+    return best if counted else dataclasses.replace(best, accept_length=None)
 
 
 def _decode_once(server: Server, prompts: Sequence[Prompt], tokens: int) -> Timing:
@@ -44,8 +55,7 @@ def _decode_once(server: Server, prompts: Sequence[Prompt], tokens: int) -> Timi
     sample = server.generate(prompts, tokens, full_batch=True)
     steps, accepted = (now - then for now, then in zip(counts(server), before, strict=True))
     accept_length = 1 + accepted / steps if steps else 1.0
-    rate = sample.tokens / sample.seconds
-    return Timing(rate, 1000 * len(prompts) * accept_length / rate, accept_length)
+    return Timing(sample.tokens / sample.seconds, len(prompts), accept_length)
 
 
 def counts(server: Server) -> tuple[int, int]:

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from benchmarks.harness.prompts import Prompt
 from benchmarks.harness.server import Server
-from tests.gpu.measure import pinned
+from tests.gpu.measure import PLAIN, pinned
 from tests.gpu.session import Line, Session
 from tests.gpu.settings import CHAIN
 from tlt_sglang.launcher.child_process import wait_for
 
 STEPS = 8
 TOP = 15
+MOST_PYTHON = 60
 NAME_CHARACTERS = 90
-REQUESTS = 16
-WRITE_SECONDS = 40.0
+REQUESTS = 64
+TOKENS = 400
+BEFORE_SECONDS = 0.6
+"""From the first token, which no prefill follows, to the profile."""
+WRITE_SECONDS = 60.0
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 HOST = ("cpu_op", "cuda_runtime", "cuda_driver")
+PYTHON = "python_function"
+PACKAGES = ("sglang/", "tlt_sglang/")
 
 
 class Event(TypedDict, total=False):
@@ -34,28 +42,32 @@ class Event(TypedDict, total=False):
 
 
 def profile(session: Session, line: Line) -> None:
-    """Profile steps of plain decoding and of a chain in the default pool."""
-    server = session.pool()
+    """Profile decode steps of SGLang without TLT, and of strategies in the default pool."""
     prompts = session.prompts(min(REQUESTS, max(session.settings.sizes)))
-    for strategy in ("off", CHAIN):
-        pinned(server, strategy)
-        server.generate(prompts, session.settings.tokens)
-        folder = session.folder / "profiles" / strategy.replace(":", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        body = {"output_dir": str(folder), "num_steps": STEPS, "activities": _activities(session)}
-        server.send("/start_profile", body)
-        server.generate(prompts, session.settings.tokens)
-        line[strategy] = {"requests": len(prompts), "steps": STEPS} | summary(
-            _trace(server, folder)
-        )
-    server.pin(None)
+    for name, strategies in (("plain", (PLAIN,)), ("pool", ("off", CHAIN))):
+        server = session.server("plain") if name == "plain" else session.pool()
+        for strategy in strategies:
+            if strategy != PLAIN:
+                pinned(server, strategy)
+            server.generate(prompts, session.settings.tokens)
+            folder = session.folder / "profiles" / strategy.replace(":", "-")
+            folder.mkdir(parents=True, exist_ok=True)
+            trace = _profiled(session, server, prompts, folder)
+            line[strategy] = {"requests": len(prompts), "steps": STEPS} | summary(trace)
+        if name == "pool":
+            server.pin(None)
 
 
 def summary(events: Sequence[Event]) -> Line:
-    """Return the time on the device and on the host in milliseconds, and their largest parts."""
+    """Return the time on the device and on the host in milliseconds, and their largest parts.
+
+    Those of Python are functions of SGLang and of TLT, each with what it calls.
+    """
     timed = [event for event in events if "dur" in event]
     device = [event for event in timed if event.get("cat") in DEVICE]
     host = [event for event in timed if event.get("cat") in HOST]
+    python = [event for event in timed if event.get("cat") == PYTHON]
+    ours = [event for event in python if event["name"].startswith(PACKAGES)]
     busy, window = _busy(device), _window([*device, *host])
     return {
         "window_ms": round(window / 1000, 3),
@@ -63,7 +75,28 @@ def summary(events: Sequence[Event]) -> Line:
         "device_share": round(busy / window, 3) if window else None,
         "device": _largest(device),
         "host": _largest(host),
+        "python": _largest(ours, MOST_PYTHON),
     }
+
+
+def _profiled(
+    session: Session, server: Server, prompts: Sequence[Prompt], folder: Path
+) -> list[Event]:
+    """Return the events of some steps in the midst of a generation."""
+    body = {
+        "output_dir": str(folder),
+        "num_steps": STEPS,
+        "activities": _activities(session),
+        "with_stack": True,
+        "record_shapes": False,
+    }
+    started = threading.Timer(BEFORE_SECONDS, server.send, ("/start_profile", body))
+    started.start()
+    try:
+        server.generate(prompts, TOKENS)
+    finally:
+        started.join()
+    return _trace(server, folder)
 
 
 def _busy(events: Sequence[Event]) -> float:
@@ -82,13 +115,13 @@ def _window(events: Sequence[Event]) -> float:
     return max(e["ts"] + e["dur"] for e in events) - min(e["ts"] for e in events)
 
 
-def _largest(events: Sequence[Event]) -> list[list[object]]:
+def _largest(events: Sequence[Event], most: int = TOP) -> list[list[object]]:
     """Return name, milliseconds and calls of the events that take most, nested ones included."""
     sums: dict[str, tuple[float, int]] = {}
     for event in events:
         total, calls = sums.get(event["name"], (0.0, 0))
         sums[event["name"]] = total + event["dur"], calls + 1
-    ordered = sorted(sums.items(), key=lambda item: -item[1][0])[:TOP]
+    ordered = sorted(sums.items(), key=lambda item: -item[1][0])[:most]
     return [[name[:NAME_CHARACTERS], round(us / 1000, 3), calls] for name, (us, calls) in ordered]
 
 

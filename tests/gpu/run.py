@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.gpu.graph_memory import graph_memory
+from tests.gpu.kernels import kernels
 from tests.gpu.online import harvest_and_swap, release
 from tests.gpu.profile import profile
 from tests.gpu.session import Part, Session, environment
@@ -24,6 +25,7 @@ from tests.gpu.steps import acceptance, costs, overlap
 
 SECONDS = 720.0
 PARTS = (
+    Part("k", "kernels of the noise", 90, kernels),
     Part("a", "start of the default pool", 240, start),
     Part("b", "identity under random switches", 180, identity),
     Part("c", "steps of a dummy 8B shape", 300, costs),
@@ -39,10 +41,11 @@ PARTS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; return 1 if one of them failed."""
     args = _parser().parse_args(argv)
-    keys_to_run = args.parts.split(",") if args.parts else [part.key for part in PARTS]
-    unknown = set(keys_to_run) - {part.key for part in PARTS}
+    parts = {part.key: part for part in PARTS}
+    keys_to_run = args.parts.split(",") if args.parts else list(parts)
+    unknown = set(keys_to_run) - set(parts)
     if unknown:
-        keys = ", ".join(part.key for part in PARTS)
+        keys = ", ".join(parts)
         print(f"Unknown part {min(unknown)!r}; the parts are {keys}.", file=sys.stderr)
         return 2
     settings = REHEARSAL if args.rehearse else ON_GPU
@@ -52,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     with Session(args.folder.resolve(), settings, args.seconds, shlex.split(args.flags)) as session:
         session.say(environment() | {"rehearsal": args.rehearse, "flags": settings.server_flags})
-        for part in PARTS:
-            if part.key in keys_to_run:
-                session.run(part)
+        for key in keys_to_run:
+            session.run(parts[key])
         return 1 if session.failures else 0
 
 
@@ -68,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, metavar="OUT", help="Folder for results and logs")
     add = parser.add_argument
     add("--seconds", type=float, default=SECONDS, metavar="N", help="Time for all parts in seconds")
-    add("--parts", metavar="KEY[,KEY]", help="Parts to run (default: all)")
+    add("--parts", metavar="KEY[,KEY]", help="Parts to run, in this order (default: all)")
     add("--model", metavar="MODEL", help="Model with a drafter (default: smollm2-135m)")
     add("--flags", default="", metavar="FLAGS", help="Flags for every server, as one word")
     add("--rehearse", action="store_true", help="Run the same code on CPU with small sizes")

@@ -55,8 +55,8 @@ ON_GPU = Settings(
     model=MODEL,
     server_flags=(
         *("--device", "cuda", "--dtype", "bfloat16", "--attention-backend", "triton"),
-        *("--sampling-backend", "pytorch", "--mem-fraction-static", "0.7"),
-        *("--max-running-requests", "64", "--max-total-tokens", "200000"),
+        *("--sampling-backend", "pytorch", "--mem-fraction-static", "0.4"),
+        *("--max-running-requests", "64", "--max-total-tokens", "65536"),
         *("--cuda-graph-bs-decode", *map(str, _GRAPH_SIZES)),
     ),
     deterministic_flags=("--enable-deterministic-inference",),

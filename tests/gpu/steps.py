@@ -12,9 +12,18 @@ from tests.gpu import dummy
 from tests.gpu.measure import ADAPTIVE, PLAIN, Timing, decode, pinned
 from tests.gpu.session import Line, Session, pool_flags
 from tests.gpu.settings import CHAIN, DUMMY, POOL
+from tlt_sglang.models.shipped import default_drafter
 
 Rows = dict[str, dict[int, Timing]]
 """Timings by strategy, then by requests at once."""
+
+
+SGLANG_CHAIN = f"sglang {CHAIN}"
+_CHAIN_FLAGS = (
+    *("--speculative-algorithm", "EAGLE3", "--speculative-num-steps", "3"),
+    *("--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4"),
+)
+"""CHAIN as SGLang's own arguments."""
 
 
 def costs(session: Session, line: Line) -> None:
@@ -36,12 +45,19 @@ def costs(session: Session, line: Line) -> None:
 
 
 def acceptance(session: Session, line: Line) -> None:
-    """Time steps of the default model with its drafter, whose drafts are accepted."""
+    """Time steps of the default model with its drafter, whose drafts are accepted.
+
+    Beside plain decoding stands SGLang's own speculation with that drafter, without TLT.
+    """
     prompts = session.prompts(max(session.settings.sizes))
     rows: Rows = {}
     session.begin({"plain": (), "pool": pool_flags()})
     _time(session, line, rows, session.server("plain"), (PLAIN,), prompts)
     _time(session, line, rows, session.pool(), (*POOL, ADAPTIVE), prompts)
+    if (drafter := default_drafter(session.model)) is not None:
+        flags = ("--speculative-draft-model-path", str(drafter), *_CHAIN_FLAGS)
+        server = session.server(SGLANG_CHAIN, *flags)
+        _time(session, line, rows, server, (SGLANG_CHAIN,), prompts)
 
 
 def overlap(session: Session, line: Line) -> None:
@@ -70,9 +86,10 @@ def _time(
     settings = session.settings
     for size in sizes or settings.sizes:
         for strategy in strategies:
-            if strategy != PLAIN:
+            if strategy not in (PLAIN, SGLANG_CHAIN):
                 pinned(server, strategy)
-            timing = decode(server, prompts[:size], settings.tokens, settings.repetitions)
+            counted = strategy != SGLANG_CHAIN
+            timing = decode(server, prompts[:size], settings.tokens, settings.repetitions, counted)
             rows.setdefault(strategy, {})[size] = timing
             line["rows"] = [
                 {"strategy": name, "requests": requests} | row.as_json()
@@ -89,10 +106,13 @@ def ratios(rows: Rows) -> dict[int, dict[str, float]]:
         rates = {
             name: by_size[size].tokens_per_s for name, by_size in rows.items() if size in by_size
         }
-        fixed = [rate for name, rate in rates.items() if name not in (PLAIN, ADAPTIVE)]
+        fixed = [
+            rate for name, rate in rates.items() if name not in (PLAIN, ADAPTIVE, SGLANG_CHAIN)
+        ]
         pairs = {
             "off_over_plain": (rates.get("off"), rates.get(PLAIN)),
             "adaptive_over_plain": (rates.get(ADAPTIVE), rates.get(PLAIN)),
+            "chain_over_sglang_chain": (rates.get(CHAIN), rates.get(SGLANG_CHAIN)),
             "adaptive_over_best_fixed": (rates.get(ADAPTIVE), max(fixed, default=None)),
         }
         result[size] = {name: round(a / b, 3) for name, (a, b) in pairs.items() if a and b}

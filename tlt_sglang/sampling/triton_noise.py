@@ -15,6 +15,10 @@ import triton
 import triton.language as tl
 
 BLOCK = 1024
+SPAN = 4 * BLOCK
+"""Columns of a row that one program looks at."""
+WIDE_BLOCK = 4096
+"""Columns at once where one program looks at a whole row."""
 LARGEST_NOISE = tl.constexpr(22.19)
 """No noise is as large: the hash has 32 bits, and -log(2 ** -32) is 22.18."""
 _LEAST_NOISE = tl.constexpr(-709.782712893384)
@@ -81,23 +85,34 @@ def argmax(
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
     rows, width = logits.shape
+    parts = triton.cdiv(width, SPAN)
+    # Score, column, logit and largest logit of each part of a row.
+    bests = torch.empty((4, rows, parts), dtype=torch.float64, device=logits.device)
     columns = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    _argmax[(rows,)](
+    tables = (
         logits,
         temperatures.float().contiguous(),
         seeds.contiguous(),
         positions.contiguous(),
-        logits if filters is None else filters,
         logits if greedy is None else greedy.contiguous(),
         logits if token_ids is None else token_ids.contiguous(),
+        bests,
+    )
+    sizes = rows, width, logits.stride(0)
+    flags = {"MAY_BE_GREEDY": greedy is not None, "RENAMED": token_ids is not None}
+    _bests[(rows, parts)](*tables, *sizes, **flags, BLOCK=BLOCK, SPAN=SPAN)
+    is_filtered = filters is not None
+    _choice[(rows,)](
+        *tables,
+        filters if is_filtered else logits,
         columns,
-        rows,
-        width,
-        logits.stride(0),
-        FILTERED=filters is not None,
-        MAY_BE_GREEDY=greedy is not None,
-        RENAMED=token_ids is not None,
-        BLOCK=BLOCK,
+        *sizes,
+        parts,
+        **flags,
+        FILTERED=is_filtered,
+        PARTS=triton.next_power_of_2(parts),
+        BLOCK=WIDE_BLOCK,
+        num_warps=8 if is_filtered else 1,
     )
     return columns
 
@@ -167,79 +182,187 @@ def _noise(hashed):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _argmax(  # type: ignore[no-untyped-def]
+def _row(  # type: ignore[no-untyped-def]
+    temperatures, seeds, positions, greedy, row, MAY_BE_GREEDY: tl.constexpr
+):
+    """Return temperature, seed, position of a row, and whether it has no noise."""
+    noiseless = False
+    if MAY_BE_GREEDY:
+        noiseless = tl.load(greedy + row).to(tl.int1)
+    seed = tl.load(seeds + row).to(tl.uint64)
+    return tl.load(temperatures + row), seed, tl.load(positions + row).to(tl.uint32), noiseless
+
+
+@triton.jit
+def _best(  # type: ignore[no-untyped-def]
+    logits,
+    temperature,
+    seed,
+    position,
+    noiseless,
+    token_ids,
+    column,
+    last_z,
+    last,
+    begin,
+    end,
+    width,
+    MAY_BE_GREEDY: tl.constexpr,
+    RENAMED: tl.constexpr,
+    BEHIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return the best of the columns from `begin` to `end`: score, column, logit; and the largest
+    logit. If BEHIND, only of those that rank behind the column `last`; `column` if there is none.
+    """
+    best = tl.full([], float("-inf"), tl.float64)
+    best_z = tl.full([], float("-inf"), tl.float32)
+    largest_z = tl.full([], float("-inf"), tl.float32)
+    for start in range(begin, end, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < width
+        z = tl.load(logits + columns, mask=inside, other=float("-inf"))
+        z = tl.div_rn(z.to(tl.float32), temperature)
+        largest_z = tl.maximum(tl.max(z, axis=0), largest_z)
+        if BEHIND:
+            before = (z > last_z) | ((z == last_z) & (columns < last))
+            z = tl.where(before, z, float("-inf"))
+        # Where the largest noise is not enough, none is computed.
+        if tl.max(z, axis=0).to(tl.float64) + LARGEST_NOISE > best:
+            tokens = columns.to(tl.uint32)
+            if RENAMED:
+                tokens = tl.load(token_ids + columns, mask=inside, other=0).to(tl.uint32)
+            noise = _noise(_hash(seed, position, tokens))
+            if MAY_BE_GREEDY:
+                noise = tl.where(noiseless, 0.0, noise)
+            scores = z.to(tl.float64) + noise
+            largest = tl.max(scores, axis=0)
+            first = tl.min(tl.where(scores == largest, columns, width), axis=0)
+            if largest > best:
+                column = first.to(tl.int64)
+                best_z = tl.max(tl.where(columns == first, z, float("-inf")), axis=0)
+            best = tl.maximum(largest, best)
+    return best, column, best_z, largest_z
+
+
+@triton.jit
+def _bests(  # type: ignore[no-untyped-def]
     logits,
     temperatures,
     seeds,
     positions,
-    filters,
     greedy,
     token_ids,
+    bests,
+    rows,
+    width,
+    stride,
+    MAY_BE_GREEDY: tl.constexpr,
+    RENAMED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Write the best of each part of a row."""
+    row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    temperature, seed, position, noiseless = _row(
+        temperatures, seeds, positions, greedy, row, MAY_BE_GREEDY
+    )
+    begin = part * SPAN
+    best, column, best_z, largest_z = _best(
+        logits + row * stride,
+        temperature,
+        seed,
+        position,
+        noiseless,
+        token_ids,
+        tl.full([], 0, tl.int64) + begin,
+        0.0,
+        0,
+        begin,
+        tl.minimum(begin + SPAN, width),
+        width,
+        MAY_BE_GREEDY,
+        RENAMED,
+        False,
+        BLOCK,
+    )
+    size = rows.to(tl.int64) * parts
+    place = bests + row * parts + part
+    tl.store(place, best)
+    tl.store(place + size, column.to(tl.float64))
+    tl.store(place + 2 * size, best_z.to(tl.float64))
+    tl.store(place + 3 * size, largest_z.to(tl.float64))
+
+
+@triton.jit
+def _choice(  # type: ignore[no-untyped-def]
+    logits,
+    temperatures,
+    seeds,
+    positions,
+    greedy,
+    token_ids,
+    bests,
+    filters,
     chosen,
     rows,
     width,
     stride,
-    FILTERED: tl.constexpr,
+    parts,
     MAY_BE_GREEDY: tl.constexpr,
     RENAMED: tl.constexpr,
+    FILTERED: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Write the best column of each row that its filters keep."""
     row = tl.program_id(0).to(tl.int64)
-    temperature = tl.load(temperatures + row)
-    seed = tl.load(seeds + row).to(tl.uint64)
-    position = tl.load(positions + row).to(tl.uint32)
-    noiseless = False
-    if MAY_BE_GREEDY:
-        noiseless = tl.load(greedy + row).to(tl.int1)
-    column = tl.full([], 0, tl.int64)
-    # The token that those looked at rank before: at first none.
-    last_z = tl.full([], float("-inf"), tl.float32)
-    last = tl.full([], 0, tl.int64) + width
-    searching = True
-    while searching:
-        best = tl.full([], float("-inf"), tl.float64)
-        best_z = tl.full([], float("-inf"), tl.float32)
-        largest_z = tl.full([], float("-inf"), tl.float32)
-        for begin in range(0, width, BLOCK):
-            columns = begin + tl.arange(0, BLOCK)
-            inside = columns < width
-            z = tl.load(logits + row * stride + columns, mask=inside, other=float("-inf"))
-            z = tl.div_rn(z.to(tl.float32), temperature)
-            if FILTERED:
-                largest_z = tl.maximum(tl.max(z, axis=0), largest_z)
-                before = (z > last_z) | ((z == last_z) & (columns < last))
-                z = tl.where(before, z, float("-inf"))
-            # Where the largest noise is not enough, none is computed.
-            if tl.max(z, axis=0).to(tl.float64) + LARGEST_NOISE > best:
-                tokens = columns.to(tl.uint32)
-                if RENAMED:
-                    tokens = tl.load(token_ids + columns, mask=inside, other=0).to(tl.uint32)
-                noise = _noise(_hash(seed, position, tokens))
-                if MAY_BE_GREEDY:
-                    noise = tl.where(noiseless, 0.0, noise)
-                scores = z.to(tl.float64) + noise
-                largest = tl.max(scores, axis=0)
-                first = tl.min(tl.where(scores == largest, columns, width), axis=0)
-                if largest > best:
-                    column = first.to(tl.int64)
-                    best_z = tl.max(tl.where(columns == first, z, float("-inf")), axis=0)
-                best = tl.maximum(largest, best)
-        searching = False
-        if FILTERED:
-            if best > float("-inf"):
-                searching = _is_dropped(
-                    logits + row * stride,
+    size = rows.to(tl.int64) * parts
+    places = tl.arange(0, PARTS)
+    there = places < parts
+    places = bests + row * parts + places
+    scores = tl.load(places, mask=there, other=float("-inf"))
+    columns = tl.load(places + size, mask=there, other=0.0)
+    best = tl.max(scores, axis=0)
+    first = tl.min(tl.where((scores == best) & there, columns, width), axis=0)
+    column = first.to(tl.int64)
+    if FILTERED:
+        temperature, seed, position, noiseless = _row(
+            temperatures, seeds, positions, greedy, row, MAY_BE_GREEDY
+        )
+        zs = tl.load(places + 2 * size, mask=there, other=float("-inf"))
+        z = tl.max(tl.where(columns == first, zs, float("-inf")), axis=0).to(tl.float32)
+        zs = tl.load(places + 3 * size, mask=there, other=float("-inf"))
+        largest_z = tl.max(zs, axis=0).to(tl.float32)
+        logits += row * stride
+        top_k = tl.load(filters + row)
+        top_p, min_p = tl.load(filters + rows + row), tl.load(filters + 2 * rows + row)
+        # While the filters drop the best one, it is looked for among those that rank before it.
+        searching = best > float("-inf")
+        while searching:
+            searching = _is_dropped(
+                logits, temperature, z, column, largest_z, width, top_k, top_p, min_p, BLOCK
+            )
+            if searching:
+                best, column, z, _ = _best(
+                    logits,
                     temperature,
-                    best_z,
+                    seed,
+                    position,
+                    noiseless,
+                    token_ids,
                     column,
-                    largest_z,
+                    z,
+                    column,
+                    0,
                     width,
-                    tl.load(filters + row),
-                    tl.load(filters + rows + row),
-                    tl.load(filters + 2 * rows + row),
+                    width,
+                    MAY_BE_GREEDY,
+                    RENAMED,
+                    True,
                     BLOCK,
                 )
-            last_z, last = best_z, column
+                searching = best > float("-inf")
     tl.store(chosen + row, column)
 
 

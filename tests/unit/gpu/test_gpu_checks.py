@@ -72,7 +72,7 @@ def test_busy_time_counts_kernels_at_once_only_once() -> None:
 
 def test_ratios_compare_what_is_measured() -> None:
     def timing(rate: float) -> dict[int, Timing]:
-        return {4: Timing(rate, 1.0, 1.0)}
+        return {4: Timing(rate, 4, 1.0)}
 
     rows = {"off": timing(90), "ngram:8": timing(110), ADAPTIVE: timing(99)}
     assert ratios(rows) == {4: {"adaptive_over_best_fixed": 0.9}}
@@ -127,4 +127,4 @@ def test_a_part_that_fails_keeps_its_figures_and_does_not_stop_the_others(
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["out", "--parts", "a,q"]) == 2
-    assert "Unknown part 'q'; the parts are a, b, c" in capsys.readouterr().err
+    assert "Unknown part 'q'; the parts are k, a, b, c" in capsys.readouterr().err

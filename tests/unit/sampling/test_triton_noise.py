@@ -13,8 +13,8 @@ from typing import TypedDict
 import pytest
 import torch
 
-SHAPES = ((1, 1), (3, 7), (5, 1000), (2, 1024), (4, 1025), (3, 3100))
-"""Rows and vocabularies: below, at and above one block, and several blocks."""
+SHAPES = ((1, 1), (3, 7), (5, 1000), (2, 1024), (4, 1025), (3, 3100), (2, 9001))
+"""Rows and vocabularies: below, at and above one block, several blocks, and several programs."""
 
 LARGEST_ID = 3000
 HASHES = torch.tensor([0, 1, 2, 12345, 2**31, 2**32 - 3, 2**32 - 2, 2**32 - 1])
@@ -46,25 +46,28 @@ torch.save(results, sys.argv[1])
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from tlt_sglang.sampling.triton_noise import BLOCK, _argmax, _scores
+from tlt_sglang.sampling.triton_noise import BLOCK, SPAN, WIDE_BLOCK, _bests, _choice, _scores
 
-flags = ("FILTERED", "MAY_BE_GREEDY", "RENAMED")
 types = {
     "logits": "*fp32", "temperatures": "*fp32", "seeds": "*i64", "positions": "*i64",
-    "greedy": "*i1", "token_ids": "*i64", "rows": "i32", "width": "i32", "stride": "i32",
+    "greedy": "*i1", "token_ids": "*i64", "width": "i32", "stride": "i32",
 }
-def check(kernel, types, flags, value):
-    constants = dict.fromkeys(flags, value) | {"BLOCK": BLOCK}
+def check(kernel, types, **constants):
     types = types | dict.fromkeys(constants, "constexpr")
     kernel = compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", 90, 32))
     assert kernel.asm["cubin"]
-    # 2 ** 32 - 1 in float64: rounded to float32 it would be 2 ** 32.
-    assert "0d41EFFFFFFFE00000" in kernel.asm["ptx"].replace("0x", "0d")
+    return kernel.asm["ptx"].replace("0x", "0d")
 
 for value in (False, True):
-    check(_argmax, types | {"filters": "*fp64", "chosen": "*i64"}, flags, value)
-    noisy = {name: kind for name, kind in types.items() if name != "rows"} | {"noisy": "*fp32"}
-    check(_scores, noisy, ("RENAMED",), value)
+    flags = {"MAY_BE_GREEDY": value, "RENAMED": value}
+    parts = types | {"bests": "*fp64", "rows": "i32"}
+    noise = [check(_bests, parts, **flags, BLOCK=BLOCK, SPAN=SPAN)]
+    noise += [check(_scores, types | {"noisy": "*fp32"}, RENAMED=value, BLOCK=BLOCK)]
+    whole = parts | {"filters": "*fp64", "chosen": "*i64", "parts": "i32"}
+    choice = check(_choice, whole, **flags, FILTERED=value, PARTS=16, BLOCK=WIDE_BLOCK)
+    # 2 ** 32 - 1 in float64: rounded to float32 it would be 2 ** 32.
+    for ptx in noise + [choice] * value:
+        assert "0d41EFFFFFFFE00000" in ptx
 """
 
 
