@@ -13,34 +13,31 @@ if TYPE_CHECKING:
 
 
 @wraps_upstream(
-    "sglang.srt.layers.attention.triton_backend:TritonAttnBackend._forward_extend_unified",
-    why="deterministic inference gives other bits with speculation than without it, as a verify "
-    "step computes attention in another order than a decode step",
-    remove_when="SGLang's verify steps are bitwise equal to its decode steps",
+    "sglang.srt.layers.attention.triton_backend:TritonAttnBackend.forward_extend",
+    why="a verify step computes attention with a kernel for prompts: several times slower than "
+    "that of decode steps, and in another order, so that deterministic inference gives other "
+    "tokens",
+    remove_when="SGLang verifies as fast as it decodes on CUDA, with the same bits",
     process="scheduler",
     only_on="cuda",
 )
-def forward_extend_unified(
+def forward_extend(
     original: Upstream,
     backend: Any,
     q: torch.Tensor,
-    o: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
     layer: Any,
     forward_batch: Any,
-    causal: bool,
-    logits_soft_cap: float,
-    sinks: torch.Tensor | None,
+    *args: Any,
     **options: Any,
 ) -> object:
-    from tlt_sglang.engine.verify_attention import VerifyAttention
+    from tlt_sglang.engine import verify_attention
 
-    window = layer.sliding_window_size
-    is_windowed = window is not None and window > -1
-    if not forward_batch.forward_mode.is_target_verify() or is_windowed:
-        rest = (layer, forward_batch, causal, logits_soft_cap, sinks)
-        return original(backend, q, o, *rest, **options)
-    attention = VerifyAttention.of(backend)
-    return attention.forward(backend, q, layer, forward_batch, sinks=sinks, **options)
+    inputs = q, k, v, layer, forward_batch
+    if not verify_attention.serves(backend, k, layer, forward_batch):
+        return original(backend, *inputs, *args, **options)
+    return verify_attention.of(backend).forward(backend, *inputs, *args, **options)
 
 
-PATCHES = (forward_extend_unified,)
+PATCHES = (forward_extend,)

@@ -36,11 +36,11 @@ FLAGS = [
 class Engine:
     """A scheduler on tiny models with a drafter that is often right, and prompts for it."""
 
-    def __init__(self, folder: Path, flags: Sequence[str] = (), **settings: object) -> None:
-        """Start with these settings of TLT, or plain SGLang without any, and more flags."""
+    def __init__(self, folder: Path, **settings: object) -> None:
+        """Start with these settings of TLT, or plain SGLang without any."""
         torch.set_num_threads(1)
         self.models = make_tiny(folder)
-        flags = [*flags, "--model-path", self.models.path]
+        flags = ["--model-path", self.models.path]
         os.environ["TLT_CONFIG"] = json.dumps(settings) if settings else ""
         if settings:
             flags += ["--speculative-draft-model-path", self.models.drafters["eagle3"]]

@@ -1,7 +1,10 @@
-"""Attention of verified rows is bitwise that of decode steps, with deterministic inference."""
+"""Attention of verified rows is bitwise that of decode steps, with the Triton backend."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,24 @@ if TYPE_CHECKING:
 
 LENGTH = 40
 TREE = "eagle3:3x4x8"
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from tlt_sglang.engine.verify_attention import BLOCK, _copy, _lengths
+
+def check(kernel, types, **constants):
+    types = types | dict.fromkeys(constants, "constexpr")
+    target = GPUTarget("cuda", 90, 32)
+    assert compile(ASTSource(kernel, types, constants), target=target).asm["cubin"]
+
+tables = {"prefix_indptr": "*i32", "mask": "*i1", "mask_indptr": "*i64"}
+slots = {"prefix_slots": "*i64", "new_slots": "*i64", "indptr": "*i32", "slots": "*i64"}
+for masked in (False, True):
+    for width, columns in ((1, 1), (6, 8), (8, 8)):
+        shape = {"WIDTH": width, "COLUMNS": columns, "MASKED": masked}
+        check(_lengths, tables | {"lengths": "*i32"}, **shape)
+        check(_copy, tables | slots, **shape, BLOCK=BLOCK)
+"""
 
 
 @apart
@@ -39,7 +60,7 @@ def test_rows_are_attended_to_as_requests_of_a_decode_step() -> None:
     }
 
     def attend(q: torch.Tensor, indptr: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Run the decode kernel with a fixed tile, as deterministic inference does."""
+        """Run the decode kernel with as many splits as deterministic inference has."""
         lengths = indptr[1:] - indptr[:-1]
         splits = (lengths + 255) // 256
         most = -(-max(prefixes) // 256) + 1
@@ -96,9 +117,8 @@ def test_verify_steps_of_a_pool_run_the_decode_kernel(tmp_path: Path) -> None:
         decode(q, *args, **options)
 
     attention.decode = noted
-    flags = ["--enable-deterministic-inference"]
     strategies = f"off,eagle3:1x1x2,{TREE},ngram:8"
-    engine = Engine(tmp_path, flags=flags, policy="random", strategies=strategies)
+    engine = Engine(tmp_path, policy="random", strategies=strategies)
     expected = engine.expected(LENGTH)
     rows.clear()
     telemetry = process.require().step.telemetry
@@ -107,3 +127,10 @@ def test_verify_steps_of_a_pool_run_the_decode_kernel(tmp_path: Path) -> None:
         assert engine.generate(LENGTH) == expected
     # A decode step has a row for each request, one of a drafter's with four candidates four.
     assert MOST_REQUESTS * parse(TREE).num_draft_tokens in rows
+
+
+def test_it_compiles_for_a_gpu(tmp_path: Path) -> None:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]

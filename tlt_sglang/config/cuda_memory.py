@@ -7,6 +7,8 @@ counted, as it starts and stops: `sidecar_bytes` estimates it for `tlt plan`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tlt_sglang.config.server_args import Arguments
 from tlt_sglang.config.settings import Config
 from tlt_sglang.errors import ConfigError
@@ -17,6 +19,10 @@ from tlt_sglang.models import drafter_checkpoint as checkpoint
 
 PREFILL = 8192
 """Tokens of a prefill where SGLang does not say."""
+SLOT_BYTES = 8
+"""Bytes of a KV slot's number in the lists of verified rows."""
+KV_SPLITS = 8
+"""Most parts of a context in SGLang's decode kernel: `--triton-attention-num-kv-splits`' default."""
 SIDECAR_COPIES = 5
 """Copies of a drafter's trained weights in float32: the weights, the version in use, gradients, and
 two moments of the optimizer."""
@@ -36,6 +42,8 @@ def reserved_bytes(config: Config, args: Arguments) -> int:
     if len(config.pool) > 1:
         # Catching up joins the blocks of pending tokens, which takes their size once more.
         total += 2 * config.pending_memory_mb * 2**20 + _graphs(config, args, shape)
+    if args.attention_backend == "triton":
+        total += _verified_rows(config, args, shape)
     hidden_size = shape.get("hidden_size")
     if config.store is not None and isinstance(hidden_size, int):
         total += _swapped(hidden_size, shape)
@@ -62,9 +70,22 @@ def _prefill(config: Config, args: Arguments, feature_size: int) -> int:
 
 def _swapped(hidden_size: int, shape: dict[str, object]) -> int:
     """Return the bytes of a drafter's largest matrix in bfloat16: a hot swap has one at a time."""
-    intermediate = shape.get("intermediate_size")
-    rows = intermediate if isinstance(intermediate, int) else 0
-    return 2 * hidden_size * max(rows, 3 * hidden_size)
+    return 2 * hidden_size * max(_size(shape, "intermediate_size"), 3 * hidden_size)
+
+
+def _verified_rows(config: Config, args: Arguments, shape: Mapping[str, object]) -> int:
+    """Return the bytes of the KV slots that verified rows see, and of the decode kernel's partial
+    results for each row (`engine.verify_attention`), in the largest batch of the widest strategy.
+    """
+    widest = max(strategy.num_draft_tokens for strategy in config.pool)
+    rows = widest * (args.max_running_requests or BATCH_SIZES[-1])
+    context = args.context_length or _size(shape, "max_position_embeddings")
+    return rows * (context * SLOT_BYTES + KV_SPLITS * 4 * _size(shape, "hidden_size"))
+
+
+def _size(shape: Mapping[str, object], name: str) -> int:
+    size = shape.get(name)
+    return size if isinstance(size, int) else 0
 
 
 def _graphs(config: Config, args: Arguments, shape: dict[str, object]) -> int:

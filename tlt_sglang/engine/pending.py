@@ -125,7 +125,8 @@ class PendingTokens:
 
     def keep(self, requests: Sequence[str]) -> None:
         """Forget every request but these."""
-        self.drop([request for request in self._requests if request not in set(requests)])
+        kept = set(requests)
+        self.drop([request for request in self._requests if request not in kept])
 
     def _pop(self, request: str) -> list[Part]:
         parts = self._requests.pop(request)

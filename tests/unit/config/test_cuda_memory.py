@@ -47,6 +47,13 @@ def test_a_pool_needs_room_for_its_graphs_and_pending_tokens(args: Flags) -> Non
     assert limited < 0.5 * GB + 2 * 128 * 2**20
 
 
+def test_verified_rows_need_room_with_the_triton_backend(args: Flags) -> None:
+    """Four rows for each of 48 requests: 1 MB of slots and 128 kB of partial results a row."""
+    need = reserved_bytes(Config(POOL), args)
+    args.attention_backend = "triton"
+    assert reserved_bytes(Config(POOL), args) - need == 4 * 48 * (131072 * 8 + 4096 * 32)
+
+
 def test_a_log_needs_room_for_a_prefill_and_for_steps_that_wait(args: Flags) -> None:
     """Features of an 8B model take 32 kB a token; a swap has its largest matrix on the device."""
     config = Config(("eagle3:3x1x4",), store="s")
