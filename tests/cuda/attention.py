@@ -1,7 +1,8 @@
-"""The two attention kernels of SGLang's Triton backend, in plain torch.
+"""The two attention kernels of SGLang's Triton backend, and our lists of slots, in plain torch.
 
-Triton's interpreter takes a second for what these take a millisecond for; `test_attention` compares
-them. Shapes: q, k, v [rows, heads, dim]; the cache [slots, kv_heads, dim].
+Triton's interpreter takes a second for what these take a millisecond for; `test_attention` and
+`test_verify_attention` compare them. Shapes: q, k, v [rows, heads, dim]; the cache [slots,
+kv_heads, dim].
 """
 
 from __future__ import annotations
@@ -38,11 +39,46 @@ def decode(
     """Stand for `decode_attention_fwd`: one query for each request."""
     scale = rest[4]
     assert isinstance(scale, float) and not options.get("logit_cap") and not options.get("sinks")
-    starts = kv_indptr.tolist()
-    for row in range(q.shape[0]):
-        slots = kv_indices[starts[row] : starts[row + 1]].long()
-        one = slice(row, row + 1)
-        o[one] = _attend(q[one], k_buffer[slots], v_buffer[slots], scale, None).to(o.dtype)
+    starts, lengths = kv_indptr[: len(q), None], kv_indptr.diff()[: len(q), None]
+    places = torch.arange(int(lengths.max()))
+    visible = places < lengths
+    # Graphs keep the part of the table that the batch of the capture had; a kernel reads on.
+    count = kv_indices.untyped_storage().nbytes() // kv_indices.itemsize
+    table = kv_indices.as_strided((count - kv_indices.storage_offset(),), (1,))
+    slots = table[(starts + places).where(visible, 0)].long()
+    group = q.shape[1] // k_buffer.shape[1]
+    k, v = (one[slots].float().repeat_interleave(group, dim=2) for one in (k_buffer, v_buffer))
+    scores = torch.einsum("rhd,rlhd->rhl", q.float(), k) * scale
+    scores = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
+    o[: len(q)] = torch.einsum("rhl,rlhd->rhd", scores, v).to(o.dtype)
+
+
+def row_slots(
+    prefix_indptr: torch.Tensor,
+    prefix_slots: torch.Tensor,
+    new_slots: torch.Tensor,
+    mask: torch.Tensor | None,
+    mask_indptr: torch.Tensor | None,
+    most: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Stand for `verify_attention.row_slots`."""
+    starts = prefix_indptr.tolist()
+    width = len(new_slots) // (len(starts) - 1)
+    rows: list[torch.Tensor] = []
+    for request in range(len(starts) - 1):
+        prefix = prefix_slots[starts[request] : starts[request + 1]].long()
+        new = new_slots[request * width : (request + 1) * width].long()
+        paths = torch.ones(width, width, dtype=torch.bool).tril()
+        if mask is not None and mask_indptr is not None:
+            first, columns = int(mask_indptr[request]), len(prefix) + width
+            paths = mask[first : first + width * columns].view(width, columns)[:, len(prefix) :]
+        rows += [torch.cat([prefix, new[path != 0]]) for path in paths]
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+    indptr = torch.zeros(len(rows) + 1, dtype=torch.int32)
+    indptr[1:] = lengths.cumsum(0)
+    slots = torch.zeros(most, dtype=torch.int64)
+    slots[: int(indptr[-1])] = torch.cat(rows)
+    return lengths, indptr, slots
 
 
 def extend(

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from tests.cuda import attention, graphs, older
+from tlt_sglang.engine import verify_attention
 
 ABSENT = {"sgl_kernel", "flash_mla", "sglang.kernels.ops.gemm.cutedsl_dual_gemm"}
 """Packages and modules that only a GPU machine can import."""
@@ -107,13 +108,15 @@ def _replace(module: str, name: str, stand_in: Callable[..., object]) -> None:
 def install(interpreted: Collection[str] = ()) -> None:
     """Put the kernels where SGLang looks for them; it has not been imported yet.
 
-    Attention kernels that are `interpreted` stay SGLang's own.
+    Kernels for attention that are `interpreted` stay SGLang's own, and ours.
     """
     from triton.runtime import interpreter
 
     sys.meta_path.insert(0, _Absent())
     interpreter.GridExecutor.__call__ = graphs.kernel(interpreter.GridExecutor.__call__)
     interpreter._patch_lang = _once_a_module(interpreter._patch_lang)
+    if "row_slots" not in interpreted:
+        verify_attention.row_slots = graphs.kernel(attention.row_slots)
     if importlib.util.find_spec("sglang.kernels") is None:
         ABSENT.update(older.ABSENT)
         PRESENT.update(older.present(_build_tree))

@@ -41,12 +41,12 @@ def test_rows_are_attended_to_as_requests_of_a_decode_step() -> None:
     """Trees, chains and no mask: SGLang's decode kernel gives each row the same bits."""
     import torch
 
-    from tests.cuda import graphs
+    from tests.cuda import attention, graphs
 
     graphs.install()
     from tests.cuda import kernels
 
-    kernels.install(("decode_attention_fwd",))
+    kernels.install(("decode_attention_fwd", "row_slots"))
     from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd
 
     from tlt_sglang.engine.verify_attention import row_slots
@@ -87,7 +87,12 @@ def test_rows_are_attended_to_as_requests_of_a_decode_step() -> None:
             sizes = [0, *(one.numel() for one in masks)]
             tables = mask, torch.tensor(sizes).cumsum(0)
             most = width * (sum(prefixes) + width * len(prefixes))
-            lengths, indptr, slots = row_slots(starts, prefix_slots, new_slots, *tables, most)
+            made = row_slots(starts, prefix_slots, new_slots, *tables, most)
+            lengths, indptr, slots = made
+            stand_in = attention.row_slots(starts, prefix_slots, new_slots, *tables, most)
+            used = int(indptr[-1])
+            for one, other in zip(made, stand_in, strict=True):
+                assert one[:used].tolist() == other[:used].tolist()
             together = attend(q, indptr, slots)
             for number in range(len(q)):
                 request, row = divmod(number, width)

@@ -22,7 +22,7 @@ PREFILL = 8192
 SLOT_BYTES = 8
 """Bytes of a KV slot's number in the lists of verified rows."""
 KV_SPLITS = 8
-"""Most parts of a context in SGLang's decode kernel: `--triton-attention-num-kv-splits`' default."""
+"""Parts of a context in SGLang's decode kernel, the default of --triton-attention-num-kv-splits."""
 SIDECAR_COPIES = 5
 """Copies of a drafter's trained weights in float32: the weights, the version in use, gradients, and
 two moments of the optimizer."""
