@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
@@ -151,6 +150,15 @@ def sampling_info(
     return info
 
 
+@dataclass
+class _Alone:
+    """A batch of one request, which penalties refer to weakly, as to SGLang's batches."""
+
+    reqs: Sequence[ScheduledRequest]
+    device: str = "cpu"
+    """No device has to take part in the search for the request that raises."""
+
+
 def _abort_each(
     original: Callable[..., ProcessedSampling], batch: ScheduledBatch, vocab_size: int
 ) -> bool:
@@ -160,10 +168,8 @@ def _abort_each(
     """
     aborted = False
     for request in batch.reqs:
-        # Tensors of one request, on the CPU: no device has to take part in the search.
-        alone = SimpleNamespace(reqs=[request], device="cpu")
         try:
-            original(alone, vocab_size)
+            original(_Alone([request]), vocab_size)
         except Exception as error:
             if not is_of_request(error):
                 raise

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -154,17 +157,26 @@ def scheduled(rid: str = "a", **fields: Any) -> Any:
     return request
 
 
+@dataclass
+class Together:
+    """A batch of these requests."""
+
+    reqs: Sequence[Any]
+    device: str = "cpu"
+
+
 def test_only_the_request_that_raises_is_aborted() -> None:
     good, bad = scheduled("good"), scheduled("bad")
     bad.sampling_params.broken = True
 
     def build(batch: Any, vocab_size: int) -> Any:
+        weakref.ref(batch)  # SGLang's penalties refer to it so
         for request in batch.reqs:
             if getattr(request.sampling_params, "broken", False):
                 raise TypeError("broken")
         return SimpleNamespace(custom_logit_processor=None, custom_params=None)
 
-    shield.sampling_info(build, SimpleNamespace(reqs=[good, bad]), 8)
+    shield.sampling_info(build, Together([good, bad]), 8)
     assert good.to_finish is None
     assert bad.to_finish.status_code == 400 and "TypeError: broken" in bad.to_finish.message
     assert bad.sampling_params.temperature == 1.0 and bad.sampling_params.top_k == 1
