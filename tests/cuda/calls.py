@@ -134,8 +134,9 @@ class Calls(TorchFunctionMode):
         """Make a tensor on the device."""
         kwargs["device"] = "cpu"
         if func in FROM_HOST:
-            if isinstance(args[0], torch.Tensor):
-                return _to(torch.Tensor.to, (args[0], "cuda"), {"dtype": kwargs.get("dtype")})
+            data = args[0] if args else kwargs["data"]
+            if isinstance(data, torch.Tensor):
+                return _to(torch.Tensor.to, (data, "cuda"), {"dtype": kwargs.get("dtype")})
             DEVICE.wait("pageable copy to the device")
         DEVICE.making = True
         try:

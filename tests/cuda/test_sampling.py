@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,7 @@ def test_every_strategy_samples_the_same(tmp_path: Path, pool: str) -> None:
     """Random switches change no token and wait for nothing, with filters and penalties, too."""
     from tests.cuda.device import DEVICE
     from tests.cuda.engine import Engine
-    from tests.cuda.test_pools import UPSTREAM, check_captures
+    from tests.cuda.test_pools import UPSTREAM, check_captures, check_waits
     from tlt_sglang.engine import engine as process
 
     engine = Engine(tmp_path, strategies=pool, policy="random")
@@ -45,8 +44,7 @@ def test_every_strategy_samples_the_same(tmp_path: Path, pool: str) -> None:
     DEVICE.waits.clear()
     for sampling, answers in zip(FILTERS, plain, strict=True):
         assert engine.generate(LENGTH, **sampling) == answers
-    waits = {wait for wait in DEVICE.waits if wait.file != UPSTREAM}
-    assert not waits, Counter(DEVICE.waits)
+    check_waits(UPSTREAM)
     for strategy, tally in step.telemetry.tallies.items():
         assert tally.accepted > 0 or strategy.num_draft_tokens == 1
 
