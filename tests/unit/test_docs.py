@@ -50,6 +50,14 @@ def links(page: Path) -> Iterator[str]:
             yield target
 
 
+def table(page: Path, first: str) -> list[list[str]]:
+    """Return the cells of a page's table whose header begins with the cell `first`."""
+    _, _, below = prose(page).partition(f"\n| {first} |")
+    rows = below.partition("\n\n")[0].splitlines()[2:]
+    assert rows, f"{page.name} has no table {first}"
+    return [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in rows]
+
+
 def names(pages: list[Path]) -> list[str]:
     return [str(page.relative_to(ROOT)) for page in pages]
 
@@ -124,3 +132,20 @@ def test_every_page_and_test_that_code_names_exists() -> None:
         if not (ROOT / name).exists()
     }
     assert missing == set()
+
+
+def test_what_the_stacks_can_do_names_tests_that_exist() -> None:
+    """Whatever a cell says that happens is followed by the letter of a file, and names of tests."""
+    page, stacks = ROOT / "docs" / "rl-stacks.md", ROOT / "tests" / "stacks"
+    files = dict(re.findall(r"^- ([A-Z]): `([\w/.]+)", prose(page), re.MULTILINE))
+    cases = {path.stem for path in stacks.glob("*/*.*")}
+    for stack, *cells in table(page, "Stack | starts"):
+        assert len(cells) == 6, stack
+        for part in (part for cell in cells for part in cell.split(";")):
+            brackets = " ".join(re.findall(r"\[(.*?)\]", part))
+            letters = re.findall(r"\b[A-Z]\b", CODE.sub("", brackets))
+            tests = "".join((ROOT / files[letter]).read_text("utf-8") for letter in letters)
+            for name in CODE.findall(brackets):
+                assert f"def test_{name}(" in tests or name in cases, (stack, part)
+            if "not possible" not in part and re.search(r"\b(works|refused|by its \w+)\b", part):
+                assert letters, (stack, part)
