@@ -102,7 +102,8 @@ def harvest_and_swap(session: Session, line: Line) -> None:
         line["load"] = load.end()
     status = server.get("/tlt/status")["schedulers"][0]
     line |= {"used": used, "sidecar": _sidecar(store), "memory_with_sidecar_mib": gpu_memory_mib()}
-    line |= {name: status.get(name) for name in ("swap", "harvest", "drafter_version")}
+    line |= {name: status.get(name) for name in ("swap", "drafter_version")}
+    line["harvest"] = {name: one for name, one in status["harvest"].items() if name != "path"}
     line["ok"] = all(used.values()) and load.problem is None
     session.stop({"pool, sidecar"})
 

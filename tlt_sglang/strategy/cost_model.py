@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tlt_sglang.strategy.acceptance import Acceptance, Mix, mix_of
 from tlt_sglang.strategy.costs import Costs
@@ -34,6 +34,9 @@ MAX_SHIFT = 2.0
 """Samples are cut here, in standard deviations."""
 TRIAL = 2
 """Steps of a strategy that is tried although another one is expected to be better."""
+WORTH_A_TRIAL = 0.5
+"""Expected throughput, over that of the best strategy, from which a strategy is tried again after
+the machine has changed."""
 NOISE = 0.04
 """Standard deviation of one step's time, as a share of it."""
 DERIVED_NOISE = 0.2
@@ -81,8 +84,16 @@ class CostModel:
         candidates = self._candidates(batch_size)
         if self._dwells(batch_size, match_lengths) and self._current in candidates:
             return self._current
-        # Another strategy has to be better than the current one by a margin.
         mix = mix_of(batch_size, match_lengths, sampled)
+        expected = {
+            strategy: self.expected_throughput(strategy, batch_size, mix) for strategy in candidates
+        }
+        # Where the machine has changed, what may be worth it is tried once.
+        if outdated := self._outdated(batch_size, expected):
+            self._current = max(outdated, key=lambda strategy: expected[strategy])
+            self._keep_until = self._now + TRIAL
+            return self._current
+        # Another strategy has to be better than the current one by a margin.
         samples = {
             strategy: self.expected_throughput(
                 strategy, batch_size, mix, self._sample_shift(), self._sample_shift()
@@ -95,9 +106,6 @@ class CostModel:
         if current_is_out or samples[best] > samples[self._current] * (1 + margin):
             self._current = best
         # A choice that is not expected to be the best is a trial, and a short one.
-        expected = {
-            strategy: self.expected_throughput(strategy, batch_size, mix) for strategy in candidates
-        }
         trial = expected[self._current] < max(expected.values())
         self._keep_until = self._now + (min(TRIAL, self._dwell) if trial else self._dwell)
         return self._current
@@ -133,6 +141,15 @@ class CostModel:
             spread = measured * (1 - staleness) + DERIVED_NOISE * staleness
             seconds *= math.exp(-cost_shift * spread)
         return self.acceptance.tokens(strategy, mix, self._now, acceptance_shift) / seconds
+
+    def _outdated(self, batch_size: int, expected: Mapping[Strategy, float]) -> list[Strategy]:
+        """Return the strategies to try again as the machine has changed."""
+        least = WORTH_A_TRIAL * max(expected.values())
+        return [
+            strategy
+            for strategy, throughput in expected.items()
+            if throughput >= least and self.costs.is_outdated(strategy, batch_size)
+        ]
 
     def _dwells(self, batch_size: int, match_lengths: Sequence[int]) -> bool:
         """Return whether the last choice still stands; remember the batch for the next call."""

@@ -11,6 +11,12 @@ Calibrated costs stand in for measurements until there are some. The machine may
 during the calibration, or contexts short: the strategies that were measured since then show by how
 much calibrated costs are off, and the others are corrected by the same factor.
 
+When the cost of a strategy that is in use changes at once, the machine has: another process takes
+its cores or leaves them, a trainer beside the engine for one. What was measured before says little
+then, and how much each strategy suffers differs. So an *era* ends: strategies that were not
+measured since count as calibrated only, or as measured and changed by the same factor, and should
+be tried once.
+
 Pure (numpy only), and runs in the scheduler process. It holds no clock: the engine measures.
 """
 
@@ -36,6 +42,12 @@ STIFFNESS = 0.05
 """Weight of the prior, over that of one measured cost."""
 REFIT = 8
 """New costs after which the model is fitted again."""
+TRIED = 2
+"""Measurements in an era after which a strategy needs no trial."""
+RECENT = 4
+"""Measurements that are compared with those before them in the window."""
+NEW_ERA = math.log(1.3)
+"""Change of the log of a cost that ends an era."""
 
 
 @dataclass(slots=True)
@@ -50,6 +62,10 @@ class _Cell:
     """Median of `calibrated`."""
     updated: int = 0
     """The step of the last measurement."""
+    era: int = 0
+    """The era of `seconds`."""
+    change: float = 0.0
+    """The sum of all changes up to that era."""
 
     @property
     def drift(self) -> float | None:
@@ -57,6 +73,19 @@ class _Cell:
         if len(self.seconds) < TRUSTED or not self.calibrated:
             return None
         return math.log(self.median / self.calibration)
+
+    def take_change(self) -> float:
+        """Return by how much the log of the cost has just changed, and forget what was before; 0.0
+        if it has not."""
+        seconds = list(self.seconds)
+        before, recent = seconds[:-RECENT], seconds[-RECENT:]
+        if len(before) < RECENT:
+            return 0.0
+        change = math.log(statistics.median(recent) / statistics.median(before))
+        if abs(change) < NEW_ERA:
+            return 0.0
+        self.seconds = deque(recent, maxlen=WINDOW)
+        return change
 
 
 class Costs:
@@ -67,6 +96,14 @@ class Costs:
         self._coefficients = np.array(PRIOR)
         self._unfitted = 0
         self._drift = 0.0
+        self._drifts: dict[Strategy, float] = {}
+        """The log of present over calibrated costs, by what was measured in this era: for all
+        strategies, and for those that were."""
+        self._era = 0
+        self._era_size = 0
+        """The bucket in which the change was seen that began the era; 0 for the first era."""
+        self._change = 0.0
+        """The log of all changes of the machine together."""
 
     def observe(
         self,
@@ -85,10 +122,9 @@ class Costs:
             cell.calibrated.append(seconds)
             cell.calibration = statistics.median(cell.calibrated)
         else:
-            cell.seconds.append(seconds)
-            cell.median = statistics.median(cell.seconds)
+            self._add(cell, size, seconds)
         if cell.calibrated:
-            self._drift = self._median_drift()
+            self._drift, self._drifts = self._median_drifts()
         self._unfitted += REFIT if is_new else 1
         if self._unfitted >= REFIT:
             self._fit()
@@ -106,35 +142,73 @@ class Costs:
         # Enough measurements stand alone.
         size = bucket(batch_size)
         cell = self._cells.get(strategy, {}).get(size)
-        if cell is not None and len(cell.seconds) >= TRUSTED:
-            return cell.median, len(cell.seconds), now - cell.updated
+        measured = 0 if cell is None else self._measured(cell)
+        if cell is not None and measured >= TRUSTED:
+            return cell.median, measured, now - cell.updated
         # Otherwise the cost is derived from the calibration, or from the model.
         if cell is not None and len(cell.calibrated) >= TRUSTED:
-            derived = self._corrected(cell)
+            derived = self._corrected(strategy, cell)
         else:
             derived = self._modelled(strategy, size) * math.exp(self._model_error(strategy, size))
         if cell is None:
             return derived, 0, 0
         # One measurement may be an outlier; the derived cost counts as another.
-        if not cell.seconds:
-            count = len(cell.calibrated)
-            return _weighted(derived, self._corrected(cell), count), 1, now - cell.updated
-        count = len(cell.seconds)
-        return _weighted(derived, cell.median, count), count, now - cell.updated
+        if not measured:
+            count = len(cell.calibrated) or TRUSTED
+            present = self._present(strategy, cell)
+            return _weighted(derived, present, count), 1, now - cell.updated
+        return _weighted(derived, cell.median, measured), measured, now - cell.updated
 
-    def _median_drift(self) -> float:
-        """Return the log of present over calibrated costs."""
-        drifts = (cell.drift for cells in self._cells.values() for cell in cells.values())
-        measured = [drift for drift in drifts if drift is not None]
-        return statistics.median(measured) if measured else 0.0
+    def is_outdated(self, strategy: Strategy, batch_size: int) -> bool:
+        """Return whether a strategy should be tried, as the machine has changed since it was
+        measured. Only for the batch sizes at which that was seen: it tells of others, too."""
+        size = bucket(batch_size)
+        cell = self._cells.get(strategy, {}).get(size)
+        return size == self._era_size and (cell is None or self._measured(cell) < TRIED)
 
-    def _present(self, cell: _Cell) -> float:
+    def _add(self, cell: _Cell, size: int, seconds: float) -> None:
+        """Add a measurement to a cell; where it shows that the machine has changed, end the era."""
+        if cell.era != self._era:
+            cell.seconds.clear()
+        cell.seconds.append(seconds)
+        if change := cell.take_change():
+            self._era += 1
+            self._change += change
+            self._era_size, self._drifts = size, {}
+        cell.era, cell.change = self._era, self._change
+        cell.median = statistics.median(cell.seconds)
+
+    def _measured(self, cell: _Cell) -> int:
+        """Return how many measurements a cell has of this era."""
+        return len(cell.seconds) if cell.era == self._era else 0
+
+    def _median_drifts(self) -> tuple[float, dict[Strategy, float]]:
+        """Return the log of present over calibrated costs, as far as this era tells."""
+        drifts = {
+            strategy: [
+                cell.drift
+                for cell in cells.values()
+                if cell.era == self._era and cell.drift is not None
+            ]
+            for strategy, cells in self._cells.items()
+        }
+        measured = [drift for those in drifts.values() for drift in those]
+        if not measured:
+            return self._drift, self._drifts
+        by_strategy = {each: statistics.median(those) for each, those in drifts.items() if those}
+        return statistics.median(measured), by_strategy if self._era else {}
+
+    def _present(self, strategy: Strategy, cell: _Cell) -> float:
         """Return the present cost of a cell's steps as far as it is known."""
-        return cell.median if cell.seconds else self._corrected(cell)
+        if self._measured(cell):
+            return cell.median
+        if cell.calibrated:
+            return self._corrected(strategy, cell)
+        return cell.median * math.exp(self._change - cell.change)
 
-    def _corrected(self, cell: _Cell) -> float:
+    def _corrected(self, strategy: Strategy, cell: _Cell) -> float:
         """Return the calibrated cost, corrected by the drift since then."""
-        return cell.calibration * math.exp(self._drift)
+        return cell.calibration * math.exp(self._drifts.get(strategy, self._drift))
 
     def _modelled(self, strategy: Strategy, size: int) -> float:
         return float(_features(strategy, size) @ self._coefficients)
@@ -149,7 +223,9 @@ class Costs:
             if other == size:
                 continue
             weight = 1.0 / abs(math.log(other / size)) ** 2
-            error += weight * math.log(self._present(cell) / self._modelled(strategy, other))
+            error += weight * math.log(
+                self._present(strategy, cell) / self._modelled(strategy, other)
+            )
             weights += weight
         return error / weights if weights else 0.0
 
@@ -160,10 +236,14 @@ class Costs:
         rows, targets = [], []
         for strategy, cells in self._cells.items():
             for size, cell in cells.items():
-                rows.append(_features(strategy, size) / self._present(cell))
+                rows.append(_features(strategy, size) / self._present(strategy, cell))
                 targets.append(1.0)
         # A row for every coefficient: its value over that of the prior should be 1, too.
-        present = [self._present(cell) for cells in self._cells.values() for cell in cells.values()]
+        present = [
+            self._present(strategy, cell)
+            for strategy, cells in self._cells.items()
+            for cell in cells.values()
+        ]
         base = min(present)
         for index, share in enumerate(PRIOR):
             row = np.zeros(len(PRIOR))

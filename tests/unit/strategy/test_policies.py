@@ -82,6 +82,26 @@ def test_it_goes_off_and_comes_back() -> None:
     assert share(play(policy, 4, 500, 0.8, memory_bound)[300:], OFF) < 0.05
 
 
+@pytest.mark.parametrize("steps", [30, 300])
+@pytest.mark.parametrize("seed", range(4))
+def test_it_follows_a_machine_that_another_process_takes_and_leaves(seed: int, steps: int) -> None:
+    """As a trainer beside the engine does, from which strategies with a drafter suffer most."""
+    policy, rng = CostModel(POOL, seed=seed), random.Random(seed)
+
+    def alone(strategy: Strategy) -> float:
+        cost = 0.01 + 0.0006 * strategy.num_draft_tokens + 0.0005 * strategy.num_steps
+        return cost * rng.lognormvariate(0, 0.05)
+
+    def shared(strategy: Strategy) -> float:
+        return alone(strategy) * (5 if strategy.num_steps else 2)
+
+    for strategy in POOL * 8:
+        policy.observe(Observation(strategy, 8, (), alone(strategy)))
+    assert share(play(policy, 8, 200, 0.6, alone)[100:], CHAIN, TREE) > 0.9
+    assert share(play(policy, 8, steps, 0.6, shared)[steps // 2 :], OFF, NGRAM) > 0.6
+    assert share(play(policy, 8, 200, 0.6, alone)[40:], CHAIN, TREE) > 0.9
+
+
 def test_above_the_largest_batch_it_is_off() -> None:
     policy = CostModel(POOL, max_batch=8)
     assert share(play(policy, 8, 100, 0.8, memory_bound)[50:], OFF) < 0.1
@@ -249,6 +269,36 @@ def test_later_measurements_correct_a_calibration_on_a_busy_machine() -> None:
     seconds, count, _ = costs.seconds(CHAIN, 8, 1)  # not calibrated
     assert seconds == pytest.approx(machine.cost(CHAIN, 8), rel=0.3)
     assert count == 0
+
+
+def test_a_sudden_change_of_a_cost_is_one_of_the_machine() -> None:
+    """Others count as calibrated, and changed likewise, until they are measured again."""
+    machine = bench_policy.MACHINES["cpu"]
+    costs, size = Costs(), 16
+    true = {strategy: machine.cost(strategy, size) for strategy in (OFF, CHAIN)}
+    for strategy, cost in true.items():
+        for _ in range(8):
+            costs.observe(strategy, size, cost, 0, calibrates=True)
+            costs.observe(strategy, size, cost, 0)
+    assert not costs.is_outdated(OFF, size)
+    for _ in range(8):
+        costs.observe(CHAIN, size, 3 * true[CHAIN], 1)
+    seconds, count, _ = costs.seconds(OFF, size, 1)
+    assert seconds == pytest.approx(3 * true[OFF])
+    assert count == 1
+    assert costs.is_outdated(OFF, size) and not costs.is_outdated(CHAIN, size)
+    assert not costs.is_outdated(OFF, 1)  # where nothing has changed that is known
+    for _ in range(3):
+        costs.observe(OFF, size, 2 * true[OFF], 2)
+    assert costs.seconds(OFF, size, 2) == (2 * true[OFF], 3, 0)
+    assert not costs.is_outdated(OFF, size)
+
+
+def test_a_cost_that_changes_little_by_little_is_no_change_of_the_machine() -> None:
+    costs = Costs()
+    for step in range(200):
+        costs.observe(CHAIN, 16, 0.01 * 1.02**step, step)
+    assert not costs.is_outdated(OFF, 16)
 
 
 def test_buckets() -> None:
