@@ -5,13 +5,15 @@
 The policy is the small model, fine-tuned on worked solutions (benchmarks/rl_run/fine_tune.py), with
 a drafter for it (benchmarks/rl_run/drafter.py), and the trainer AReaL's FSDPPPOActor with its own
 client: GRPO in groups of 8 at temperature 1, with a seed for every response. The systems run one
-after another, each with a server and a policy of its own, on the same problems with the same seeds.
+after another, each with a policy of its own and two servers of a core each, which share the
+responses, on the same problems with the same seeds.
 Interrupted, it goes on where it was when it is started with the same --folder.
 
 plain              Ours without drafts.
 adaptive           That drafter and n-grams, chosen at every step; the drafter is frozen.
-adaptive, sidecar  The same, and the drafter is trained while the server is idle. With --faults its
-                   engine, sidecar and launcher are killed with SIGKILL, each at a random step.
+adaptive, sidecar  The same, and the drafter is trained on a server's core when that has finished
+                   its share of a rollout. With --faults an engine, the sidecar and the coordinator
+                   are killed with SIGKILL, each at a random step.
 
 rollouts_identical       1 if every step of all systems had the very same tokens.
 weights_identical        1 if all systems end with the very same weights.
@@ -115,8 +117,9 @@ def parse(argv: Sequence[str]) -> Options:
     add("--group", type=int, metavar="G", help="Responses to each problem (default: 8)")
     add("--longest", type=int, metavar="T", help="Tokens of the longest response (default: 1024)")
     add("--threads", type=int, metavar="N", help="Threads of server and trainer (default: torch's)")
+    add("--replicas", type=int, metavar="N", help="Servers that share the responses (default: 2)")
     add("--update", choices=UPDATES, default="disk", help="How weights reach the server")
-    add("--faults", action="store_true", help="Kill engine, sidecar and launcher, once each")
+    add("--faults", action="store_true", help="Kill engine, sidecar and coordinator, once each")
     add("--system", action="append", choices=SYSTEMS, help="System to run (default: all)")
     args = parser.parse_args(argv)
     if args.prompts is not None:
@@ -125,7 +128,7 @@ def parse(argv: Sequence[str]) -> Options:
         )
     json = args.json or provenance.RESULTS / "bench_rl_run.json"
     program.check_writable(json)
-    program.check_sizes(args, "steps", "problems", "group", "longest", "threads")
+    program.check_sizes(args, "steps", "problems", "group", "longest", "threads", "replicas")
     steps = args.steps or (4 if args.quick else 40)
     if args.faults and steps < LEAST_STEPS:
         raise UsageError(f"--faults needs {LEAST_STEPS} steps or more; give --steps a number.")
@@ -137,6 +140,7 @@ def parse(argv: Sequence[str]) -> Options:
         group=args.group or 8,
         longest=args.longest or 1024,
         threads=args.threads or 0,
+        replicas=args.replicas or 2,
         update=args.update,
         checkpoint_every=max(1, steps // 8),
     )

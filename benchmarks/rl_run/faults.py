@@ -1,15 +1,16 @@
-"""Processes of a server that are killed with SIGKILL while a run goes on."""
+"""Processes of a run that are killed with SIGKILL while it goes on."""
 
 from __future__ import annotations
 
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
 
+from benchmarks.harness.processes import MeasuredProcess
 from benchmarks.harness.program import say
 from benchmarks.harness.server import Server
 
@@ -17,8 +18,7 @@ DELAY_SECONDS = 3.0
 """Time from the end of a step to a fault, which is then within the next rollout."""
 LEAST_STEPS = 4
 """Steps that a run with faults has at least."""
-SIDECAR, ENGINE, LAUNCHER = "sidecar", "engine", "launcher"
-"""The launcher has the coordinator in its process."""
+SIDECAR, ENGINE, COORDINATOR = "sidecar", "engine", "coordinator"
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,23 @@ class Fault:
     step: int
     process: str
 
-    def cause(self, server: Server) -> None:
-        """Kill the process."""
+    def cause(self, servers: Sequence[Server], beside: Mapping[str, MeasuredProcess]) -> None:
+        """Kill the process: the first server's sidecar, the last one's engine, or one `beside` the
+        servers."""
         time.sleep(DELAY_SECONDS)
-        victim = self._find(server)
-        say(f"{server.name}, step {self.step + 1}: kill -9 of the {self.process}")
+        if self.process in beside:
+            victim = beside[self.process].root
+        elif self.process == SIDECAR:
+            victim = next(one for one in servers[0].processes() if _is_sidecar(one))
+        else:
+            engines = [one for one in servers[-1].processes() if not _is_sidecar(one)]
+            victim = max(engines, key=lambda one: one.memory_info().rss)
+        say(f"step {self.step + 1}: kill -9 of the {self.process}")
         victim.send_signal(signal.SIGKILL)
 
-    def _find(self, server: Server) -> psutil.Process:
-        others = [one for one in server.processes() if one.pid != server.root.pid]
-        if self.process == LAUNCHER:
-            return server.root
-        if self.process == SIDECAR:
-            return next(one for one in others if "sidecar" in one.cmdline())
-        engines = [one for one in others if "sidecar" not in one.cmdline()]
-        return max(engines, key=lambda one: one.memory_info().rss)
+
+def _is_sidecar(process: psutil.Process) -> bool:
+    return "sidecar" in process.cmdline()
 
 
 def faults(seed: int, steps: int) -> Sequence[Fault]:
@@ -52,5 +54,5 @@ def faults(seed: int, steps: int) -> Sequence[Fault]:
     """
     rng = random.Random(seed)
     chosen = sorted(rng.sample(range(1, steps), 3))
-    kinds = rng.sample((SIDECAR, ENGINE, LAUNCHER), 3)
+    kinds = rng.sample((SIDECAR, ENGINE, COORDINATOR), 3)
     return [Fault(*pair) for pair in zip(chosen, kinds, strict=True)]

@@ -17,7 +17,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Settings:
-    """The run of one system; all of them but `update` decide the weights at its end."""
+    """The run of one system; all but `update` and `replicas` decide the weights at its end."""
 
     policy: str
     """Folder of the policy that the run begins with."""
@@ -31,7 +31,9 @@ class Settings:
     """Longest response in tokens."""
     learning_rate: float = 1e-5
     threads: int = 2
-    """Threads of the trainer, which decide the order of its sums."""
+    """Threads of the trainer, which decide the order of its sums, and of all servers together."""
+    replicas: int = 2
+    """Servers, which share the responses."""
     update: str = "disk"
     """How weights reach the server: `disk`, or `xccl` through a process group."""
     checkpoint_every: int = 5

@@ -1,4 +1,8 @@
-"""The systems that are compared: a server's flags, and its run with the trainer beside it."""
+"""The systems that are compared: the flags of their servers, and the run with the trainer beside.
+
+With a sidecar there is a coordinator, too. The server that has finished its share of a rollout
+lends its core to the sidecar while another one decodes its tail; then the trainer claims them all.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness.processes import MeasuredProcess, log_file, stop
+from benchmarks.harness.processes import MeasuredProcess, Process, log_file, stop
 from benchmarks.harness.program import BenchmarkError, UsageError, say
 from benchmarks.harness.provenance import REPOSITORY
 from benchmarks.harness.server import Server
-from benchmarks.rl_run.faults import Fault
+from benchmarks.rl_run.faults import COORDINATOR, Fault
 from benchmarks.rl_run.settings import RESULT, SETTINGS, Settings, Step, read_steps
 from tlt_sglang.launcher.server_process import HOST, free_port
 
@@ -65,23 +69,33 @@ class System:
         path = self.folder / COMPLAINTS
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def flags(self) -> list[str]:
-        """Return the flags of its server."""
+    @property
+    def coordinator(self) -> str | None:
+        """The address of its coordinator, None without one."""
+        if self.name != SIDECAR:
+            return None
+        return f"ipc:///tmp/tlt-{os.getuid()}/rl-run-{os.getpid()}"
+
+    def flags(self, replica: int) -> list[str]:
+        """Return the flags of one of its servers; the sidecar belongs to the first one."""
         running = str(self.settings.problems * self.settings.group)
         flags = ["--model", self.settings.policy, "--device", "cpu", "--adaptive-spec"]
         flags += ["--max-total-tokens", str(KV_TOKENS), "--max-running-requests", running]
         if self.name == PLAIN:
             return [*flags, "--tlt-strategies", "off"]
         flags += ["--speculative-draft-model-path", str(self.drafter)]
-        if self.name == SIDECAR:
-            flags += ["--tlt-store", str(self.folder / "store"), "--tlt-sidecar", "idle"]
+        if self.coordinator is not None:
+            flags += ["--tlt-store", str(self.folder / "store")]
+            flags += ["--tlt-coordinator", self.coordinator]
+            flags += ["--tlt-device-name", f"replica-{replica}"]
+            flags += ["--tlt-sidecar", "idle"] if replica == 0 else []
         return flags
 
     def run(self, faults: Sequence[Fault] = ()) -> None:
         """Take the steps that are left, and say how each went.
 
-        After a fault that ends the server, both it and the trainer are started again, and the run
-        goes on after its last checkpoint.
+        After a fault that ends a server, all of them and the trainer are started again, and the
+        run goes on after its last checkpoint.
         """
         left = [fault for fault in faults if fault.step >= len(self.steps)]
         while self.weights is None:
@@ -95,25 +109,41 @@ class System:
         shutil.rmtree(self.folder / "names", ignore_errors=True)
 
     def _run(self, faults: list[Fault]) -> None:
-        """Start server and trainer, and take steps until the end or a failure."""
-        server = Server(self.name, self.flags(), self.settings.threads, self.logs)
+        """Start coordinator, servers and trainer, and take steps until the end or a failure."""
+        count = self.settings.replicas
+        threads = max(1, self.settings.threads // count)
+        names = [f"{self.name}, {number + 1}" for number in range(count)]
+        beside = {} if self.coordinator is None else {COORDINATOR: self._coordinator()}
+        servers: list[Server] = []
         trainer = None
         try:
-            server.wait_started()
-            trainer = self._trainer(f"{HOST}:{server.port}")
-            self._watch(server, trainer, faults)
+            servers += [
+                Server(name, self.flags(number), threads, self.logs)
+                for number, name in enumerate(names)
+            ]
+            for server in servers:
+                server.wait_started()
+            trainer = self._trainer([f"{HOST}:{server.port}" for server in servers])
+            self._watch(servers, beside, trainer, faults)
         finally:
-            stop([server, *([] if trainer is None else [trainer])])
+            stop([*servers, *beside.values(), *([] if trainer is None else [trainer])])
             if trainer is not None:
                 with (self.folder / COMPLAINTS).open("a") as file:
                     file.writelines(f"{line}\n" for line in COMPLAINT.findall(trainer.log()))
 
-    def _trainer(self, address: str) -> MeasuredProcess:
+    def _coordinator(self) -> MeasuredProcess:
+        assert self.coordinator is not None
+        words = ["-m", "tlt_sglang.cli", "coordinator", "--tlt-coordinator", self.coordinator]
+        return Process(f"{self.name}, coordinator", words, 1, self.logs)
+
+    def _trainer(self, addresses: list[str]) -> MeasuredProcess:
         if not TRAINER.exists():
             raise BenchmarkError("The trainer's environment is missing; run make stacks first.")
+        coordinator = [] if self.coordinator is None else ["--coordinator", self.coordinator]
+        words = ["-m", "benchmarks.rl_run.trainer", str(self.folder), *addresses, *coordinator]
         return MeasuredProcess(
             f"{self.name}, trainer",
-            [str(TRAINER), "-m", "benchmarks.rl_run.trainer", str(self.folder), address],
+            [str(TRAINER), *words],
             log_file(self.logs, f"{self.name}-trainer"),
             environment={
                 "OMP_NUM_THREADS": str(self.settings.threads),
@@ -123,18 +153,29 @@ class System:
             cwd=REPOSITORY,
         )
 
-    def _watch(self, server: Server, trainer: MeasuredProcess, faults: list[Fault]) -> None:
+    def _watch(
+        self,
+        servers: list[Server],
+        beside: dict[str, MeasuredProcess],
+        trainer: MeasuredProcess,
+        faults: list[Fault],
+    ) -> None:
         """Say every step, until the trainer has written its result; cause the faults."""
         shown = len(self.steps)
         while trainer.alive:
             time.sleep(POLL_SECONDS)
-            server.check_alive()
+            for server in servers:
+                server.check_alive()
             steps = self.steps
             for step in steps[shown:]:
                 say(f"{self.name}, step {step.step + 1} of {self.settings.steps}: {_line(step)}")
             shown = len(steps)
             if faults and shown == faults[0].step:
-                faults.pop(0).cause(server)
+                fault = faults.pop(0)
+                fault.cause(servers, beside)
+                if fault.process == COORDINATOR:
+                    beside[COORDINATOR].stop()
+                    beside[COORDINATOR] = self._coordinator()
         if self.weights is None:
             trainer.check_alive()
 

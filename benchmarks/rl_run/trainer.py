@@ -1,10 +1,10 @@
 """The trainer of one system: GRPO with AReaL's FSDPPPOActor, a step at a time, the same every time.
 
-    python -m benchmarks.rl_run.trainer FOLDER ADDRESS...
+    python -m benchmarks.rl_run.trainer FOLDER ADDRESS... [--coordinator ENDPOINT]
 
 Runs in the environment of `make stacks`. It has the settings from FOLDER, generates on the servers
 at ADDRESS, and writes what it does into FOLDER. Started again, it goes on after the last
-checkpoint.
+checkpoint. A coordinator hears of rollouts, and that the policy is being trained.
 
 The weights depend on tokens alone: responses are ordered by their place, not by their arrival; the
 old logprobs are the trainer's own, not the server's; and the number of threads is fixed. Groups
@@ -13,6 +13,7 @@ whose responses all have the same reward are left out (DAPO, arXiv 2503.14476).
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -40,11 +41,15 @@ from transformers import AutoTokenizer
 from benchmarks.rl_run import rollouts, settings
 from benchmarks.rl_run.rollouts import NAMES, Answers
 from benchmarks.rl_run.settings import Settings, Step
+from tlt_sglang.coordinator.client import Client
+from tlt_sglang.coordinator.messages import Freed, SignalKind
 
 TAIL = 8
 """A rollout is in its tail when at most one in TAIL of its responses is unfinished."""
 MICRO_BATCH_TOKENS = 512
 """Tokens of a micro-batch; a longer response is one by itself."""
+CLAIM_SECONDS = 1.0
+"""Longest wait for the sidecar to leave."""
 CHECKED = 2
 """Responses of a step whose logprobs are compared with the server's, both in float32."""
 
@@ -100,7 +105,7 @@ def _without_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, 
 class Run:
     """A run in its folder: the client, the trainer, and the steps so far."""
 
-    def __init__(self, folder: Path, addresses: list[str]) -> None:
+    def __init__(self, folder: Path, addresses: list[str], coordinator: str | None) -> None:
         self.folder, self.settings = folder, Settings.read(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(self.settings.policy)
         responses = self.settings.problems * self.settings.group
@@ -112,6 +117,7 @@ class Run:
             self.meta = WeightUpdateMeta.from_fsdp_xccl(
                 gen_allocation=ModelAllocation.from_str(f"sglang:d{len(addresses)}")
             )
+        self.stack = None if coordinator is None else Client(coordinator, "trainer", "stack")
         self.actor = actor_engine(self.settings)
         self.actor.connect_engine(self.client, self.meta)
         self.steps: list[Step] = []
@@ -131,9 +137,11 @@ class Run:
         """Generate, train, and hand the weights over."""
         self.client.backend.answers = answers = Answers()
         bodies = rollouts.requests(self.settings, number, self.tokenizer)
+        self._tell("release_device", "rollout_begins")
         began = time.perf_counter()
         batch = self.actor.rollout_batch(bodies, workflow=self.workflow)
         rolled = time.perf_counter()
+        self._claim()
         batch.sort(key=lambda one: int(one["index"]))
         assert [int(one.pop("index")) for one in batch] == list(range(len(bodies)))
         trained, gap = self._train(batch)
@@ -159,6 +167,20 @@ class Run:
             gap=gap,
             drafter_version=answers.drafter_version,
         )
+
+    def _tell(self, *signals: SignalKind) -> None:
+        for signal in signals:
+            if self.stack is not None:
+                self.stack.tell(signal)
+
+    def _claim(self) -> None:
+        """Claim the cores for training, and wait until the sidecar has left them."""
+        self._tell("rollout_ends", "claim_device")
+        until = time.monotonic() + CLAIM_SECONDS
+        while self.stack is not None and time.monotonic() < until:
+            if any(isinstance(one, Freed) for one in self.stack.poll()):
+                return
+            time.sleep(0.01)
 
     def _train(self, batch: list[dict[str, Any]]) -> tuple[int, float]:
         """Take one step of GRPO; return (tokens trained on, largest difference of logprobs)."""
@@ -239,9 +261,18 @@ class Run:
         return SaveLoadMeta(str(folder), weight_format="hf", with_optim=True)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks.rl_run.trainer")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("addresses", nargs="+")
+    parser.add_argument("--coordinator", metavar="ENDPOINT")
+    return parser
+
+
 def main() -> None:
     """Run to the end; the processes that AReaL and torch leave are ended with this one."""
-    folder, addresses = Path(sys.argv[1]), sys.argv[2:]
+    args = _parser().parse_args()
+    folder = args.folder
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     run = Settings.read(folder)
     torch.set_num_threads(run.threads)
@@ -251,7 +282,7 @@ def main() -> None:
     names = folder / "names"
     shutil.rmtree(names, ignore_errors=True)
     name_resolve.reconfigure(NameResolveConfig(type="nfs", nfs_record_root=str(names)))
-    Run(folder, addresses).finish()
+    Run(folder, args.addresses, args.coordinator).finish()
     for child in psutil.Process().children(recursive=True):
         child.kill()
     sys.stdout.flush()

@@ -44,7 +44,7 @@ REFIT = 8
 """New costs after which the model is fitted again."""
 TRIED = 2
 """Measurements in an era after which a strategy needs no trial."""
-RECENT = 4
+RECENT = 5
 """Measurements that are compared with those before them in the window."""
 NEW_ERA = math.log(1.3)
 """Change of the log of a cost that ends an era."""

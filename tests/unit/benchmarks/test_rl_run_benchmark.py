@@ -86,7 +86,7 @@ def test_figures_of_one_system() -> None:
 
 def test_faults_are_one_of_each_kind() -> None:
     chosen = faults(0, 40)
-    assert {fault.process for fault in chosen} == {"sidecar", "engine", "launcher"}
+    assert {fault.process for fault in chosen} == {"sidecar", "engine", "coordinator"}
     assert len({fault.step for fault in chosen}) == 3
     assert all(0 < fault.step < 40 for fault in chosen)
     assert chosen == faults(0, 40) != faults(1, 40)
