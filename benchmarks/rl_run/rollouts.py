@@ -113,7 +113,8 @@ def client(addresses: list[str], folder: Path, responses: int) -> SeededEngine:
         InferenceEngineConfig(
             **NAMES,
             fileroot=str(folder),
-            backend=f"sglang:d{len(addresses)}",
+            # AReaL takes its parallelism for the trainer's, and would send a part of the responses.
+            backend="sglang:d1",
             consumer_batch_size=responses,
             max_concurrent_rollouts=responses,
             max_head_offpolicyness=0,

@@ -51,7 +51,11 @@ def test_verified_rows_need_room_with_the_triton_backend(args: Flags) -> None:
     """Four rows for each of 48 requests: 1 MB of slots and 128 kB of partial results a row."""
     need = reserved_bytes(Config(POOL), args)
     args.attention_backend = "triton"
-    assert reserved_bytes(Config(POOL), args) - need == 4 * 48 * (131072 * 8 + 4096 * 32)
+    row = 131072 * 8 + 4096 * 32
+    assert reserved_bytes(Config(POOL), args) - need == 4 * 48 * row
+    assert reserved_bytes(Config(), args) == 48 * row
+    args.speculative_num_draft_tokens = 6
+    assert reserved_bytes(Config(), args) == 6 * 48 * row
 
 
 def test_a_log_needs_room_for_a_prefill_and_for_steps_that_wait(args: Flags) -> None:
