@@ -77,8 +77,8 @@ def _verified_rows(config: Config, args: Arguments, shape: Mapping[str, object])
     """Return the bytes of the KV slots that verified rows see, and of the decode kernel's partial
     results for each row (`engine.verify_attention`), in the largest batch of the widest strategy.
     """
-    given = args.speculative_num_draft_tokens or 1
-    widest = max((strategy.num_draft_tokens for strategy in config.pool), default=given)
+    of_sglang = args.speculative_num_draft_tokens or 1
+    widest = max((strategy.num_draft_tokens for strategy in config.pool), default=of_sglang)
     rows = widest * (args.max_running_requests or BATCH_SIZES[-1])
     context = args.context_length or _size(shape, "max_position_embeddings")
     return rows * (context * SLOT_BYTES + KV_SPLITS * 4 * _size(shape, "hidden_size"))
