@@ -16,7 +16,7 @@ import torch
 
 from tests.gpu.session import Line, Session
 
-SHAPES = ((1, 49152), (8, 128256), (64, 151936), (256, 151936))
+SHAPES = ((1, 49152), (8, 128256), (64, 151936), (256, 151936), (1024, 128256))
 """Rows and vocabularies that are timed."""
 EQUALITY_ROWS = 512
 EQUALITY_VOCABULARY = 32003
