@@ -94,6 +94,8 @@ class Finishing:
             if request.is_retracted or request.finished():
                 continue
             run = runs[i]
+            if len(run) == 1 and request.grammar is None:
+                continue  # SGLang asks its rule when it appends the token, as plain decoding does
             length = self._decide(request, run)
             verified = result.num_correct_drafts_per_req_cpu[i]
             if length < verified + sglang.non_draft_tokens(result):
