@@ -172,6 +172,8 @@ def test_an_update_of_the_target(tmp_path: Path) -> None:
     online = process.require().step.online_drafter
     assert online is not None and online.harvester is not None and online.tap is not None
     model = engine.models.model
+    before = engine.expected(LENGTH)
+    assert engine.generate(LENGTH) == before
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed_tokens" in name or "lm_head" in name:
@@ -183,6 +185,7 @@ def test_an_update_of_the_target(tmp_path: Path) -> None:
     result = engine.scheduler.weight_updater.update_weights_from_disk(update)
     assert result.success, result.message
     expected = engine.expected(LENGTH)
+    assert expected != before
     DEVICE.waits.clear()
     assert engine.generate(LENGTH) == expected
     ours = [wait for wait in DEVICE.waits if wait.file.startswith("tlt_sglang")]
