@@ -105,6 +105,13 @@ def _replace(module: str, name: str, stand_in: Callable[..., object]) -> None:
     setattr(importlib.import_module(f"sglang.kernels.{module}"), name, stand_in)
 
 
+def attention_kernels(module: str) -> Any:
+    """Return SGLang's module of attention kernels with this name."""
+    is_older = importlib.util.find_spec("sglang.kernels") is None
+    package = "srt.layers.attention.triton_ops" if is_older else "kernels.ops.attention"
+    return importlib.import_module(f"sglang.{package}.{module}")
+
+
 def install(interpreted: Collection[str] = ()) -> None:
     """Put the kernels where SGLang looks for them; it has not been imported yet.
 

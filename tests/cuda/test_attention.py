@@ -15,8 +15,8 @@ def test_attention_is_that_of_sglangs_kernels() -> None:
     from tests.cuda import kernels
 
     kernels.install(("decode_attention_fwd", "extend_attention_fwd"))
-    from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd
-    from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
+    decode_attention_fwd = kernels.attention_kernels("decode_attention").decode_attention_fwd
+    extend_attention_fwd = kernels.attention_kernels("extend_attention").extend_attention_fwd
 
     torch.manual_seed(0)
     heads, kv_heads, dim, slots, lengths, new = 4, 2, 16, 12, [3, 5], 4

@@ -47,7 +47,7 @@ def test_rows_are_attended_to_as_requests_of_a_decode_step() -> None:
     from tests.cuda import kernels
 
     kernels.install(("decode_attention_fwd", "row_slots"))
-    from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd
+    decode_attention_fwd = kernels.attention_kernels("decode_attention").decode_attention_fwd
 
     from tlt_sglang.engine.verify_attention import row_slots
 
