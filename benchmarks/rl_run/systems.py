@@ -112,14 +112,13 @@ class System:
         """Start coordinator, servers and trainer, and take steps until the end or a failure."""
         count = self.settings.replicas
         threads = max(1, self.settings.threads // count)
-        names = [f"{self.name}, {number + 1}" for number in range(count)]
         beside = {} if self.coordinator is None else {COORDINATOR: self._coordinator()}
         servers: list[Server] = []
         trainer = None
         try:
             servers += [
-                Server(name, self.flags(number), threads, self.logs)
-                for number, name in enumerate(names)
+                Server(f"{self.name}, {number + 1}", self.flags(number), threads, self.logs)
+                for number in range(count)
             ]
             for server in servers:
                 server.wait_started()

@@ -13,17 +13,13 @@ from tests.gpu.measure import ADAPTIVE, PLAIN, Timing, decode, pinned
 from tests.gpu.session import Line, Session, pool_flags
 from tests.gpu.settings import CHAIN, DUMMY, POOL
 from tlt_sglang.models.shipped import default_drafter
+from tlt_sglang.strategy.strategies import Strategy, parse
 
 Rows = dict[str, dict[int, Timing]]
 """Timings by strategy, then by requests at once."""
 
 
 SGLANG_CHAIN = f"sglang {CHAIN}"
-_CHAIN_FLAGS = (
-    *("--speculative-algorithm", "EAGLE3", "--speculative-num-steps", "3"),
-    *("--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4"),
-)
-"""CHAIN as SGLang's own arguments."""
 
 
 def costs(session: Session, line: Line) -> None:
@@ -55,8 +51,7 @@ def acceptance(session: Session, line: Line) -> None:
     _time(session, line, rows, session.server("plain"), (PLAIN,), prompts)
     _time(session, line, rows, session.pool(), (*POOL, ADAPTIVE), prompts)
     if (drafter := default_drafter(session.model)) is not None:
-        flags = ("--speculative-draft-model-path", str(drafter), *_CHAIN_FLAGS)
-        server = session.server(SGLANG_CHAIN, *flags)
+        server = session.server(SGLANG_CHAIN, *_sglang_flags(parse(CHAIN), drafter))
         _time(session, line, rows, server, (SGLANG_CHAIN,), prompts)
 
 
@@ -99,6 +94,16 @@ def _time(
             line["ratios"] = ratios(rows)
 
 
+def _sglang_flags(strategy: Strategy, drafter: Path) -> tuple[str, ...]:
+    """Return a strategy with an EAGLE-3 drafter as SGLang's own flags."""
+    return (
+        *("--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(drafter)),
+        *("--speculative-num-steps", str(strategy.num_steps)),
+        *("--speculative-eagle-topk", str(strategy.topk)),
+        *("--speculative-num-draft-tokens", str(strategy.num_draft_tokens)),
+    )
+
+
 def ratios(rows: Rows) -> dict[int, dict[str, float]]:
     """Return, by requests at once, throughputs relative to each other, where both are measured."""
     result: dict[int, dict[str, float]] = {}
@@ -106,9 +111,7 @@ def ratios(rows: Rows) -> dict[int, dict[str, float]]:
         rates = {
             name: by_size[size].tokens_per_s for name, by_size in rows.items() if size in by_size
         }
-        fixed = [
-            rate for name, rate in rates.items() if name not in (PLAIN, ADAPTIVE, SGLANG_CHAIN)
-        ]
+        fixed = [rate for name, rate in rates.items() if name in POOL]
         pairs = {
             "off_over_plain": (rates.get("off"), rates.get(PLAIN)),
             "adaptive_over_plain": (rates.get(ADAPTIVE), rates.get(PLAIN)),
