@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve unit check style types test test-versions test-version gpu fuzz identity bench
+.PHONY: help setup prepare serve unit check style types test test-all test-versions test-version gpu fuzz identity bench
 .PHONY: figures lock clean stacks
 
 # SGLANG=0.5.16 makes and uses an environment of its own beside .venv, from the lock of that version.
@@ -41,6 +41,8 @@ VERSION_TESTS := $(addprefix tests/engine/test_,$(addsuffix .py,start identity s
 # The clients of RL stacks, in an environment that stands on that of the tests.
 STACKS := $(VENV)-stacks
 CLIENTS := $(STACKS)/.stamp-installed
+# What `make test` leaves to `make test-all`.
+QUICK := -m "not long"
 # Paths in ARGS replace the default ones.
 TEST_PATHS := $(filter tests tests/%,$(ARGS))
 
@@ -122,7 +124,7 @@ unit: setup ## unit and patch tests, in under a minute
 
 # Without paths in ARGS: the checks, then all tests, the quick ones first. mypy runs beside the unit
 # tests. The engine tests measure speed, so they have the machine to themselves.
-test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="path" runs that path alone
+test: setup prepare $(if $(TEST_PATHS),,style) ## checks and tests, in 40 minutes; ARGS="path" runs that path alone
 	@if [ -n "$(TEST_PATHS)" ]; then exec $(PYTHON) -m pytest $(ARGS); fi
 	log=$$(mktemp)
 	$(VENV)/bin/mypy >"$$log" 2>&1 & typing=$$!
@@ -134,8 +136,11 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and all tests; ARGS="pa
 	wait $$typing || failed=1
 	cat "$$log"
 	run $(PYTHON) -m pytest -n 2 --dist worksteal tests/cuda $(ARGS)
-	run $(PYTHON) -m pytest --durations=15 tests/engine tests/stacks tests/gpu --ignore tests/stacks/own $(ARGS)
+	run $(PYTHON) -m pytest --durations=40 $(QUICK) tests/engine tests/stacks tests/gpu --ignore tests/stacks/own $(ARGS)
 	exit $$failed
+
+test-all: ## the same with those that try it once more on other servers
+	@$(MAKE) --no-print-directory test QUICK=
 
 test-versions: ## test every other SGLang that TLT runs on, half an hour each; ARGS go to pytest
 	@failed=0

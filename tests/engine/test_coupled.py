@@ -15,6 +15,7 @@ from tests.engine.test_sampling import FLAGS, LENGTH, PROMPT, REDUCED, SAMPLES, 
 from tests.support.distribution import Sampling, joint, p_value
 from tests.support.fitting import Tiny
 from tests.support.identity import PINNED, POOL
+from tests.support.long import first_and_long
 from tests.support.prompts import prompts
 from tests.support.servers import Server, Servers
 from tlt_sglang.sampling.seeds import next_seed
@@ -49,7 +50,7 @@ def texts(server: Server, sampling: Sampling) -> list[list[int]]:
     return [answer["output_ids"] for answer in draw(server, PROMPT, seeded(sampling, ANSWERS))]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", first_and_long(sorted(WAYS, key="all".__ne__)))
 def test_every_strategy_says_the_same(servers: Servers, tiny: Tiny, way: str) -> None:
     expected = texts(tiny_server(servers, tiny, "off"), WAYS[way])
     assert len({tuple(text) for text in expected}) > ANSWERS // 2
@@ -78,7 +79,7 @@ def test_over_seeds_it_is_the_targets_distribution(servers: Servers, tiny: Tiny,
     assert p_value(joint(tiny.model, PROMPT, LENGTH, WAYS[way]), samples) > 0.01
 
 
-@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("samples", first_and_long([1, 2]))
 def test_the_samples_of_a_group_are_independent(servers: Servers, tiny: Tiny, samples: int) -> None:
     """Without a seed, pairs of first tokens: of two requests with one prompt, or of one request."""
     server = tiny_server(servers, tiny, REDUCED)

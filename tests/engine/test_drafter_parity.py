@@ -134,7 +134,10 @@ def observed(folder: Path) -> list[dict[str, Any]]:
     return result
 
 
-@pytest.mark.parametrize(("algorithm", "kind"), [("eagle3", "llama"), ("eagle", "qwen2")])
+@pytest.mark.parametrize(
+    ("algorithm", "kind"),
+    [("eagle3", "llama"), pytest.param("eagle", "qwen2", marks=pytest.mark.long)],
+)
 def test_the_engines_drafter_is_ours(
     servers: Servers, tmp_path: Path, algorithm: Algorithm, kind: str
 ) -> None:

@@ -72,7 +72,7 @@ def same(
 # -- cache and prefill -----------------------------------------------------------------------------
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_radix_cache(server: Server, reference: Reference) -> None:
     prompt, expected = reference.texts()[LONG]
     server.post("/flush_cache")
@@ -92,7 +92,7 @@ def test_radix_cache(server: Server, reference: Reference) -> None:
     assert 390 <= answer["meta_info"]["cached_tokens"] <= 400
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_shared_prefixes_at_once(server: Server, reference: Reference) -> None:
     """Requests that share a prefix while they run, each going its own way."""
     start = reference.prompts[LONG][:200]
@@ -111,7 +111,7 @@ def test_shared_prefixes_at_once(server: Server, reference: Reference) -> None:
 # -- where an output ends --------------------------------------------------------------------------
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_exact_lengths(server: Server, reference: Reference) -> None:
     """An accepted draft does not carry an output beyond its limit."""
     for length in (1, 2, 3, 5, 7):
@@ -121,14 +121,14 @@ def test_exact_lengths(server: Server, reference: Reference) -> None:
         reference.compare(SHORT, answer["output_ids"], length)
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_end_of_sequence(server: Server, reference: Reference) -> None:
     answer = same(server, reference.off(), reference.prompts[ENDING], LENGTH, ignore_eos=False)
     assert answer["meta_info"]["finish_reason"]["type"] == "stop"
     assert answer["meta_info"]["completion_tokens"] < LENGTH
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_stop_strings(server: Server, reference: Reference) -> None:
     prompt, output = reference.texts()[SHORT]
     text = reference.off().generate(prompt, 64)["text"]
@@ -153,7 +153,7 @@ def test_stop_tokens(server: Server, reference: Reference) -> None:
 # -- what is sampled from --------------------------------------------------------------------------
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_json_schema(server: Server, reference: Reference) -> None:
     prompt = instruction("Describe the city of Paris as JSON.")
     answer = same(
@@ -188,7 +188,7 @@ def test_openai_response_format(server: Server, reference: Reference) -> None:
         reference.compare(SHORT, free.result()["output_ids"], 64)
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_logit_bias(server: Server, reference: Reference) -> None:
     prompt, output = reference.texts()[SHORT]
     bias = {str(output[3]): -100.0, str(output[20]): 3.0}
@@ -222,7 +222,7 @@ def penalised(servers: Servers, reference: Reference) -> Penalised:
     return result
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_penalties(penalised: Penalised, server: Server, reference: Reference) -> None:
     """Each token is penalised for all that came before it, within a verify step, too."""
     for (name, i), expected in penalised.items():
@@ -230,7 +230,7 @@ def test_penalties(penalised: Penalised, server: Server, reference: Reference) -
         assert answer["output_ids"] == expected, name
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_penalties_in_a_batch(penalised: Penalised, server: Server, reference: Reference) -> None:
     """Requests with different penalties, and one with none, at the same time."""
     with ThreadPoolExecutor(5) as threads:
@@ -244,7 +244,7 @@ def test_penalties_in_a_batch(penalised: Penalised, server: Server, reference: R
             assert answer.result()["output_ids"] == penalised[name, SHORT], name
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_least_length(server: Server, reference: Reference) -> None:
     """`min_new_tokens` counts tokens and not verify steps."""
     free = reference.off().generate(reference.prompts[ENDING], LENGTH, ignore_eos=False)
@@ -261,7 +261,7 @@ def test_least_length(server: Server, reference: Reference) -> None:
         assert answer["meta_info"]["completion_tokens"] >= least
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_logprobs_are_the_targets(server: Server, reference: Reference) -> None:
     prompt = reference.prompts[SHORT]
     options = {"return_logprob": True, "top_logprobs_num": 3, "logprob_start_len": 0}
@@ -304,7 +304,7 @@ def stream(server: Server, prompt: list[int], length: int, **options: Any) -> An
     return server.request("POST", "/generate", json=body | options, stream=True)
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_streaming(server: Server, reference: Reference) -> None:
     prompt, output = reference.texts()[SHORT]
     whole = server.generate(prompt, 64)
@@ -338,7 +338,7 @@ def test_openai_chat(server: Server, reference: Reference) -> None:
     assert "".join(deltas) == expected["choices"][0]["message"]["content"]
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_client_leaves(server: Server, reference: Reference) -> None:
     """The server notices, frees what the request held, and others do not notice."""
     with ThreadPoolExecutor(1) as threads:
@@ -351,7 +351,7 @@ def test_client_leaves(server: Server, reference: Reference) -> None:
     reference.compare(SHORT, server.generate(reference.prompts[SHORT], 32)["output_ids"], 32)
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=1)
 def test_abort_request(server: Server, reference: Reference) -> None:
     """One of two requests is aborted, then all of four, some of them just started."""
 

@@ -125,6 +125,7 @@ def test_clocks_that_jump(growing: tuple[Server, Store], tiny: Tiny, clock: Cloc
 
 
 @pytest.mark.failures
+@pytest.mark.long
 def test_killed_sidecars_and_coordinators_change_nothing(
     growing: tuple[Server, Store], tiny: Tiny, rendezvous: str
 ) -> None:

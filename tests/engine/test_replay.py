@@ -19,6 +19,7 @@ from tests.engine.test_features import EOS, TIGHT
 from tests.engine.test_sampling import FLAGS, PROMPT
 from tests.support.fitting import Tiny
 from tests.support.identity import POOL
+from tests.support.long import first_and_long
 from tests.support.prompts import prompts
 from tests.support.servers import Server, Servers
 from tlt_sglang import cli
@@ -105,7 +106,7 @@ def test_every_answer_names_its_seed(logged: Logged) -> None:
     assert again["output_ids"] == streamed[-1]["output_ids"]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", first_and_long(WAYS))
 def test_an_answer_goes_on_from_its_first_tokens(logged: Logged, way: str) -> None:
     server = logged.server
     for prompt in prompts()[:4]:

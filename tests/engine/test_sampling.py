@@ -96,21 +96,27 @@ def tokens(answers: list[dict[str, Any]]) -> list[list[int]]:
     return [answer["output_ids"] for answer in answers]
 
 
-def on(name: str, *values: object) -> Any:
+def on(name: str, *values: object, quick: bool = True) -> Any:
     """A case of a test that uses the server called `name`."""
-    return pytest.param(name, *values, marks=pytest.mark.server(f"tiny {_pool(name)}"))
+    marks = [pytest.mark.server(f"tiny {_pool(name)}"), *([] if quick else [pytest.mark.long])]
+    return pytest.param(name, *values, marks=marks)
 
 
 # ---- the distribution ----------------------------------------------------------------------------
 
-CASES = [("plain", strategy) for strategy in STRATEGIES]
+CASES = [("plain", SWITCHING), ("all", SWITCHING), ("plain", REDUCED), ("plain", "ngram:8")]
+QUICK = len(CASES)
+"""Cases that are not `long`."""
+CASES += [("plain", strategy) for strategy in STRATEGIES if strategy != "ngram:8"]
 CASES += [("all", strategy) for strategy in STRATEGIES]
-CASES += [("plain", SWITCHING), ("all", SWITCHING), ("plain", REDUCED)]
 CASES += [(way, "eagle:3x4x8") for way in ("cold", "top-p", "top-k", "min-p")]
 CASES += [(way, "eagle:3x1x4") for way in ("cold", "top-p", "min-p")]
 
 
-@pytest.mark.parametrize(("strategy", "way"), [on(strategy, way) for way, strategy in CASES])
+@pytest.mark.parametrize(
+    ("strategy", "way"),
+    [on(strategy, way, quick=at < QUICK) for at, (way, strategy) in enumerate(CASES)],
+)
 def test_the_targets_distribution(servers: Servers, tiny: Tiny, strategy: str, way: str) -> None:
     server, sampling = start(servers, tiny, strategy), WAYS[way]
     prompt = REPEATING if strategy.startswith("ngram") else PROMPT

@@ -20,9 +20,12 @@ TIE = 1e-4
 """Two logits nearer than this are the same number, rounded in two orders of summation."""
 
 
-def each(strategies: Sequence[str]) -> pytest.MarkDecorator:
-    """Run a test for each strategy, on the fixture `server`."""
-    parameters = [pytest.param(name, marks=pytest.mark.server(name)) for name in strategies]
+def each(strategies: Sequence[str], quick: int = 100) -> pytest.MarkDecorator:
+    """Run a test for each strategy, on the fixture `server`; all but the `quick` ones are long."""
+    parameters = []
+    for at, name in enumerate(strategies):
+        marks = [pytest.mark.server(name), *([pytest.mark.long] if at >= quick else [])]
+        parameters.append(pytest.param(name, marks=marks))
     return pytest.mark.parametrize("strategy", parameters)
 
 

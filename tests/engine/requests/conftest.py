@@ -29,8 +29,10 @@ def folder_of_store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that uses `speculative` on each kind of server."""
     if "speculative" in metafunc.fixturenames:
-        marked = [pytest.param(kind, marks=pytest.mark.server(kind)) for kind in KINDS]
-        metafunc.parametrize("kind", marked)
+        marks = {kind: [pytest.mark.server(kind)] for kind in KINDS}
+        for kind in KINDS[1:]:
+            marks[kind].append(pytest.mark.long)
+        metafunc.parametrize("kind", [pytest.param(kind, marks=marks[kind]) for kind in KINDS])
 
 
 @pytest.fixture(autouse=True)

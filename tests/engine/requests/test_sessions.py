@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.identity import PINNED, POOL, Reference, difference
+from tests.support.long import first_and_long
 from tests.support.servers import Server, Servers
 from tests.support.sessions import Turn, send_turns
 
@@ -52,7 +53,7 @@ def compare(got: Turns, expected: Turns, reference: Reference) -> None:
                 break  # a tie, after which the turns have other prompts
 
 
-@pytest.mark.parametrize("kind", STRATEGIES)
+@pytest.mark.parametrize("kind", first_and_long(STRATEGIES))
 def test_every_turn(
     servers: Servers,
     drafters: dict[str, str],

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from tests.support.identity import PINNED, POOL
+from tests.support.long import first_and_long
 from tests.support.servers import Server, Servers
 
 SLOTS = 200
@@ -100,7 +101,7 @@ def server_of(servers: Servers, drafters: dict[str, str], kind: str) -> Server:
     return servers.get(strategies, *LIMITS, *flags, drafter=drafter)
 
 
-@pytest.mark.parametrize("kind", STRATEGIES)
+@pytest.mark.parametrize("kind", first_and_long(STRATEGIES))
 def test_no_request_is_lost(
     servers: Servers, drafters: dict[str, str], expected: Sequence[Answer], kind: str
 ) -> None:
