@@ -72,6 +72,11 @@ COMMANDS = (
         "Share devices between inference and training",
         "tlt_sglang.coordinator.commands:main",
     ),
+    Command(
+        "fleet",
+        "Run engines, trainers and a coordinator on a Ray cluster",
+        "tlt_sglang.fleet.commands:main",
+    ),
 )
 
 

@@ -68,12 +68,19 @@ class RemoteReader:
             (zmq.RECONNECT_IVL_MAX, 500),
         ):
             self._socket.set(option, value)
+        self.address = address
         try:
             endpoints.secure(self._socket, key, server=False)
             self._socket.connect(address)
         except BaseException:
             self.close()
             raise
+
+    def move(self, address: str) -> None:
+        """Go on at another address, where the exporter has been started again."""
+        self._socket.disconnect(self.address)
+        self._socket.connect(address)
+        self.address, self._waiting = address, False
 
     @property
     def ended(self) -> bool:

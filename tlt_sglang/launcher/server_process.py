@@ -110,20 +110,20 @@ class ServerProcess(ChildProcess):
         return _decoded(path, self.request("POST", path, json=payload, **options))
 
 
-def free_port() -> int:
+def free_port(host: str = HOST) -> int:
     """Return a port nobody listens on, below those of outgoing connections."""
     while True:
         port = random.randint(*PORTS)
-        if can_bind(port):
+        if can_bind(port, host):
             return port
 
 
-def can_bind(port: int) -> bool:
+def can_bind(port: int, host: str = HOST) -> bool:
     """Return True if nobody listens on `port`."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

@@ -5,10 +5,12 @@ Runs in a process of its own, and draws the snapshots of `snapshot`. It changes 
 
 from __future__ import annotations
 
+import argparse
 import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,7 +22,7 @@ from tlt_sglang.config import flags
 from tlt_sglang.config.command_line import Parser
 from tlt_sglang.config.settings import SETTINGS
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
-from tlt_sglang.observe import snapshot
+from tlt_sglang.observe import fleet, snapshot
 from tlt_sglang.observe.events import Json
 from tlt_sglang.observe.snapshot import Snapshot, tokens_per_s
 
@@ -57,6 +59,9 @@ def _watch(argv: Sequence[str]) -> None:
         metavar="URL",
         help="Address of the server (default: %(default)s)",
     )
+    parser.add_argument(
+        "--fleet", type=Path, metavar="STORE", help="Show all engines of the fleet of this store"
+    )
     flags.add_flag(parser, SETTINGS["coordinator"])
     parser.add_argument(
         "--api-key", default="", metavar="KEY", help="Admin key of the server (default: none)"
@@ -69,15 +74,40 @@ def _watch(argv: Sequence[str]) -> None:
         return
     args = parser.parse_args(rest)
 
+    if args.fleet is not None:
+        store = args.fleet.absolute()
+        _show(args, lambda: fleet.take(store, args.api_key), fleet.view)
+        return
+
     def look() -> Snapshot:
         return snapshot.take(args.url, args.api_key, args.tlt_coordinator)
 
-    # A server that does not answer is an error only at the beginning.
-    first = look()
-    if first.status is None:
-        raise ConfigError(f"No server with TLT answers at {args.url}; start one, or give --url.")
-    if command == "top":
-        _follow(first, look)
+    def begin() -> Snapshot:
+        # A server that does not answer is an error only at the beginning.
+        first = look()
+        if first.status is None:
+            raise ConfigError(
+                f"No server with TLT answers at {args.url}; start one, or give --url."
+            )
+        return first
+
+    _show(args, look, view, begin)
+
+
+T = TypeVar("T")
+View = Callable[[T, T | None], Panel]
+
+
+def _show(
+    args: argparse.Namespace,
+    look: Callable[[], T],
+    view: View[T],
+    begin: Callable[[], T] | None = None,
+) -> None:
+    """Print what `look` returns, once, or draw it to a file, or follow it; `begin` looks first."""
+    first = (begin or look)()
+    if "svg" not in args:
+        _follow(first, look, view)
     elif args.svg is None:
         Console().print(view(first, None))
     else:
@@ -85,10 +115,9 @@ def _watch(argv: Sequence[str]) -> None:
         _draw(view(look(), first), args.svg)
 
 
-def _follow(first: Snapshot, look: Callable[[], Snapshot]) -> None:
+def _follow(before: T, look: Callable[[], T], view: View[T]) -> None:
     """Show one snapshot after the other until the user interrupts."""
-    with Live(view(first, None), refresh_per_second=4, screen=True) as live:
-        before = first
+    with Live(view(before, None), refresh_per_second=4, screen=True) as live:
         while True:
             time.sleep(INTERVAL)
             now = look()

@@ -121,10 +121,16 @@ class Feed:
     def _look(self, now: float) -> None:
         self.engines = announce.read(self._store)
         announced = {engine.harvest for engine in self.engines}
+        served = {path: export.address for export in exports(self._store) for path in export.logs}
         for path, source in list(self._sources.items()):
+            remote = source.reader
+            if not isinstance(remote, RemoteReader):
+                continue
             # If the exporter has ended with the engine, nobody says that the log has ended.
-            if isinstance(source.reader, RemoteReader) and path not in announced:
+            if path not in announced:
                 self._end(path)
+            elif served.get(path, remote.address) != remote.address:
+                remote.move(served[path])
         for engine in self.engines:
             if engine.harvest in self._sources:
                 self._sources[engine.harvest].version = engine.target_version

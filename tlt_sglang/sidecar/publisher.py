@@ -17,6 +17,7 @@ from tlt_sglang.weights import describe
 if TYPE_CHECKING:
     from tlt_sglang.observe.scalars import Scalars
     from tlt_sglang.sidecar.learner import Gate, Learner
+    from tlt_sglang.weights.lease import Lease
     from tlt_sglang.weights.manifest import Expected
     from tlt_sglang.weights.store import Store
 
@@ -31,6 +32,7 @@ class Publisher:
         self,
         learner: Learner,
         store: Store,
+        lease: Lease,
         expected: Expected,
         folder: Path,
         scalars: Scalars | None,
@@ -41,6 +43,7 @@ class Publisher:
         """Versions that this process has published."""
         self.last_gate: Gate | None = None
         self._learner, self._store, self._scalars = learner, store, scalars
+        self._lease = lease
         self._expected, self._folder = expected, folder
 
     def run_gate(self, may_continue: Callable[[], bool]) -> None:
@@ -74,6 +77,8 @@ class Publisher:
         figures = {name: round(value, 4) for name, value in asdict(gate).items()}
         figures |= {"step": learner.step, "target_version": learner.buffer.target_version}
         try:
+            if not self._lease.hold(now=True) or self._lease.epoch is None:
+                return  # another sidecar has taken over, and publishes
             version = self._store.publish(
                 weights,
                 self._expected.architecture,
@@ -81,6 +86,7 @@ class Publisher:
                 parent=self.version or None,
                 gate=figures,
                 made_by=f"tlt sidecar, tlt-sglang {__version__}",
+                epoch=self._lease.epoch,
             )
         except EnvironmentProblem as error:
             log(str(error))  # the next gate tries again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from tlt_sglang.sidecar.target import TargetFollower
 from tlt_sglang.training.checkpoints import Checkpoints
 from tlt_sglang.training.models import Algorithm, DraftConfig, Drafter
 from tlt_sglang.weights import describe
+from tlt_sglang.weights.lease import Lease
 
 if TYPE_CHECKING:
     from tlt_sglang.harvest.announce import Announcement
@@ -79,11 +81,15 @@ class TrainingSession:
         )
         self.checkpoints = Checkpoints(store.root / "work" / "checkpoints")
         self._saved = time.monotonic()
-        self.publisher = Publisher(self.learner, store, expected, folder, sidecar.scalars)
-        self.publisher.follow()
-        if self.checkpoints.load(self.learner.state, self.learner.restore):
-            log(f"continuing from step {self.learner.step}")
-        log(f"training an {algorithm} drafter of {engine.model} on {self.device}")
+        self.lease = Lease(store.root)
+        self._epoch: int | None = None
+        self.publisher = Publisher(
+            self.learner, store, self.lease, expected, folder, sidecar.scalars
+        )
+        if self._holds():
+            log(f"training an {algorithm} drafter of {engine.model} on {self.device}")
+        else:
+            log(f"another sidecar trains for {store.root}; this one waits")
 
     def run(self) -> None:
         """Train until the process is stopped; what was learned is saved then."""
@@ -92,23 +98,65 @@ class TrainingSession:
             while not sidecar.is_over:
                 self.feed.pump()
                 self._follow_target()
-                training = (
-                    sidecar.may_train(learner.leave) and learner.can_train() and self._is_ready
-                )
+                training = self._may_train() and learner.can_train() and self._is_ready
                 if training and learner.micro_step():
                     if learner.gate_is_due():
-                        self.publisher.run_gate(lambda: sidecar.may_train(learner.leave))
+                        self.publisher.run_gate(self._may_train)
                     if time.monotonic() - self._saved > SAVE_SECONDS:
                         self._save()
                 else:
                     time.sleep(IDLE_SECONDS)
-                sidecar.report(self._status(training))
+                if self._epoch is not None:
+                    sidecar.report(self._status(training))
         finally:
             self.feed.close()
-            if learner.step:
-                self._save()
+            if self._epoch is not None and self.lease.hold(now=True):
+                self._hand_over()
+                sidecar.report(self._status(False), now=True)
+            self.lease.release()
+
+    def _may_train(self) -> bool:
+        """Return whether the device may be used, and the drafter trained, by this process now.
+
+        A device that has to be left is left first; then another sidecar that waits may go on.
+        """
+        allowed = self.sidecar.may_train(self.learner.leave)
+        if allowed or self._epoch is not None:
+            holds = self._holds()
+            if holds and not allowed and self.lease.is_wanted:
+                self._hand_over()
+            return holds and allowed
+        self.lease.release()  # no longer in the way of those that may train
+        return False
+
+    def _holds(self) -> bool:
+        """Return whether this process has the lease; go on where its last holder stopped."""
+        try:
+            self.lease.hold()
+        except EnvironmentProblem as error:
+            log(str(error))
+        epoch = self.lease.epoch
+        if epoch != self._epoch:
+            if epoch is None:
+                log("another sidecar has taken over")
+            else:
+                self._take_over()
+            self._epoch = epoch
+        return epoch is not None
+
+    def _take_over(self) -> None:
+        self.publisher.follow()
+        if self.checkpoints.load(self.learner.state, self.learner.restore):
+            log(f"continuing from step {self.learner.step}")
+
+    def _hand_over(self) -> None:
+        """Save what was learned, and leave the rest to whoever takes the lease next."""
+        if self.learner.step:
+            self._save()
+            with contextlib.suppress(EnvironmentProblem):  # the one before is complete
                 self.checkpoints.finish()
-            sidecar.report(self._status(False), now=True)
+        self.lease.release()
+        self._epoch = None
 
     @property
     def _is_ready(self) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from tlt_sglang.errors import EnvironmentProblem
@@ -31,6 +31,14 @@ def is_orphan(path: Path) -> bool:
     except OSError:
         return True
     return state in "ZX"  # killed, and not waited for yet
+
+
+def remove_owned_by(hosts: Container[str], folder: Path) -> None:
+    """Remove the files of `folder` whose processes ran on one of `hosts`. Raises OSError."""
+    for path in folder.glob("*@*"):
+        owner = _OWNER.search(path.name)
+        if owner is not None and owner["host"] in hosts:
+            path.unlink(missing_ok=True)
 
 
 def is_old(path: Path) -> bool:

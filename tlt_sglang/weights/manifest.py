@@ -129,6 +129,8 @@ class Manifest:
     gate: Mapping[str, Any]
     """The figures of the gate that it passed."""
     made_by: str
+    epoch: int = 0
+    """That of the lease under which it was published (see `lease`); 0 without one."""
 
     def to_json(self) -> str:
         """Return it as it is stored."""

@@ -5,6 +5,8 @@
     notes.json              notes of engines (see `notes`)
     pinned, used@PID@HOST   marks that keep the version, however old
 
+Of several sidecars of a store one holds its `lease` and publishes.
+
 The sidecar publishes; engines load and note. A version is written into a temporary folder, synced
 and renamed; it takes the number after the newest, and the next one where another publisher was
 faster. A killed process leaves at most a temporary folder, which the next publisher removes. Only
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.weights import files, notes, tensors
 from tlt_sglang.weights.manifest import (
+    BadVersion,
     Base,
     Expected,
     Manifest,
@@ -52,6 +56,8 @@ class Store:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.root, self.keep = root, keep
+        self._epochs: dict[int, int] = {}
+        """The epoch of each version that was looked at."""
 
     # -- the sidecar ---------------------------------------------------------------------------
 
@@ -64,8 +70,12 @@ class Store:
         parent: int | None = None,
         gate: Mapping[str, Any] | None = None,
         made_by: str = "",
+        epoch: int = 0,
     ) -> int:
-        """Publish a version and return its number. Raises EnvironmentProblem without publishing."""
+        """Publish a version and return its number. Raises EnvironmentProblem without publishing.
+
+        `epoch` is that of the publisher's lease, 0 without one.
+        """
         data = tensors.to_bytes(weights)
         manifest = Manifest(
             0,
@@ -77,6 +87,7 @@ class Store:
             parent,
             gate or {},
             made_by,
+            epoch,
         )
         with files.usable(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -136,9 +147,27 @@ class Store:
         return sorted(int(match[1]) for name in names if (match := _VERSION.fullmatch(name)))
 
     def latest(self, but: Container[int] = ()) -> int | None:
-        """Return the newest version that nobody has rejected and that is not in `but`."""
-        newest = (v for v in reversed(self.versions()) if v not in but and not self.rejected(v))
+        """Return the newest version that nobody has rejected and that is not in `but`.
+
+        What a publisher whose lease had passed to another one has published is left out.
+        """
+        versions = self.versions()
+        self._epochs = {
+            v: self._epochs[v] if v in self._epochs else self._epoch(v) for v in versions
+        }
+        highest = list(itertools.accumulate((self._epochs[v] for v in versions), max))
+        newest = (
+            v
+            for v, epoch in zip(reversed(versions), reversed(highest), strict=True)
+            if v not in but and self._epochs[v] in (0, epoch) and not self.rejected(v)
+        )
         return next(newest, None)
+
+    def _epoch(self, version: int) -> int:
+        try:
+            return self.manifest(version).epoch
+        except BadVersion:
+            return 0
 
     def manifest(self, version: int) -> Manifest:
         """Return the manifest of a version. Raises a BadVersion."""

@@ -1,0 +1,120 @@
+"""The keeper of a member: its process runs, runs again when it dies, and never outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tlt_sglang.fleet import keeper, plan
+from tlt_sglang.fleet.keeper import Keeper
+from tlt_sglang.fleet.plan import Member, Plan
+from tlt_sglang.launcher.child_process import wait_for
+from tlt_sglang.launcher.server_process import free_port
+
+EXPORTER = Member("exporter", "here")
+SECONDS = 30.0
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Plan:
+    from tlt_sglang.coordinator.endpoints import make_keys
+
+    made = Plan("tlt", tmp_path / "store", None, "tcp://127.0.0.1:1", engines=0)
+    made.folder.mkdir(mode=0o700, parents=True)
+    make_keys(made.secret_key.parent)
+    return made
+
+
+@pytest.fixture
+def kept(fleet: Plan, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
+    monkeypatch.setattr(keeper, "RESTART_SECONDS", (0.05,))
+    one = Keeper(fleet, EXPORTER, "127.0.0.1", "node")
+    yield one
+    one.stop()
+
+
+def log(fleet: Plan, member: Member = EXPORTER) -> str:
+    path = fleet.folder / f"{member.name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_process_that_dies_is_started_again(kept: Keeper, fleet: Plan) -> None:
+    assert wait_for(lambda: log(fleet).count("tlt export: at") == 1, SECONDS)
+    status = kept.status()
+    first = status.pid
+    assert (status.state, status.starts, status.url) == ("up", 1, None) and first is not None
+    os.kill(first, signal.SIGKILL)
+    assert wait_for(lambda: log(fleet).count("tlt export: at") == 2, SECONDS), log(fleet)
+    assert kept.status().pid not in (first, None) and kept.status().starts == 2
+
+
+def test_it_ends_when_it_is_stopped(kept: Keeper, fleet: Plan) -> None:
+    assert wait_for(lambda: "tlt export: at" in log(fleet), SECONDS)
+    pid = kept.status().pid
+    kept.stop()
+    assert kept.status().state == "stopped" and pid is not None and not psutil.pid_exists(pid)
+    assert list((fleet.store / "engines").glob("export@*")) == []
+
+
+def test_it_ends_with_its_keeper(fleet: Plan) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from tlt_sglang.fleet.keeper import Keeper\nfrom tlt_sglang.fleet.plan import *\n"
+        "keeper = Keeper(Plan.read(Path(sys.argv[1])), Member('exporter', 'here'), '127.0.0.1', '')"
+        "\n"
+        "while keeper.status().pid is None: time.sleep(0.01)\n"
+        "print(keeper.status().pid, flush=True)\ntime.sleep(60)"
+    )
+    (fleet.folder / "plan.json").write_bytes(fleet.to_json())
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(fleet.store)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert wait_for(lambda: "tlt export: at" in log(fleet), SECONDS)
+        process.kill()
+    assert wait_for(lambda: not psutil.pid_exists(pid), SECONDS)
+    assert list((fleet.store / "engines").glob("export@*")) == []
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_engine_is_found_once_it_answers(fleet: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prometheus finds its address in a file, from its first answer to its end."""
+    port = free_port()
+    monkeypatch.setattr(keeper, "free_port", lambda host: port)
+    sleeper = (sys.executable, "-c", "import time; time.sleep(60)")
+    monkeypatch.setattr(plan.Plan, "command", lambda *_: list(sleeper))
+    one = Keeper(fleet, Member("engine", "0"), "127.0.0.1", "node")
+    target = fleet.targets / "engine-0.json"
+    try:
+        assert wait_for(lambda: one.status().pid is not None, SECONDS)
+        assert one.status().state == "starting" and not target.exists()
+        with HTTPServer(("127.0.0.1", port), _Healthy) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            assert wait_for(target.exists, SECONDS)
+            server.shutdown()
+        assert one.status().url == f"http://127.0.0.1:{port}" and one.status().state == "up"
+        labels = {"fleet": "tlt", "engine": "engine-0"}
+        expected = [{"targets": [f"127.0.0.1:{port}"], "labels": labels}]
+        assert json.loads(target.read_text()) == expected
+    finally:
+        one.stop()
+    assert not target.exists() and one.status().url is None

@@ -1,0 +1,285 @@
+"""The command line of `tlt fleet`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlt_sglang.config import command_line, flags
+from tlt_sglang.config.settings import SETTINGS
+from tlt_sglang.coordinator.endpoints import make_keys
+from tlt_sglang.errors import ConfigError, EnvironmentProblem, FlagError
+from tlt_sglang.fleet.plan import NAMESPACE, Plan, Size
+from tlt_sglang.launcher.server_process import free_port
+from tlt_sglang.weights import files
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tlt_sglang.fleet.manager import Actor, FleetStatus
+
+LOOK_SECONDS = 1.0
+STOP_SECONDS = 240.0
+REACH_SECONDS = 5.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit status: 0 done, 1 a problem, 2 bad usage, 130 interrupted."""
+    try:
+        return command_line.run("fleet", _fleet, argv)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(
+        "tlt fleet",
+        "Run engines, trainers and a coordinator on a Ray cluster until interrupted. What follows "
+        "-- are flags of the engines.",
+    )
+    flags.add_flag(parser, SETTINGS["store"])
+    parser.add_argument("--model", metavar="MODEL", help="Model to serve, as every node names it")
+    number = command_line.whole_number
+    command_line.add_number(parser, "--engines", 1, "Number of engines", number)
+    command_line.add_number(parser, "--trainers", 0, "Number of trainers", number)
+    for kind in ("engine", "trainer"):
+        parser.add_argument(
+            f"--{kind}-cpus", type=float, default=1.0, metavar="N", help=f"CPUs of each {kind}"
+        )
+        parser.add_argument(
+            f"--{kind}-gpus", type=float, default=0.0, metavar="N", help=f"GPUs of each {kind}"
+        )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="Address of the Ray cluster (default: RAY_ADDRESS, or auto)",
+    )
+    parser.add_argument(
+        "--local-nodes",
+        type=command_line.positive_number,
+        metavar="N",
+        help="Start a Ray cluster of N nodes on this machine instead, to try it",
+    )
+    parser.add_argument("--name", default="tlt", metavar="NAME", help="Name of the fleet")
+    parser.add_argument(
+        "--detach", action="store_true", help="Leave the fleet running, once it is up"
+    )
+    parser.add_argument("--status", action="store_true", help="Print the members, and exit")
+    parser.add_argument("--stop", action="store_true", help="End the fleet of the store, and exit")
+    return parser
+
+
+def _fleet(argv: Sequence[str]) -> None:
+    parser = _parser()
+    own, engine_flags = list(argv), list[str]()
+    if "--" in own:
+        at = own.index("--")
+        own, engine_flags = own[:at], own[at + 1 :]
+    if command_line.print_help(parser, own):
+        return
+    args = parser.parse_args(own)
+    if args.tlt_store is None:
+        raise FlagError("A fleet needs a store, a folder that all nodes see; give --tlt-store DIR.")
+    store = Path(args.tlt_store).absolute()
+    if args.status or args.stop:
+        plan = Plan.read(store)
+        if plan is None:
+            raise ConfigError(f"No fleet was started with the store {store}; see --help.")
+        with _connected(args.ray, None):
+            if args.stop:
+                _stop(plan)
+            else:
+                print(_describe(_status(_manager(plan))))
+        return
+    _check(args)
+    with _connected(args.ray, args.local_nodes):
+        _run(_plan(args, store, tuple(engine_flags)), args.detach)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.engines and args.model is None:
+        raise FlagError("Say which model the engines serve: --model MODEL; or give --engines 0.")
+    if args.detach and args.local_nodes:
+        raise FlagError("--detach has no effect with --local-nodes, which end with this program.")
+    for name in ("engine_cpus", "engine_gpus", "trainer_cpus", "trainer_gpus"):
+        if not 0 <= getattr(args, name) < 1e6:
+            raise FlagError(f"--{name.replace('_', '-')} must be a number from 0 on.")
+
+
+def _plan(args: argparse.Namespace, store: Path, engine_flags: tuple[str, ...]) -> Plan:
+    import ray
+
+    host = ray.util.get_node_ip_address()
+    return Plan(
+        args.name,
+        store,
+        args.model if args.engines else None,
+        f"tcp://{host}:{free_port(host)}",
+        args.engines,
+        args.trainers,
+        Size(args.engine_cpus, args.engine_gpus),
+        Size(args.trainer_cpus, args.trainer_gpus),
+        engine_flags,
+    )
+
+
+def _run(plan: Plan, detach: bool) -> None:
+    """Start the fleet, or join the one that runs, and show its changes until interrupted."""
+    manager = _start(plan)
+    stopped = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
+    shown = ""
+    while not stopped:
+        status = _status(manager)
+        if (text := _describe(status)) != shown:
+            print(text, flush=True)
+            shown = text
+            if status.is_up:
+                print(f"tlt fleet: up; its files are in {plan.folder}", flush=True)
+                if detach:
+                    print("tlt fleet: end it with --stop", flush=True)
+                    return
+        time.sleep(LOOK_SECONDS)
+    print("tlt fleet: ending", file=sys.stderr, flush=True)
+    _stop(plan)
+
+
+@contextlib.contextmanager
+def _connected(address: str | None, local_nodes: int | None) -> Iterator[None]:
+    """Connect to a Ray cluster within, or to one that is started here."""
+    try:
+        import ray
+        from ray.cluster_utils import Cluster
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "A fleet runs on Ray, which is not installed here: pip install 'tlt-sglang[fleet]'."
+        ) from error
+    cluster = None
+    try:
+        if local_nodes is not None:
+            cluster = Cluster(shutdown_at_exit=True)
+            for _ in range(local_nodes):
+                cluster.add_node(
+                    num_cpus=1, object_store_memory=LOCAL_STORE_BYTES, include_dashboard=False
+                )
+            address = cluster.address
+        address = address or os.environ.get("RAY_ADDRESS") or "auto"
+        _reach(address)
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise EnvironmentProblem(
+            f"No Ray cluster could be reached ({str(error).splitlines()[0].rstrip('.')}); start "
+            "one with ray start --head, or give --local-nodes 2."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if cluster is not None:
+            cluster.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+
+
+LOCAL_STORE_BYTES = 80 << 20
+"""Ray's object store of a simulated node, near the least that it takes; a fleet does not use it."""
+
+
+def _start(plan: Plan) -> Actor:
+    """Return the manager of the fleet of this plan, which may run already. Raises ConfigError."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from tlt_sglang.fleet.manager import MANAGER, manager_class
+
+    if (running := Plan.read(plan.store)) is not None:
+        manager = None
+        with contextlib.suppress(ConfigError):  # left by a cluster that is gone
+            manager = _manager(running)
+        if manager is not None:
+            if replace(plan, coordinator=running.coordinator) != running:
+                raise ConfigError(
+                    f"The fleet of {plan.store} runs with other settings; end it with --stop."
+                )
+            return manager
+    files.check(plan.store)
+    with files.usable(plan.store):
+        plan.folder.mkdir(mode=0o700, exist_ok=True)
+        if not plan.secret_key.exists():
+            make_keys(plan.secret_key.parent)
+        files.write(plan.folder / "plan.json", plan.to_json())
+    # The coordinator's address is that of this node, so the manager stays here.
+    here = ray.get_runtime_context().get_node_id()
+    options = manager_class().options(
+        name=plan.actor(MANAGER),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        max_restarts=-1,
+        max_concurrency=4,
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+    )
+    return options.remote(plan)
+
+
+def _manager(plan: Plan) -> Actor:
+    import ray
+
+    from tlt_sglang.fleet.manager import MANAGER
+
+    try:
+        return ray.get_actor(plan.actor(MANAGER), namespace=NAMESPACE)
+    except ValueError as error:
+        raise ConfigError(
+            f"The fleet {plan.name} of {plan.store} does not run on this cluster; start it with "
+            "tlt fleet."
+        ) from error
+
+
+def _status(manager: Actor) -> FleetStatus:
+    import ray
+    from ray.exceptions import RayActorError
+
+    while True:
+        try:
+            status: FleetStatus = ray.get(manager.status.remote())
+        except RayActorError:
+            time.sleep(LOOK_SECONDS)  # Ray is starting it again
+        else:
+            return status
+
+
+def _stop(plan: Plan) -> None:
+    import ray
+    from ray.exceptions import RayActorError
+
+    manager = _manager(plan)
+    with contextlib.suppress(RayActorError):
+        ray.get(manager.stop.remote(), timeout=STOP_SECONDS)
+    ray.kill(manager, no_restart=True)
+    (plan.folder / "plan.json").unlink(missing_ok=True)
+
+
+def _describe(status: FleetStatus) -> str:
+    from tlt_sglang.fleet.manager import describe
+
+    return describe(status)

@@ -1,0 +1,158 @@
+"""The keeper of one member: runs its process on this node, and again when that has died.
+
+The process never outlives its keeper: the kernel tells it to stop when the keeper dies, however
+that happens. Independent of Ray, which calls it as an actor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from tlt_sglang.config.settings import VARIABLE
+from tlt_sglang.fleet.plan import Member, Plan
+from tlt_sglang.launcher.server_process import free_port
+
+RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0)
+"""Pauses before a process that has died is started again; the last one repeats."""
+LOOK_SECONDS = 0.2
+STOP_SECONDS = 60.0
+"""Time that a process has to end before it is killed; an engine answers its requests first."""
+STEADY_SECONDS = 60.0
+"""A process that has run for so long starts the pauses anew."""
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+@dataclass
+class MemberStatus:
+    """What is known of a member."""
+
+    name: str
+    state: str
+    """starting, up, restarting or stopped."""
+    host: str
+    node: str
+    """The id of its Ray node."""
+    pid: int | None
+    url: str | None
+    """Address of an engine."""
+    starts: int
+    """How often its process was started by this keeper."""
+
+
+class Keeper:
+    """Runs `member` on the node `host` until `stop`."""
+
+    def __init__(self, plan: Plan, member: Member, host: str, node: str) -> None:
+        self._plan, self._member = plan, member
+        self._status = MemberStatus(member.name, "starting", host, node, None, None, 0)
+        self._stop = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        # The kernel watches the thread that has started the process, so this one stays.
+        self._thread = threading.Thread(target=self._keep, name=f"keep-{member.name}", daemon=True)
+        self._thread.start()
+
+    def status(self) -> MemberStatus:
+        """Return what is known of the member."""
+        return self._status
+
+    def stop(self) -> None:
+        """End the process and wait for it."""
+        self._stop.set()
+        self._thread.join(STOP_SECONDS + LOOK_SECONDS)
+        self._status.state = "stopped"
+
+    def _keep(self) -> None:
+        starts = 0
+        while not self._stop.is_set():
+            began = time.monotonic()
+            self._run()
+            self._forget()
+            if time.monotonic() - began > STEADY_SECONDS:
+                starts = 0
+            self._status.state, self._status.pid = "restarting", None
+            self._stop.wait(RESTART_SECONDS[min(starts, len(RESTART_SECONDS) - 1)])
+            starts += 1
+
+    def _run(self) -> None:
+        """Run the process once, until it ends or has to."""
+        status, member = self._status, self._member
+        port = free_port(status.host) if member.kind in ("engine", "exporter") else 0
+        command = self._plan.command(member, status.host, port)
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        with (self._plan.folder / f"{member.name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        status.pid, status.starts = process.pid, status.starts + 1
+        url = f"http://{status.host}:{port}" if member.kind == "engine" else None
+        while process.poll() is None:
+            if self._stop.wait(LOOK_SECONDS):
+                _end(process)
+                return
+            if status.state != "up" and (url is None or answers(url)):
+                status.state, status.url = "up", url
+                self._announce()
+
+    def _announce(self) -> None:
+        """Write the address of an engine to where Prometheus and `tlt top` look."""
+        if self._status.url is None:
+            return
+        target = {
+            "targets": [self._status.url.removeprefix("http://")],
+            "labels": {"fleet": self._plan.name, "engine": self._member.name},
+        }
+        path = self._target()
+        with contextlib.suppress(OSError):  # the store is gone; the engine serves all the same
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps([target], indent=1) + "\n")
+            os.replace(temporary, path)
+
+    def _forget(self) -> None:
+        self._status.url = None
+        if self._member.kind == "engine":
+            with contextlib.suppress(OSError):
+                self._target().unlink(missing_ok=True)
+
+    def _target(self) -> Path:
+        return self._plan.targets / f"{self._member.name}.json"
+
+
+def answers(url: str) -> bool:
+    """Return whether a server is ready for requests."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _end_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

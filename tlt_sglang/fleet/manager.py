@@ -1,0 +1,197 @@
+"""The manager of a fleet: a detached actor that has Ray keep a keeper for each member.
+
+It decides nothing that is not in the plan. Where it dies Ray starts it again, it finds the keepers
+that live by their names, and makes those that are missing. Nodes may join and leave: each gets an
+exporter, and what a lost one has left in the store is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
+
+from tlt_sglang.fleet.keeper import Keeper, MemberStatus
+from tlt_sglang.fleet.plan import NAMESPACE, Member, Plan
+from tlt_sglang.harvest import announce
+from tlt_sglang.weights import files
+
+MANAGER = "manager"
+LOOK_SECONDS = 1.0
+ASK_SECONDS = 2.0
+"""Time that keepers have to answer a question."""
+STOP_SECONDS = 90.0
+Actor = Any
+"""A handle of an actor: Ray gives its methods no types."""
+
+
+@dataclass
+class FleetStatus:
+    """What is known of a fleet."""
+
+    plan: Plan
+    members: list[MemberStatus]
+    waiting: list[str]
+    """Members that Ray has not placed: there is no room for them yet."""
+
+    @property
+    def is_up(self) -> bool:
+        """Return whether all members run."""
+        return not self.waiting and all(member.state == "up" for member in self.members)
+
+
+class Manager:
+    """Keeps the members of `plan` running until `stop`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._keepers: dict[Member, Actor] = {}
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._group = self._placement()
+        self._look()
+        self._thread = threading.Thread(target=self._follow, name="fleet", daemon=True)
+        self._thread.start()
+
+    def status(self) -> FleetStatus:
+        """Return the members and their states."""
+        with self._lock:
+            keepers = dict(self._keepers)
+        asked = {member: keeper.status.remote() for member, keeper in keepers.items()}
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_SECONDS)
+        members, waiting = [], []
+        for member, answer in asked.items():
+            try:
+                members.append(ray.get(answer, timeout=0))
+            except (GetTimeoutError, RayActorError, RayTaskError):
+                waiting.append(member.name)
+        return FleetStatus(self._plan, members, waiting)
+
+    def stop(self) -> None:
+        """End all members, engines first, so that trainers can save what those have sent."""
+        with self._lock:
+            self._stopped = True
+            keepers = dict(self._keepers)
+            self._keepers.clear()
+        for kind in ("engine", "trainer", "exporter", "coordinator"):
+            ours = {m: keeper for m, keeper in keepers.items() if m.kind == kind}
+            asked = [keeper.stop.remote() for keeper in ours.values()]
+            ray.wait(asked, num_returns=len(asked), timeout=STOP_SECONDS) if asked else None
+            for keeper in ours.values():
+                ray.kill(keeper, no_restart=True)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+    def _placement(self) -> PlacementGroup | None:
+        """Return the placement group of the members that need resources, made where it is not."""
+        if not (bundles := self._plan.bundles()):
+            return None
+        name = self._plan.actor("members")
+        group: PlacementGroup
+        try:
+            group = get_placement_group(name)
+        except ValueError:
+            group = placement_group(bundles, strategy="SPREAD", name=name, lifetime="detached")
+        return group
+
+    def _follow(self) -> None:
+        while not self._stopped:
+            time.sleep(LOOK_SECONDS)
+            self._look()
+
+    def _look(self) -> None:
+        """Make the keepers that are missing, and clear up after nodes that have left."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        with self._lock:
+            if self._stopped:
+                return
+            here = ray.get_runtime_context().get_node_id()
+            self._keep(Member("coordinator"), _on_node(here))
+            exporters = {Member("exporter", node["NodeID"][:8]): node["NodeID"] for node in nodes}
+            for member, node_id in exporters.items():
+                self._keep(member, _on_node(node_id))
+            for member in [m for m in self._keepers if m.kind == "exporter"]:
+                if member not in exporters:
+                    ray.kill(self._keepers.pop(member), no_restart=True)
+            for bundle, member in enumerate(self._plan.placed()):
+                self._keep(member, self._in_bundle(member, bundle))
+        left = {node["NodeManagerHostname"] for node in ray.nodes() if not node["Alive"]}
+        left -= {node["NodeManagerHostname"] for node in nodes}
+        with contextlib.suppress(OSError):
+            files.remove_owned_by(left, self._plan.store / announce.FOLDER)
+
+    def _keep(self, member: Member, place: dict[str, Any]) -> None:
+        if member in self._keepers:
+            return
+        self._keepers[member] = (
+            keeper_class()
+            .options(
+                name=self._plan.actor(member.name),
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                max_restarts=-1,
+                max_concurrency=4,
+                **place,
+            )
+            .remote(self._plan, member)
+        )
+
+    def _in_bundle(self, member: Member, bundle: int) -> dict[str, Any]:
+        assert self._group is not None
+        strategy = PlacementGroupSchedulingStrategy(self._group, bundle)
+        size = self._plan.engine if member.kind == "engine" else self._plan.trainer
+        return {"num_cpus": size.cpus, "num_gpus": size.gpus, "scheduling_strategy": strategy}
+
+
+class _NodeKeeper(Keeper):
+    """A keeper that asks Ray where it is."""
+
+    def __init__(self, plan: Plan, member: Member) -> None:
+        node = ray.get_runtime_context().get_node_id()
+        super().__init__(plan, member, ray.util.get_node_ip_address(), node)
+
+
+def keeper_class() -> Any:
+    """Return the actor class of keepers."""
+    return ray.remote(_NodeKeeper)
+
+
+def manager_class() -> Any:
+    """Return the actor class of managers."""
+    return ray.remote(Manager)
+
+
+def _on_node(node: str) -> dict[str, Any]:
+    return {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+    }
+
+
+def describe(status: FleetStatus) -> str:
+    """Return a status as the text of `tlt fleet --status`."""
+    rows = [f"{'member':14} {'state':10} {'starts':>6} {'pid':>8}  where"]
+    for member in sorted(status.members, key=lambda one: one.name):
+        row = asdict(member)
+        where = member.url or member.host
+        rows.append(
+            f"{row['name']:14} {row['state']:10} {row['starts']:6} {row['pid'] or '-':>8}  {where}"
+        )
+    rows += [f"{name:14} waits for room on a node" for name in sorted(status.waiting)]
+    return "\n".join(rows)

@@ -1,0 +1,168 @@
+"""What a fleet consists of: its members, their places, and the command of each. Pure.
+
+Members share a store, a folder that all nodes see. STORE/fleet/ has the plan itself, the key with
+which everything between machines is encrypted, a log of each member, and `targets/`, one file for
+each engine as Prometheus discovers it (file_sd).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tlt_sglang.config.settings import SETTINGS
+from tlt_sglang.errors import ConfigError
+
+Kind = Literal["coordinator", "exporter", "engine", "trainer"]
+NAMESPACE = "tlt"
+"""The Ray namespace of all fleets."""
+_MODULE = {
+    "coordinator": ("tlt_sglang.cli", "coordinator"),
+    "exporter": ("tlt_sglang.cli", "export"),
+    "engine": ("tlt_sglang.launch_server",),
+    "trainer": ("tlt_sglang.cli", "sidecar"),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one member takes of its node."""
+
+    cpus: float = 1
+    gpus: float = 0
+
+    def resources(self) -> dict[str, float]:
+        """Return it as Ray's bundles have it."""
+        return {name: n for name, n in (("CPU", self.cpus), ("GPU", self.gpus)) if n}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process of a fleet."""
+
+    kind: Kind
+    which: str = ""
+    """The number of an engine or a trainer, the node of an exporter."""
+
+    @property
+    def name(self) -> str:
+        """Return its name, which is unique in its fleet."""
+        return f"{self.kind}-{self.which}" if self.which else self.kind
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fleet."""
+
+    name: str
+    store: Path
+    model: str | None
+    """What the engines serve; None where there are none."""
+    coordinator: str
+    """Address of the coordinator, tcp://HOST:PORT."""
+    engines: int = 1
+    trainers: int = 0
+    """Trainers with resources of their own. One trains, and the others take its place."""
+    engine: Size = Size()
+    trainer: Size = Size()
+    engine_flags: tuple[str, ...] = ()
+    """Further flags of `launch_server`; with `--tlt-sidecar idle` a trainer shares its device."""
+    trainer_flags: tuple[str, ...] = ()
+    """Further flags of `tlt sidecar`."""
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the fleet's own files."""
+        return self.store / "fleet"
+
+    @property
+    def targets(self) -> Path:
+        """Return the folder with the addresses of the engines that answer."""
+        return self.folder / "targets"
+
+    @property
+    def public_key(self) -> Path:
+        """Return the key of whoever takes part."""
+        return self.folder / "keys" / "coordinator.key"
+
+    @property
+    def secret_key(self) -> Path:
+        """Return the key of whoever listens."""
+        return self.folder / "keys" / "coordinator.key_secret"
+
+    def urls(self) -> dict[str, str]:
+        """Return the address of each engine that answers, by its name."""
+        found: dict[str, str] = {}
+        for path in sorted(self.targets.glob("*.json")):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                (group,) = json.loads(path.read_text())
+                found[path.stem] = f"http://{group['targets'][0]}"
+        return found
+
+    def actor(self, name: str) -> str:
+        """Return the name of a member's actor; those of all fleets share a namespace."""
+        return f"{self.name}/{name}"
+
+    def placed(self) -> list[Member]:
+        """Return the members that need resources, in the order of `bundles`."""
+        engines = [Member("engine", str(i)) for i in range(self.engines)]
+        return engines + [Member("trainer", str(i)) for i in range(self.trainers)]
+
+    def bundles(self) -> list[dict[str, float]]:
+        """Return the resources of each of `placed`."""
+        return [self.engine.resources()] * self.engines + [self.trainer.resources()] * self.trainers
+
+    def command(self, member: Member, host: str, port: int) -> list[str]:
+        """Return the command of a member on the node `host`, where it may listen at `port`."""
+        own: list[str]
+        if member.kind == "coordinator":
+            own = ["--tlt-coordinator", self.coordinator, *self._key(listens=True)]
+        elif member.kind == "exporter":
+            own = [*self._store(), "--address", f"tcp://{host}:{port}", *self._key(listens=True)]
+        elif member.kind == "engine":
+            assert self.model is not None
+            own = ["--model", self.model, "--adaptive-spec", "--host", host, "--port", str(port)]
+            own += [*self._store(), SETTINGS["coordinator"].flag, self.coordinator]
+            own += [
+                *self._key(listens=False),
+                SETTINGS["device_name"].flag,
+                self.actor(member.name),
+            ]
+            own += self.engine_flags
+        else:
+            own = [*self._store(), *self._key(listens=False), *self.trainer_flags]
+        return [sys.executable, "-m", *_MODULE[member.kind], *own]
+
+    def _store(self) -> list[str]:
+        return [SETTINGS["store"].flag, str(self.store)]
+
+    def _key(self, *, listens: bool) -> list[str]:
+        key = self.secret_key if listens else self.public_key
+        return [SETTINGS["coordinator_key"].flag, str(key)]
+
+    def to_json(self) -> bytes:
+        """Return it as the store keeps it."""
+        return msgspec.json.format(msgspec.json.encode(self, enc_hook=str), indent=1)
+
+    @staticmethod
+    def read(store: Path) -> Plan | None:
+        """Return the plan of the fleet of a store, None without one. Raises ConfigError."""
+        path = store / "fleet" / "plan.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Plan, dec_hook=_to_path)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"The plan {path} cannot be read; remove it, and start the fleet again."
+            ) from error
+
+
+def _to_path(kind: type, value: object) -> Path:
+    return Path(str(value))
