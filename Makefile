@@ -136,7 +136,7 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and tests, in 40 minute
 	wait $$typing || failed=1
 	cat "$$log"
 	run $(PYTHON) -m pytest -n 2 --dist worksteal tests/cuda $(ARGS)
-	run $(PYTHON) -m pytest --durations=40 $(QUICK) tests/engine tests/stacks tests/gpu --ignore tests/stacks/own $(ARGS)
+	run $(PYTHON) -m pytest --durations=40 $(QUICK) tests/engine tests/stacks tests/fleet tests/gpu --ignore tests/stacks/own $(ARGS)
 	exit $$failed
 
 test-all: ## the same with those that try it once more on other servers
@@ -180,6 +180,9 @@ $(CLIENTS): requirements/stacks.txt requirements/stacks-3.12.txt | $(INSTALLED)
 
 stacks: prepare $(CLIENTS) ## train with AReaL against our server, in ten minutes; ARGS go to pytest
 	@exec $(PYTHON) -m pytest --durations=5 tests/stacks/own $(ARGS)
+
+fleet: prepare ## serve the small model on a Ray cluster of three nodes on this machine; Ctrl-C ends it
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" exec launch/ray/local.sh $(ARGS)
 
 # On a GPU machine, with the Python that the wheel was installed for.
 gpu: ## check and time everything on one GPU, in twelve minutes; ARGS="OUT --parts a,b"

@@ -42,10 +42,11 @@ ALLOWED: dict[str, str] = {
     "graphs.commands": "errors config config.command_line graphs models strategy",
     "models.seed": "errors models config",
     "coordinator": "errors config config.command_line",
-    "observe": "__init__ errors config config.command_line coordinator",
     # The processes: launcher, training, engine, sidecar.
     "launcher": "errors config coordinator harvest weights",
     "exporter": "errors config config.command_line coordinator harvest weights",
+    "fleet": "errors config config.command_line coordinator harvest launcher weights",
+    "observe": "__init__ errors config config.command_line coordinator fleet",
     "training": (
         "__init__ errors config.command_line harvest launcher models models.seed "
         "sampling.ranking weights"

@@ -93,12 +93,12 @@ class Fleet:
 
     def targets(self) -> list[str]:
         """Return the addresses of the engines, as Prometheus finds them."""
-        found = []
+        addresses = []
         for path in sorted((self.store.root / "fleet" / "targets").glob("*.json")):
             with contextlib.suppress(OSError, ValueError):
                 (group,) = json.loads(path.read_text())
-                found += [f"http://{target}" for target in group["targets"]]
-        return found
+                addresses += [f"http://{target}" for target in group["targets"]]
+        return addresses
 
     def ask(self, url: str, prompt: int) -> None:
         """Have an engine answer a prompt; its answer is the target's."""

@@ -82,12 +82,12 @@ class Nodes:
 
     def raylet(self, node: str) -> psutil.Process:
         """Return the process of a node's raylet."""
-        (found,) = (
+        (raylet,) = (
             process
             for process in psutil.process_iter()
             if _is_raylet(process) and f"--node_id={node}" in " ".join(_command(process))
         )
-        return found
+        return raylet
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:
@@ -104,12 +104,12 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
 
 def processes_of(words: str) -> list[psutil.Process]:
     """Return the processes with `words` in their command line, without this one and zombies."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found += [process] if words in " ".join(_command(process)) else []
-    return found
+                processes += [process] if words in " ".join(_command(process)) else []
+    return processes
 
 
 def until(condition: object, seconds: float, what: object) -> None:

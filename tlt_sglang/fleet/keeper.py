@@ -35,7 +35,7 @@ _libc = ctypes.CDLL(None)
 
 @dataclass
 class MemberStatus:
-    """What is known of a member."""
+    """The state of a member."""
 
     name: str
     state: str
@@ -63,7 +63,7 @@ class Keeper:
         self._thread.start()
 
     def status(self) -> MemberStatus:
-        """Return what is known of the member."""
+        """Return the member's state."""
         return self._status
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ Actor = Any
 
 @dataclass
 class FleetStatus:
-    """What is known of a fleet."""
+    """The state of a fleet."""
 
     plan: Plan
     members: list[MemberStatus]
@@ -72,15 +73,9 @@ class Manager:
         """Return the members and their states."""
         with self._lock:
             keepers = dict(self._keepers)
-        asked = {member: keeper.status.remote() for member, keeper in keepers.items()}
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_SECONDS)
-        members, waiting = [], []
-        for member, answer in asked.items():
-            try:
-                members.append(ray.get(answer, timeout=0))
-            except (GetTimeoutError, RayActorError, RayTaskError):
-                waiting.append(member.name)
-        return FleetStatus(self._plan, members, waiting)
+        statuses = _ask(keepers)
+        waiting = [member.name for member in keepers if member not in statuses]
+        return FleetStatus(self._plan, list(statuses.values()), waiting)
 
     def stop(self) -> None:
         """End all members, engines first, so that trainers can save what those have sent."""
@@ -88,12 +83,14 @@ class Manager:
             self._stopped = True
             keepers = dict(self._keepers)
             self._keepers.clear()
+        placed = _ask(keepers)
         for kind in ("engine", "trainer", "exporter", "coordinator"):
-            ours = {m: keeper for m, keeper in keepers.items() if m.kind == kind}
-            asked = [keeper.stop.remote() for keeper in ours.values()]
-            ray.wait(asked, num_returns=len(asked), timeout=STOP_SECONDS) if asked else None
-            for keeper in ours.values():
-                ray.kill(keeper, no_restart=True)
+            ends = [keepers[member].stop.remote() for member in placed if member.kind == kind]
+            if ends:
+                ray.wait(ends, num_returns=len(ends), timeout=STOP_SECONDS)
+            for member, keeper in keepers.items():
+                if member.kind == kind:
+                    ray.kill(keeper, no_restart=True)
         if self._group is not None:
             remove_placement_group(self._group)
 
@@ -157,6 +154,18 @@ class Manager:
         strategy = PlacementGroupSchedulingStrategy(self._group, bundle)
         size = self._plan.engine if member.kind == "engine" else self._plan.trainer
         return {"num_cpus": size.cpus, "num_gpus": size.gpus, "scheduling_strategy": strategy}
+
+
+def _ask(keepers: Mapping[Member, Actor]) -> dict[Member, MemberStatus]:
+    """Return the status of each member whose keeper answers in time."""
+    answers = {member: keeper.status.remote() for member, keeper in keepers.items()}
+    if answers:
+        ray.wait(list(answers.values()), num_returns=len(answers), timeout=ASK_SECONDS)
+    statuses = {}
+    for member, answer in answers.items():
+        with contextlib.suppress(GetTimeoutError, RayActorError, RayTaskError):
+            statuses[member] = ray.get(answer, timeout=0)
+    return statuses
 
 
 class _NodeKeeper(Keeper):

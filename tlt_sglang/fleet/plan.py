@@ -1,4 +1,4 @@
-"""What a fleet consists of: its members, their places, and the command of each. Pure.
+"""The plan of a fleet: its members, their places, and the command of each. Pure.
 
 Members share a store, a folder that all nodes see. STORE/fleet/ has the plan itself, the key with
 which everything between machines is encrypted, a log of each member, and `targets/`, one file for
@@ -32,7 +32,7 @@ _MODULE = {
 
 @dataclass(frozen=True)
 class Size:
-    """What one member takes of its node."""
+    """The resources that one member takes of its node."""
 
     cpus: float = 1
     gpus: float = 0
@@ -63,7 +63,7 @@ class Plan:
     name: str
     store: Path
     model: str | None
-    """What the engines serve; None where there are none."""
+    """The model that engines serve; None where there are none."""
     coordinator: str
     """Address of the coordinator, tcp://HOST:PORT."""
     engines: int = 1
@@ -98,12 +98,12 @@ class Plan:
 
     def urls(self) -> dict[str, str]:
         """Return the address of each engine that answers, by its name."""
-        found: dict[str, str] = {}
+        addresses: dict[str, str] = {}
         for path in sorted(self.targets.glob("*.json")):
             with contextlib.suppress(OSError, ValueError, TypeError):
                 (group,) = json.loads(path.read_text())
-                found[path.stem] = f"http://{group['targets'][0]}"
-        return found
+                addresses[path.stem] = f"http://{group['targets'][0]}"
+        return addresses
 
     def actor(self, name: str) -> str:
         """Return the name of a member's actor; those of all fleets share a namespace."""
