@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -50,6 +51,8 @@ class Device(threading.local):
     """The state of the simulated device, `DEVICE`; of what is under way each thread has its own."""
 
     waits: ClassVar[list[Wait]] = []
+    launches: ClassVar[Counter[str] | None] = None
+    """Operations that were launched outside graphs, by file, while they are counted."""
 
     def __init__(self) -> None:
         self.capturing: Recorder | None = None
@@ -64,13 +67,23 @@ class Device(threading.local):
         """Note a wait, with the innermost place outside torch and this simulation."""
         if self.capturing is not None:
             raise RuntimeError(f"{what}: operation not permitted when stream is capturing")
-        frame = sys._getframe(1)
-        while frame.f_back is not None and any(part in frame.f_code.co_filename for part in HIDDEN):
-            frame = frame.f_back
-        file = frame.f_code.co_filename
-        for root in ROOTS:
-            file = file.removeprefix(root + "/")
-        self.waits.append(Wait(what, file, frame.f_lineno))
+        self.waits.append(Wait(what, *_place()))
+
+    def launch(self) -> None:
+        """Count an operation, if operations are counted and this one goes into no graph."""
+        if self.launches is not None and self.capturing is None:
+            self.launches[_place()[0]] += 1
+
+
+def _place() -> tuple[str, int]:
+    """Return file and line of the innermost frame outside torch and this simulation."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and any(part in frame.f_code.co_filename for part in HIDDEN):
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    for root in ROOTS:
+        file = file.removeprefix(root + "/")
+    return file, frame.f_lineno
 
 
 DEVICE = Device()

@@ -71,6 +71,8 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operands = [*tensors(args), *tensors(list(kwargs.values()))]
         sides = [on_device(tensor) for tensor in operands]
         here = any(sides)
+        if not func.is_view and (here or DEVICE.making):  # type: ignore[attr-defined]
+            DEVICE.launch()
         if here:
             _notes(func, args, kwargs)
             if not all(sides) and func not in ANYWHERE and not DEVICE.moving:

@@ -127,6 +127,53 @@ def test_matches_are_found_while_steps_overlap(tmp_path: Path) -> None:
     assert tally.accepted > 0.8 * 4 * LENGTH * 7 / 8, tally
 
 
+@apart
+def test_a_step_launches_little_of_ours(tmp_path: Path) -> None:
+    """Each operation outside a graph costs the host some microseconds in every step.
+
+    Verify steps launch two to four times as many of SGLang's own as its plain decoding does.
+    """
+    from tests.cuda.engine import Engine
+    from tlt_sglang.engine import engine as process
+
+    engine = Engine(tmp_path, strategies="off,eagle3:3x1x4,eagle3:3x4x8,ngram:8", policy="fixed")
+    pool = process.require().step.pool
+    assert pool is not None
+    most = {"off": 6, "eagle3:3x1x4": 8, "eagle3:3x4x8": 8, "ngram:8": 32}
+    for index, strategy in enumerate(process.require().config.pool):
+        pool.pin(index)
+        engine.generate(20)
+        ours, theirs = launched_each_step(engine)
+        assert 0 < ours <= most[str(strategy)] and 40 < theirs < 90, (strategy, ours, theirs)
+
+
+def launched_each_step(engine: Engine) -> tuple[float, float]:
+    """Return the operations of a decode step outside graphs, of TLT and of SGLang."""
+    from tests.cuda.device import Device
+
+    steps = 0
+    run_batch = engine.scheduler.run_batch
+
+    def counted(batch: Any, *rest: object, **more: object) -> Any:
+        nonlocal steps
+        if batch.forward_mode.is_decode():
+            Device.launches = launches
+            steps += 1
+        else:
+            Device.launches = None
+        return run_batch(batch, *rest, **more)
+
+    launches: Counter[str] = Counter()
+    engine.scheduler.run_batch = counted
+    try:
+        engine.generate(LENGTH)
+    finally:
+        engine.scheduler.run_batch = run_batch
+        Device.launches = None
+    ours = sum(count for file, count in launches.items() if not file.startswith("sglang/"))
+    return ours / steps, (launches.total() - ours) / steps
+
+
 def verified(engine: Engine) -> torch.Tensor:
     """Return the features that a verification of the current strategy writes into its graph."""
     runner = engine.scheduler.tp_worker.model_runner.decode_cuda_graph_runner

@@ -7,6 +7,7 @@ generated from the fields of `Config`. Runs in every process; imports nothing of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 _FILE = text("FILE", "write the path of a file")
 _MEGABYTES = whole(1, 2**20, metavar="MB")
 _MILLISECONDS = whole(1, 10**9, metavar="MS", remedy="write 1 or more milliseconds")
+
+
+@functools.lru_cache(maxsize=16)  # several times in each decode step
+def _pool(names: tuple[str, ...]) -> tuple[Strategy, ...]:
+    return tuple(dict.fromkeys(map(parse, names)))
 
 
 @dataclass(frozen=True)
@@ -315,7 +321,7 @@ class Config:
     @property
     def pool(self) -> tuple[Strategy, ...]:
         """The configured strategies, each once."""
-        return tuple(dict.fromkeys(parse(text) for text in self.strategies))
+        return _pool(self.strategies)
 
     @property
     def strategy(self) -> Strategy | None:
