@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import signal
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from tests.support.fitting import Tiny
 from tests.support.launching import refused, run, run_file
 from tests.support.servers import Servers
 from tests.support.tiny import greedily, make_drafter, make_target
@@ -380,6 +384,16 @@ def test_status(servers: Servers) -> None:
     assert scheduler["verify_steps"] > 0
     assert scheduler["accept_length"] == status["accept_length"]
     assert_in_force(scheduler, *NGRAM_LEAVES)
+
+
+def test_a_launcher_that_is_killed_leaves_no_process(servers: Servers, tiny: Tiny) -> None:
+    server = servers.get("ngram:4", "--skip-tokenizer-init", model=tiny.path)
+    processes = server.processes()
+    assert len(processes) >= 4
+    os.kill(server.root.pid, signal.SIGKILL)
+    _, left = psutil.wait_procs(processes, timeout=30)
+    assert [process.cmdline() for process in left] == []
+    servers.drop(server)
 
 
 def test_check() -> None:

@@ -8,6 +8,7 @@ exporter, and what a lost one has left in the store is removed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.placement_group import (
     PlacementGroup,
     get_placement_group,
@@ -31,6 +32,8 @@ from tlt_sglang.fleet.keeper import Keeper, MemberStatus
 from tlt_sglang.fleet.plan import NAMESPACE, Member, Plan
 from tlt_sglang.harvest import announce
 from tlt_sglang.weights import files
+
+logger = logging.getLogger(__name__)
 
 MANAGER = "manager"
 LOOK_SECONDS = 1.0
@@ -109,7 +112,10 @@ class Manager:
     def _follow(self) -> None:
         while not self._stopped:
             time.sleep(LOOK_SECONDS)
-            self._look()
+            try:
+                self._look()
+            except Exception:  # what runs goes on, and the next look may succeed
+                logger.exception("The members of %s could not be looked at", self._plan.name)
 
     def _look(self) -> None:
         """Make the keepers that are missing, and clear up after nodes that have left."""
@@ -163,7 +169,7 @@ def _ask(keepers: Mapping[Member, Actor]) -> dict[Member, MemberStatus]:
         ray.wait(list(answers.values()), num_returns=len(answers), timeout=ASK_SECONDS)
     statuses = {}
     for member, answer in answers.items():
-        with contextlib.suppress(GetTimeoutError, RayActorError, RayTaskError):
+        with contextlib.suppress(RayError):
             statuses[member] = ray.get(answer, timeout=0)
     return statuses
 

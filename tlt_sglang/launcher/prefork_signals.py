@@ -1,17 +1,21 @@
 """The first import of the fork server, made for its effects; nothing else imports it.
 
 It forwards SIGQUIT to the main process: SGLang's engine processes report a crash by SIGQUIT to
-their parent, which is the fork server instead of the main process when they are forked. And it
-turns garbage collection off during the other imports, see `prefork_ready`.
+their parent, which is the fork server instead of the main process when they are forked. It has the
+fork server killed when the main process is, however that ends: the engine's processes end with
+their parent, and the fork server itself would stay as long as any of them. And it turns garbage
+collection off during the other imports, see `prefork_ready`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
 from types import FrameType
 
+_PR_SET_PDEATHSIG = 1
 _main = os.getppid()
 
 
@@ -21,4 +25,5 @@ def _forward(number: int, frame: FrameType | None) -> None:
 
 
 signal.signal(signal.SIGQUIT, _forward)
+ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 gc.disable()
