@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help setup prepare serve unit check style types test test-all test-versions test-version gpu fuzz identity bench
-.PHONY: figures lock clean stacks
+.PHONY: figures lock clean stacks fleet
 
 # SGLANG=0.5.16 makes and uses an environment of its own beside .venv, from the lock of that version.
 DEFAULT_SGLANG := $(shell sed -n 's/^sglang==//p' requirements/cpu.in)
