@@ -28,6 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="sampled answers that are compared with plain decoding's",
     )
     parser.addoption("--answers-json", help="file for the counts of that comparison")
+    parser.addoption(
+        "--rounds", type=int, default=1, help="how often each part of a fleet is killed"
+    )
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tools.directions import PACKAGE, ROOT, arrows, parse, product_files
 
-MARKED_FOLDERS = ("unit", "patches", "engine", "stacks", "cuda", "gpu")
+MARKED_FOLDERS = ("unit", "patches", "engine", "fleet", "stacks", "cuda", "gpu")
 """Folders of tests/ of which tests/conftest.py makes marks."""
 SKIP = "# fmt: " + "skip"
 PYTHON_FOLDERS = ("tlt_sglang", "patches", "benchmarks", "tests", "tools")

@@ -29,7 +29,7 @@ from tlt_sglang.harvest.writer import Writer
 from tlt_sglang.launcher.child_process import wait_for
 
 VOCAB = 24
-WIDTH = 4 * SHAPE["hidden_size"]
+WIDTH = 4 * int(SHAPE["hidden_size"])
 SECONDS = 60.0
 
 
@@ -72,7 +72,7 @@ class Sidecar:
                 stderr=log,
             )
 
-    def said(self) -> str:
+    def log(self) -> str:
         return self._log.read_text()
 
     def end(self) -> None:
@@ -98,7 +98,7 @@ def store(folder: Path) -> Iterator[Path]:
     def write() -> None:
         rng = np.random.default_rng(0)
         for number in itertools.count():
-            features = torch.randn(32, WIDTH).bfloat16().view(torch.int16).numpy()
+            features = torch.randn((32, WIDTH)).bfloat16().view(torch.int16).numpy()
             tokens = rng.integers(3, VOCAB, 32, np.int32)
             key = request_key(f"r{number}")
             writer.write(Record(key, 0, tokens[:8], features[:8].view(np.uint16), 0, PROMPT))
@@ -154,11 +154,11 @@ def test_training_moves_to_the_device_that_is_idle(folder: Path, store: Path) ->
 
                 def goes_on(pid: int = pid, step: int = step) -> bool:
                     now = status(store)
-                    return now["pid"] == pid and now["training"] and now["step"] > step + 5
+                    return bool(now["pid"] == pid and now["training"] and now["step"] > step + 5)
 
-                assert wait_for(goes_on, SECONDS), [one.said() for one in sidecars]
+                assert wait_for(goes_on, SECONDS), [one.log() for one in sidecars]
                 step = status(store)["step"]
-            assert sum(one.said().count("continuing from step") for one in sidecars) >= 3
+            assert sum(one.log().count("continuing from step") for one in sidecars) >= 3
 
             # The other one is killed while it trains, and this one goes on from its checkpoint.
             sidecars[1].process.kill()
@@ -167,9 +167,9 @@ def test_training_moves_to_the_device_that_is_idle(folder: Path, store: Path) ->
             pid = sidecars[0].process.pid
             assert wait_for(
                 lambda: status(store)["pid"] == pid and status(store)["training"], SECONDS
-            ), sidecars[0].said()
+            ), sidecars[0].log()
             time.sleep(0.5)
         finally:
             for one in sidecars:
                 one.end()
-    assert "Traceback" not in "".join(one.said() for one in sidecars)
+    assert "Traceback" not in "".join(one.log() for one in sidecars)

@@ -52,7 +52,8 @@ def test_a_process_that_dies_is_started_again(kept: Keeper, fleet: Plan) -> None
     assert wait_for(lambda: log(fleet).count("tlt export: at") == 1, SECONDS)
     status = kept.status()
     first = status.pid
-    assert (status.state, status.starts, status.url) == ("up", 1, None) and first is not None
+    assert wait_for(lambda: status.state == "up", SECONDS)
+    assert (status.starts, status.url) == (1, None) and first is not None
     os.kill(first, signal.SIGKILL)
     assert wait_for(lambda: log(fleet).count("tlt export: at") == 2, SECONDS), log(fleet)
     assert kept.status().pid not in (first, None) and kept.status().starts == 2
