@@ -136,7 +136,8 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and tests, in 40 minute
 	wait $$typing || failed=1
 	cat "$$log"
 	run $(PYTHON) -m pytest -n 2 --dist worksteal tests/cuda $(ARGS)
-	run $(PYTHON) -m pytest --durations=40 $(QUICK) tests/engine tests/stacks tests/fleet tests/gpu --ignore tests/stacks/own $(ARGS)
+	run $(PYTHON) -m pytest --durations=40 $(QUICK) tests/engine tests/stacks tests/gpu --ignore tests/stacks/own $(ARGS)
+	run $(PYTHON) -m pytest $(QUICK) tests/fleet $(ARGS)
 	exit $$failed
 
 test-all: ## the same with those that try it once more on other servers
