@@ -80,6 +80,7 @@ class Lease:
             (self._folder / files.owned(_WAITING)).unlink(missing_ok=True)
             if epoch is not None:
                 (self._path(epoch) / _RELEASED).touch()
+                (self._path(epoch) / files.owned(_HOLDER)).unlink(missing_ok=True)
 
     def _is_waited_for(self) -> bool:
         for path in self._folder.glob(f"{_WAITING}@*"):

@@ -85,6 +85,9 @@ def test_who_gives_up_waiting_leaves_nothing(pair: tuple[Process, Process], tmp_
     one.release()
     names = sorted(path.name for path in (tmp_path / "store" / lease.FOLDER).iterdir())
     assert names == ["000001"]
+    assert [path.name for path in (tmp_path / "store" / lease.FOLDER / "000001").iterdir()] == [
+        "released"
+    ]
 
 
 def test_a_holder_that_was_killed_is_followed_at_once(tmp_path: Path) -> None:
