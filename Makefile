@@ -124,7 +124,7 @@ unit: setup ## unit and patch tests, in under a minute
 
 # Without paths in ARGS: the checks, then all tests, the quick ones first. mypy runs beside the unit
 # tests. The engine tests measure speed, so they have the machine to themselves.
-test: setup prepare $(if $(TEST_PATHS),,style) ## checks and tests, in 40 minutes; ARGS="path" runs that path alone
+test: setup prepare $(if $(TEST_PATHS),,style) ## checks and tests, in an hour; ARGS="path" runs that path alone
 	@if [ -n "$(TEST_PATHS)" ]; then exec $(PYTHON) -m pytest $(ARGS); fi
 	log=$$(mktemp)
 	$(VENV)/bin/mypy >"$$log" 2>&1 & typing=$$!

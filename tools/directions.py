@@ -57,8 +57,8 @@ ALLOWED: dict[str, str] = {
         "coordinator"
     ),
     "sidecar": (
-        "__init__ errors config config.command_line coordinator exporter harvest observe training "
-        "weights"
+        "__init__ errors config config.command_line coordinator exporter harvest launcher observe "
+        "training weights"
     ),
     # What meets SGLang, and what a person starts.
     "startup": "upstream serving config engine",

@@ -29,7 +29,7 @@ import torch
 from ray.util import list_named_actors
 
 from tests.support.fitting import Tiny, make_tiny
-from tests.support.ray_nodes import Nodes, processes_of, until
+from tests.support.ray_nodes import Nodes, processes_of
 from tests.support.servers import LIMITS
 from tests.support.tiny import greedily
 from tlt_sglang.exporter.messages import exports
@@ -38,6 +38,7 @@ from tlt_sglang.fleet.plan import NAMESPACE, Plan
 from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import Record
+from tlt_sglang.launcher.child_process import wait_for
 from tlt_sglang.weights.store import Store
 
 UP_SECONDS = 240.0
@@ -85,7 +86,7 @@ class Fleet:
         return False
 
     def wait_until_up(self) -> None:
-        until(self.is_up, UP_SECONDS, self.describe)
+        assert wait_for(self.is_up, UP_SECONDS), self.describe()
 
     def describe(self) -> str:
         logs = [self._log, *(self.store.root / "fleet").glob("*.log")]
@@ -93,12 +94,9 @@ class Fleet:
 
     def targets(self) -> list[str]:
         """Return the addresses of the engines, as Prometheus finds them."""
-        addresses = []
-        for path in sorted((self.store.root / "fleet" / "targets").glob("*.json")):
-            with contextlib.suppress(OSError, ValueError):
-                (group,) = json.loads(path.read_text())
-                addresses += [f"http://{target}" for target in group["targets"]]
-        return addresses
+        plan = Plan.read(self.store.root)
+        assert plan is not None
+        return list(plan.urls().values())
 
     def ask(self, url: str, prompt: int) -> None:
         """Have an engine answer a prompt; its answer is the target's."""
@@ -139,7 +137,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
                 process.kill()
         actors = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
         assert [process.cmdline() for process in left] == [], running.describe()
-        assert actors == [] and running.targets() == [] and exports(running.store.root) == []
+        targets = running.store.root / "fleet" / "targets"
+        assert actors == [] and [*targets.iterdir()] == [] and exports(running.store.root) == []
         assert announce.read(running.store.root) == []
         assert Plan.read(running.store.root) is None
     ours = {name for name in set(os.listdir("/dev/shm")) - shared if "tlt" in name}
@@ -203,7 +202,9 @@ def test_a_drafter_is_trained_on_a_third_node_and_swapped_into_both(fleet: Fleet
     engines = [one for one in fleet.status().members if one.name.startswith("engine")]
     assert len({one.node for one in [trainer, *engines]}) == 3
     with asking(fleet) as failed:
-        until(lambda: all(_version(e.url) for e in engines), TRAIN_SECONDS, fleet.describe)
+        assert wait_for(lambda: all(_version(e.url) for e in engines), TRAIN_SECONDS), (
+            fleet.describe()
+        )
     assert failed == {} and fleet.sidecar()["feed"]["remote"] == 2
     assert fleet.sidecar()["feed"]["torn"] == 0
     for engine in engines:
@@ -247,12 +248,14 @@ def test_whatever_is_killed_engines_serve_and_training_goes_on(
                 else:
                     _kill_actor(f"tlt/{victim}")
                 fleet.wait_until_up()
-                until(lambda n=answered: fleet.answered > n + 16, 60, fleet.describe)
-                until(
-                    lambda step=before: fleet.sidecar().get("step", 0) > step,
+                assert wait_for(
+                    lambda n=answered: fleet.answered > n + 16,  # type: ignore[misc]
+                    60,
+                ), fleet.describe()
+                assert wait_for(
+                    lambda step=before: fleet.sidecar().get("step", 0) > step,  # type: ignore[misc]
                     TRAIN_SECONDS,
-                    fleet.describe,
-                )
+                ), fleet.describe()
             assert not untouched & failed.keys(), (victim, failed)
     versions = fleet.store.versions()
     epochs = [fleet.store.manifest(version).epoch for version in versions]

@@ -10,7 +10,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -110,14 +109,6 @@ def processes_of(words: str) -> list[psutil.Process]:
             if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 processes += [process] if words in " ".join(_command(process)) else []
     return processes
-
-
-def until(condition: object, seconds: float, what: object) -> None:
-    """Wait for `condition`, and fail with `what()` otherwise."""
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, what() if callable(what) else what
-        time.sleep(0.2)
 
 
 def _is_raylet(process: psutil.Process) -> bool:

@@ -17,6 +17,7 @@ from tlt_sglang.config import command_line, flags
 from tlt_sglang.config.settings import SETTINGS
 from tlt_sglang.coordinator.endpoints import make_keys
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, FlagError
+from tlt_sglang.fleet.keeper import FleetStatus, describe
 from tlt_sglang.fleet.plan import NAMESPACE, Plan, Size
 from tlt_sglang.launcher.server_process import free_port
 from tlt_sglang.weights import files
@@ -24,7 +25,7 @@ from tlt_sglang.weights import files
 if TYPE_CHECKING:
     import argparse
 
-    from tlt_sglang.fleet.manager import Actor, FleetStatus
+    from tlt_sglang.fleet.manager import Actor
 
 LOOK_SECONDS = 1.0
 STOP_SECONDS = 240.0
@@ -97,7 +98,7 @@ def _fleet(argv: Sequence[str]) -> None:
             if args.stop:
                 _stop(plan)
             else:
-                print(_describe(_status(_manager(plan))))
+                print(describe(_status(_manager(plan))))
         return
     _check(args)
     with _connected(args.ray, args.local_nodes):
@@ -145,7 +146,7 @@ def _run(plan: Plan, detach: bool) -> None:
     shown = ""
     while not stopped:
         status = _status(manager)
-        if (text := _describe(status)) != shown:
+        if (text := describe(status)) != shown:
             print(text, flush=True)
             shown = text
             if status.is_up:
@@ -277,9 +278,3 @@ def _stop(plan: Plan) -> None:
         ray.get(manager.stop.remote(), timeout=STOP_SECONDS)
     ray.kill(manager, no_restart=True)
     (plan.folder / "plan.json").unlink(missing_ok=True)
-
-
-def _describe(status: FleetStatus) -> str:
-    from tlt_sglang.fleet.manager import describe
-
-    return describe(status)

@@ -7,30 +7,28 @@ that happens. Independent of Ray, which calls it as an actor.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
 import subprocess
 import threading
 import time
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from tlt_sglang.config.settings import VARIABLE
 from tlt_sglang.fleet.plan import Member, Plan
-from tlt_sglang.launcher.server_process import free_port
+from tlt_sglang.launcher.parent_death import end_with_parent
+from tlt_sglang.launcher.server_process import free_port, is_healthy
 
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0)
 """Pauses before a process that has died is started again; the last one repeats."""
 LOOK_SECONDS = 0.2
+HEALTH_SECONDS = 2.0
 STOP_SECONDS = 60.0
 """Time that a process has to end before it is killed; an engine answers its requests first."""
 STEADY_SECONDS = 60.0
 """A process that has run for so long starts the pauses anew."""
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 @dataclass
@@ -50,6 +48,33 @@ class MemberStatus:
     """How often its process was started by this keeper."""
 
 
+@dataclass
+class FleetStatus:
+    """The state of a fleet."""
+
+    plan: Plan
+    members: list[MemberStatus]
+    waiting: list[str]
+    """Members that Ray has not placed: there is no room for them yet."""
+
+    @property
+    def is_up(self) -> bool:
+        """Return whether all members run."""
+        return not self.waiting and all(member.state == "up" for member in self.members)
+
+
+def describe(status: FleetStatus) -> str:
+    """Return a status as the text of `tlt fleet --status`."""
+    rows = [f"{'member':14} {'state':10} {'starts':>6} {'pid':>8}  where"]
+    for member in sorted(status.members, key=lambda one: one.name):
+        where = member.url or member.host
+        rows.append(
+            f"{member.name:14} {member.state:10} {member.starts:6} {member.pid or '-':>8}  {where}"
+        )
+    rows += [f"{name:14} waits for room on a node" for name in sorted(status.waiting)]
+    return "\n".join(rows)
+
+
 class Keeper:
     """Runs `member` on the node `host` until `stop`."""
 
@@ -57,7 +82,6 @@ class Keeper:
         self._plan, self._member = plan, member
         self._status = MemberStatus(member.name, "starting", host, node, None, None, 0)
         self._stop = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
         # The kernel watches the thread that has started the process, so this one stays.
         self._thread = threading.Thread(target=self._keep, name=f"keep-{member.name}", daemon=True)
         self._thread.start()
@@ -98,7 +122,7 @@ class Keeper:
                 stderr=log,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         status.pid, status.starts = process.pid, status.starts + 1
         url = f"http://{status.host}:{port}" if member.kind == "engine" else None
@@ -106,7 +130,7 @@ class Keeper:
             if self._stop.wait(LOOK_SECONDS):
                 _end(process)
                 return
-            if status.state != "up" and (url is None or answers(url)):
+            if status.state != "up" and (url is None or is_healthy(url, HEALTH_SECONDS)):
                 status.state, status.url = "up", url
                 self._announce()
 
@@ -135,15 +159,6 @@ class Keeper:
         return self._plan.targets / f"{self._member.name}.json"
 
 
-def answers(url: str) -> bool:
-    """Return whether a server is ready for requests."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
@@ -152,7 +167,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _end_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -28,7 +27,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from tlt_sglang.fleet.keeper import Keeper, MemberStatus
+from tlt_sglang.fleet.keeper import FleetStatus, Keeper, MemberStatus
 from tlt_sglang.fleet.plan import NAMESPACE, Member, Plan
 from tlt_sglang.harvest import announce
 from tlt_sglang.weights import files
@@ -42,21 +41,6 @@ ASK_SECONDS = 2.0
 STOP_SECONDS = 90.0
 Actor = Any
 """A handle of an actor: Ray gives its methods no types."""
-
-
-@dataclass
-class FleetStatus:
-    """The state of a fleet."""
-
-    plan: Plan
-    members: list[MemberStatus]
-    waiting: list[str]
-    """Members that Ray has not placed: there is no room for them yet."""
-
-    @property
-    def is_up(self) -> bool:
-        """Return whether all members run."""
-        return not self.waiting and all(member.state == "up" for member in self.members)
 
 
 class Manager:
@@ -197,16 +181,3 @@ def _on_node(node: str) -> dict[str, Any]:
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
     }
-
-
-def describe(status: FleetStatus) -> str:
-    """Return a status as the text of `tlt fleet --status`."""
-    rows = [f"{'member':14} {'state':10} {'starts':>6} {'pid':>8}  where"]
-    for member in sorted(status.members, key=lambda one: one.name):
-        row = asdict(member)
-        where = member.url or member.host
-        rows.append(
-            f"{row['name']:14} {row['state']:10} {row['starts']:6} {row['pid'] or '-':>8}  {where}"
-        )
-    rows += [f"{name:14} waits for room on a node" for name in sorted(status.waiting)]
-    return "\n".join(rows)

@@ -9,13 +9,13 @@ collection off during the other imports, see `prefork_ready`.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
 from types import FrameType
 
-_PR_SET_PDEATHSIG = 1
+from tlt_sglang.launcher.parent_death import end_with_parent
+
 _main = os.getppid()
 
 
@@ -25,5 +25,5 @@ def _forward(number: int, frame: FrameType | None) -> None:
 
 
 signal.signal(signal.SIGQUIT, _forward)
-ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+end_with_parent(signal.SIGKILL)
 gc.disable()

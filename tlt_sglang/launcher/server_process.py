@@ -81,9 +81,7 @@ class ServerProcess(ChildProcess):
 
     def healthy(self) -> bool:
         """Return True if `/health` answers 200."""
-        with contextlib.suppress(requests.RequestException):
-            return requests.get(f"{self.url}/health", timeout=HEALTH_SECONDS).status_code == 200
-        return False
+        return is_healthy(self.url)
 
     def request(
         self, method: str, path: str, timeout: float = REQUEST_SECONDS, **options: Any
@@ -108,6 +106,13 @@ class ServerProcess(ChildProcess):
         """Return the answer to a POST of JSON (default: an empty object), as `get` does."""
         payload = {} if body is None else body
         return _decoded(path, self.request("POST", path, json=payload, **options))
+
+
+def is_healthy(url: str, seconds: float = HEALTH_SECONDS) -> bool:
+    """Return True if the server at `url` answers `/health` with 200 in time."""
+    with contextlib.suppress(requests.RequestException):
+        return requests.get(f"{url}/health", timeout=seconds).status_code == 200
+    return False
 
 
 def free_port(host: str = HOST) -> int:

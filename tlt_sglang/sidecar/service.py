@@ -13,9 +13,7 @@ This module is the command line; `process` is the process and `session` the trai
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,8 @@ from tlt_sglang.config import flags
 from tlt_sglang.config.command_line import Parser
 from tlt_sglang.config.settings import Config, settings_for
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, FlagError
+from tlt_sglang.launcher.parent_death import end_with_parent
 from tlt_sglang.sidecar.process import Sidecar
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -121,6 +118,6 @@ def _check_cores(cores: tuple[int, ...]) -> None:
 
 def _end_with(parent: int) -> None:
     """Have this process get SIGTERM when the process that started it ends, however that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
     if os.getppid() != parent:
         raise EnvironmentProblem(f"The process {parent} that started this sidecar has ended.")

@@ -47,6 +47,8 @@ class Lease:
         self._seconds, self._clock = seconds, clock
         self.is_wanted = False
         """True if somebody else waits for it, as seen by the last look of its holder."""
+        self._waits = False
+        """True while this process's file says that it waits."""
         self._last, self._beats = float("-inf"), 0
         self._seen: tuple[int, bytes] = (0, b"")
         self._since = clock()
@@ -69,13 +71,16 @@ class Lease:
             elif self._is_free(newest):
                 self._take(newest + 1)
             else:
+                self._waits = True
                 (self._folder / files.owned(_WAITING)).touch()
         return self.epoch is not None
 
     def release(self) -> None:
         """Give the lease up, or stop waiting for it; does nothing where the store is gone."""
+        if self.epoch is None and not self._waits:
+            return
         epoch, self.epoch, self.is_wanted = self.epoch, None, False
-        self._last = float("-inf")
+        self._last, self._waits = float("-inf"), False
         with contextlib.suppress(OSError):
             (self._folder / files.owned(_WAITING)).unlink(missing_ok=True)
             if epoch is not None:
@@ -95,7 +100,7 @@ class Lease:
             self._path(epoch).mkdir(mode=0o700)
         except FileExistsError:
             return  # somebody was faster
-        self.epoch = epoch
+        self.epoch, self._waits = epoch, False
         self._show_life()
         (self._folder / files.owned(_WAITING)).unlink(missing_ok=True)
         for old in self._epochs():
