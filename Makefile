@@ -7,8 +7,8 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare serve unit check style types test test-all test-versions test-version gpu fuzz identity bench
-.PHONY: figures lock clean stacks fleet
+.PHONY: help setup prepare serve unit check style types test test-default test-other test-all test-versions
+.PHONY: test-version gpu fuzz identity bench figures lock clean stacks fleet
 
 # SGLANG=0.5.16 makes and uses an environment of its own beside .venv, from the lock of that version.
 DEFAULT_SGLANG := $(shell sed -n 's/^sglang==//p' requirements/cpu.in)
@@ -43,6 +43,9 @@ STACKS := $(VENV)-stacks
 CLIENTS := $(STACKS)/.stamp-installed
 # What `make test` leaves to `make test-all`.
 QUICK := -m "not long"
+# What `make test` tests with the newest of the other versions, beside the patches.
+OTHER_VERSION := $(lastword $(KNOWN))
+OTHER_TESTS := tests/engine/test_identity.py
 # Paths in ARGS replace the default ones.
 TEST_PATHS := $(filter tests tests/%,$(ARGS))
 
@@ -122,9 +125,11 @@ types: setup
 unit: setup ## unit and patch tests, in under a minute
 	@$(UNIT_TESTS)
 
+test: test-default $(if $(TEST_PATHS),,test-other) ## checks and tests, in an hour; ARGS="path" runs that path alone
+
 # Without paths in ARGS: the checks, then all tests, the quick ones first. mypy runs beside the unit
 # tests. The engine tests measure speed, so they have the machine to themselves.
-test: setup prepare $(if $(TEST_PATHS),,style) ## checks and tests, in an hour; ARGS="path" runs that path alone
+test-default: setup prepare $(if $(TEST_PATHS),,style)
 	@if [ -n "$(TEST_PATHS)" ]; then exec $(PYTHON) -m pytest $(ARGS); fi
 	log=$$(mktemp)
 	$(VENV)/bin/mypy >"$$log" 2>&1 & typing=$$!
@@ -139,6 +144,10 @@ test: setup prepare $(if $(TEST_PATHS),,style) ## checks and tests, in an hour; 
 	run $(PYTHON) -m pytest --durations=40 $(QUICK) tests/engine tests/stacks tests/gpu --ignore tests/stacks/own $(ARGS)
 	run $(PYTHON) -m pytest $(QUICK) tests/fleet $(ARGS)
 	exit $$failed
+
+test-other:
+	@$(MAKE) --no-print-directory test-version SGLANG=$(OTHER_VERSION) \
+	  VERSION_TESTS="$(OTHER_TESTS)" ARGS='$(QUICK) $(ARGS)'
 
 test-all: ## the same with those that try it once more on other servers
 	@$(MAKE) --no-print-directory test QUICK=

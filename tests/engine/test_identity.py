@@ -75,7 +75,7 @@ def test_plain_decoding_one_after_the_other(reference: Reference) -> None:
         reference.compare(i, reference.off().generate(reference.prompts[i], LENGTH)["output_ids"])
 
 
-@each(STRATEGIES)
+@each(STRATEGIES, quick=2)
 def test_one_after_the_other(
     server: Server,
     reference: Reference,
