@@ -175,6 +175,14 @@ class Config:
         DRAFTER,
         used_by=("engine", "sidecar"),
     )
+    store_cache: str | None = setting(
+        None,
+        text("DIR", "write the path of a folder"),
+        "Folder of this machine in which its engines keep the versions that they use, so that each "
+        "is read from a shared store once",
+        DRAFTER,
+        used_by=("engine",),
+    )
     grow: bool = setting(
         False,
         SWITCH,
@@ -336,6 +344,11 @@ class Config:
     def store_path(self) -> Path | None:
         """The folder of the weight store; None without one."""
         return None if self.store is None else Path(self.store).expanduser()
+
+    @property
+    def store_cache_path(self) -> Path | None:
+        """The folder of this machine's copies of versions; None without one."""
+        return None if self.store_cache is None else Path(self.store_cache).expanduser()
 
     @property
     def calibrates(self) -> bool:

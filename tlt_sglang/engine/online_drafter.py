@@ -57,7 +57,7 @@ class OnlineDrafter:
     def __init__(self, config: Config, device: Device, worker: EagleWorker) -> None:
         assert config.store_path is not None
         self._worker, self._device = worker, device
-        self.store = Store(config.store_path)
+        self.store = Store(config.store_path, cache=config.store_cache_path)
         self.harvester: Harvester | None = None
         """Present on rank 0, unless harvesting is off."""
         self._harvests = config.harvests

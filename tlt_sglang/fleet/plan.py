@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from tlt_sglang.errors import ConfigError
 Kind = Literal["coordinator", "exporter", "engine", "trainer"]
 NAMESPACE = "tlt"
 """The Ray namespace of all fleets."""
+CACHE = f"/tmp/tlt-{os.getuid()}/versions"
+"""The folder in which the engines of a node keep the versions that they have read."""
 _MODULE = {
     "coordinator": ("tlt_sglang.cli", "coordinator"),
     "exporter": ("tlt_sglang.cli", "export"),
@@ -128,13 +131,9 @@ class Plan:
         elif member.kind == "engine":
             assert self.model is not None
             own = ["--model", self.model, "--adaptive-spec", "--host", host, "--port", str(port)]
-            own += [*self._store(), SETTINGS["coordinator"].flag, self.coordinator]
-            own += [
-                *self._key(listens=False),
-                SETTINGS["device_name"].flag,
-                self.actor(member.name),
-            ]
-            own += self.engine_flags
+            own += [*self._store(), SETTINGS["store_cache"].flag, CACHE]
+            own += [SETTINGS["coordinator"].flag, self.coordinator, *self._key(listens=False)]
+            own += [SETTINGS["device_name"].flag, self.actor(member.name), *self.engine_flags]
         else:
             own = [*self._store(), *self._key(listens=False), *self.trainer_flags]
         return [sys.executable, "-m", *_MODULE[member.kind], *own]

@@ -38,6 +38,7 @@ from tlt_sglang.weights.manifest import (
     NoVersion,
     Truncated,
 )
+from tlt_sglang.weights.node_cache import NodeCache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,12 +51,16 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class Store:
-    """The versions in `root`; publishing removes all but the newest `keep` of them."""
+    """The versions in `root`; publishing removes all but the newest `keep` of them.
 
-    def __init__(self, root: Path, keep: int = KEEP) -> None:
+    With a `cache`, a folder of this machine, its engines read the weights of a version once.
+    """
+
+    def __init__(self, root: Path, keep: int = KEEP, cache: Path | None = None) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.root, self.keep = root, keep
+        self._cache = None if cache is None else NodeCache(cache)
         self._epochs: dict[int, int] = {}
         """The epoch of each version that was looked at."""
 
@@ -187,10 +192,13 @@ class Store:
         """
         manifest = self.manifest(version)
         try:
-            data = (self.path(version) / WEIGHTS).read_bytes()
+            data = self._read(self.path(version) / WEIGHTS, manifest.sha256)
         except OSError as error:
             raise Truncated(version, f"its weights cannot be read ({error.strerror})") from error
         return tensors.from_bytes(data, manifest, expected)
+
+    def _read(self, path: Path, sha256: str) -> bytes:
+        return path.read_bytes() if self._cache is None else self._cache.read(sha256, path)
 
     def note(
         self,

@@ -515,6 +515,7 @@ def test_every_setting_has_a_flag() -> None:
         "trace": ("t", "t"),
         "drafter": ("d", "d"),
         "store": ("s", "s"),
+        "store_cache": ("c", "c"),
         "grow": (None, True),
         "harvest_gb": ("0.5", 0.5),
         "harvest_rate": ("0.25", 0.25),

@@ -10,7 +10,7 @@ import pytest
 from tlt_sglang.config import command_line, flags
 from tlt_sglang.config.settings import settings_for
 from tlt_sglang.errors import ConfigError
-from tlt_sglang.fleet.plan import Member, Plan, Size
+from tlt_sglang.fleet.plan import CACHE, Member, Plan, Size
 from tlt_sglang.launch_server import _parser
 
 PLAN = Plan(
@@ -49,6 +49,7 @@ def test_an_engine_reports_to_the_coordinator_as_a_device_of_its_own() -> None:
     values = flags.flag_values(args)
     assert values == {
         "store": "/shared/store",
+        "store_cache": CACHE,
         "coordinator": "tcp://10.0.0.1:7000",
         "coordinator_key": "/shared/store/fleet/keys/coordinator.key",
         "device_name": "tlt/engine-1",
