@@ -12,12 +12,16 @@ tcp_gb_s             Through an exporter over TCP.
 ipc_gb_s             Through an exporter over a Unix socket.
 tcp_small_gb_s       Over TCP, records of 4 tokens.
 local_small_gb_s     A reader on the same machine, records of 4 tokens.
+engine_exported      Tokens a second of an engine of one thread with the small model, eight
+                     requests at a time, while an exporter serves its log to a reader, over those
+                     without; a ratio.
 
-`--prompts` is accepted, as by every benchmark, but has no effect: nothing is generated.
+`--prompts` are those of the engine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import statistics
 import sys
@@ -35,7 +39,8 @@ if __package__ in (None, ""):  # started as a file, not with -m
 
 from benchmarks.harness import program, provenance
 from benchmarks.harness.program import BenchmarkError, say
-from benchmarks.harness.prompts import load_prompts
+from benchmarks.harness.prompts import PROMPTS, Prompt, load_prompts
+from benchmarks.harness.server import Server
 from tlt_sglang.exporter.messages import exports
 from tlt_sglang.exporter.remote import RemoteReader
 from tlt_sglang.exporter.service import Exporter
@@ -50,6 +55,9 @@ FEATURES = 4 * 4096
 LOG_BYTES = 1 << 30
 LARGE, SMALL = 512, 4
 START_SECONDS = 30.0
+FOLLOW_SECONDS = 0.02
+"""Time between two reads of a reader that follows an engine."""
+REQUESTS = 8
 
 spawn = multiprocessing.get_context("spawn")
 
@@ -142,17 +150,68 @@ def count(reader: Reader | RemoteReader, taken: object, seconds: float) -> int:
         reader.close()
 
 
+class Follower:
+    """An exporter of a store, and a reader that takes what it serves, while the context is open."""
+
+    def __init__(self, store: Path) -> None:
+        self.store, self.records = store, 0
+
+    def __enter__(self) -> Follower:
+        self._stop = spawn.Event()
+        arguments = (self.store, "tcp://127.0.0.1:*", self._stop)
+        self._exporter = spawn.Process(target=export, args=arguments)
+        self._exporter.start()
+        self._reader = wait_for(lambda: open_reader(self.store, "tcp"))
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+        return self
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            self.records += len(self._reader.read())
+            time.sleep(FOLLOW_SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._reader.close()
+        self._exporter.join()
+
+
+def measure_engine(
+    prompts: Sequence[Prompt], rounds: int, tokens: int, logs: Path
+) -> dict[str, list[float]]:
+    """Return the tokens a second of an engine, `alone` and `exported`, in each round."""
+    rates: dict[str, list[float]] = {"alone": [], "exported": []}
+    with TemporaryDirectory(prefix="tlt-", dir="/tmp") as folder:
+        store = Path(folder) / "store"
+        flags = ["--model", "smollm2-135m", "--device", "cpu", "--adaptive-spec"]
+        flags += ["--tlt-strategies", "eagle3:3x1x4", "--tlt-store", str(store)]
+        with Server("engine", [*flags, "--max-total-tokens", "20000"], 1, logs) as server:
+            server.wait_started()
+            server.generate(prompts, tokens)
+            for number in range(rounds):
+                for name in sorted(rates, reverse=bool(number % 2)):
+                    with contextlib.ExitStack() as stack:
+                        follower = stack.enter_context(Follower(store)) if name != "alone" else None
+                        sample = server.generate(prompts, tokens)
+                    if follower is not None and not follower.records:
+                        raise BenchmarkError("The reader has had no record of the engine.")
+                    rates[name].append(sample.tokens / sample.seconds)
+                    say(f"{number + 1}/{rounds} {name}: {rates[name][-1]:.1f} tokens/s")
+    return rates
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
-    return program.run("bench_export", lambda _logs: _benchmark(arguments))
+    return program.run("bench_export", lambda logs: _benchmark(arguments, logs))
 
 
-def _benchmark(argv: Sequence[str]) -> None:
+def _benchmark(argv: Sequence[str], logs: Path) -> None:
     parser = program.Parser("bench_export", __doc__, "Fewer and shorter repetitions")
     args = parser.parse_args(argv)
-    if args.prompts:
-        load_prompts(args.prompts)
+    prompts = (load_prompts(args.prompts) if args.prompts else list(PROMPTS))[:REQUESTS]
     path = args.json or provenance.result_path("bench_export")
     program.check_writable(path)
     repetitions, seconds = (1, 1.0) if args.quick else (5, 3.0)
@@ -168,10 +227,13 @@ def _benchmark(argv: Sequence[str]) -> None:
         for name, (way, tokens) in cases.items():
             rates[name].append(measure(way, tokens, seconds))
             say(f"{number + 1}/{repetitions} {name}: {rates[name][-1]:.2f}")
+    engine = measure_engine(prompts, *((2, 64) if args.quick else (8, 256)), logs)
     summary = {name: round(statistics.median(each), 3) for name, each in rates.items()}
-    print(program.table(("figure", "GB/s"), [(k, f"{v:.2f}") for k, v in summary.items()]))
+    speeds = zip(engine["exported"], engine["alone"], strict=True)
+    summary["engine_exported"] = round(statistics.median(one / other for one, other in speeds), 4)
+    print(program.table(("figure", "value"), [(k, f"{v:.2f}") for k, v in summary.items()]))
     settings = {"features": FEATURES, "seconds": seconds, "quick": args.quick}
-    document = provenance.document("export", summary, settings=settings, rates=rates)
+    document = provenance.document("export", summary, settings=settings, rates=rates | engine)
     provenance.write_json(path, document)
     say(f"written to {path}")
 
