@@ -24,6 +24,10 @@ rollout_speedup_frozen
 rollout_share_plain      Share of rollouts in the time of the plain system.
 accept_len_frozen_last   Accept length of the frozen drafter's system, in the last quarter of steps.
 accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
+accept_len_held_out_...  Accept length on problems of the same families that were in no training,
+                         with the policy at the end and one strategy: of the drafter `shipped` with
+                         this package, of the one that the run began with (`frozen`), and of the
+                         one that the sidecar has trained at the end (`adapted`).
 logprob_gap              Largest difference of the servers' logprobs from the trainer's, in float32.
 """
 
@@ -155,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: Options, logs: Path) -> None:
+    from benchmarks.rl_run.by_product import accept_lengths
     from benchmarks.rl_run.drafter import DrafterRecipe, drafter_of
     from benchmarks.rl_run.fine_tune import Recipe, fine_tuned
 
@@ -174,6 +179,8 @@ def _benchmark(options: Options, logs: Path) -> None:
     steps = {system.name: system.steps for system in systems}
     weights = {system.name: system.weights for system in systems}
     summary = summarise(steps, weights)
+    if (last := systems[-1]).name == SIDECAR:
+        summary |= accept_lengths(last.policy, drafter, last.store, threads, logs)
     document = provenance.document(
         "rl_run",
         summary,

@@ -29,6 +29,7 @@ from benchmarks.rl_run.problems import Problem
 
 LONGEST = 1024
 RUNNING = 16
+PLAIN = ("--tlt-strategies", "off")
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,37 @@ class Response:
     prompt: list[int]
     output: list[int]
     reward: float
+    verify_steps: int
+    """Steps in which its tokens were generated; without speculation one a token."""
 
 
-def responses(folder: Path, count: int, threads: int, logs: Path) -> list[Response]:
-    """Return a response to each of the first held-out problems."""
+def responses(
+    folder: Path, count: int, threads: int, logs: Path, strategy: Sequence[str] = PLAIN
+) -> list[Response]:
+    """Return a response to each of the first held-out problems, from a server of ours.
+
+    `folder` may be without a tokenizer; `strategy` are the server's flags for speculation.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    flags = ["--model", str(folder), "--device", "cpu", "--adaptive-spec"]
-    flags += ["--tlt-strategies", "off", "--max-running-requests", str(RUNNING)]
-    with Server("policy", [*flags, "--max-total-tokens", "20000"], threads, logs) as server:
+    tokenizer_folder = Recipe().folder
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    flags = ["--model", str(folder), "--device", "cpu", "--adaptive-spec", *strategy]
+    flags += ["--tokenizer-path", str(tokenizer_folder)]
+    flags += ["--max-running-requests", str(RUNNING), "--max-total-tokens", "20000"]
+    with Server("policy", flags, threads, logs) as server:
         server.wait_started()
 
         def answer(numbered: tuple[int, Problem]) -> Response:
             seed, problem = numbered
             text = problems.prompt(problem.question)
             ids = tokenizer.encode(text, add_special_tokens=False)
-            output = server.answer(ids, LONGEST, 1.0, seed)["output_ids"]
+            answer = server.answer(ids, LONGEST, 1.0, seed)
+            output = answer["output_ids"]
             decoded = tokenizer.decode(output, skip_special_tokens=True)
-            return Response(problem, ids, output, problems.reward(problem.answer, decoded))
+            steps = answer["meta_info"].get("spec_verify_ct") or len(output)
+            reward = problems.reward(problem.answer, decoded)
+            return Response(problem, ids, output, reward, steps)
 
         numbered_problems = enumerate(itertools.islice(problems.problems("held out"), count))
         with ThreadPoolExecutor(RUNNING) as threads_pool:

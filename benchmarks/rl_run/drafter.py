@@ -34,7 +34,7 @@ class DrafterRecipe:
     solutions: int = 1600
     minutes: float = 9.0
     """Time of the training alone, after the features are computed."""
-    steps: int = 3
+    steps: int = 5
     batch_tokens: int = 768
     learning_rate: float = 1e-3
 

@@ -38,9 +38,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 class Recipe:
     """The recipe, which decides the policy's weights; it is a part of the folder's name."""
 
-    tokens: int = 61_000
+    tokens: int = 250_000
     """Least tokens of prompts and solutions that are trained on, each once."""
-    planned: int = 96_000
+    planned: int = 300_000
     """Tokens at which the learning rate would be at its end; stopping earlier leaves something to
     learn for RL."""
     step: int = 1280

@@ -19,7 +19,7 @@ from benchmarks.harness.program import BenchmarkError, UsageError, say
 from benchmarks.harness.provenance import REPOSITORY
 from benchmarks.harness.server import Server
 from benchmarks.rl_run.faults import COORDINATOR, Fault
-from benchmarks.rl_run.settings import RESULT, SETTINGS, Settings, Step, read_steps
+from benchmarks.rl_run.settings import CHECKPOINTS, RESULT, SETTINGS, Settings, Step, read_steps
 from tlt_sglang.launcher.server_process import HOST, free_port
 
 PLAIN, ADAPTIVE, SIDECAR = "plain", "adaptive", "adaptive, sidecar"
@@ -27,6 +27,8 @@ SYSTEMS = (PLAIN, ADAPTIVE, SIDECAR)
 TRAINER = REPOSITORY / ".venv-stacks" / "bin" / "python"
 STUBS = REPOSITORY / "tests" / "stacks" / "own" / "stubs"
 """Loggers that AReaL imports and does not use."""
+STRATEGIES = "off,eagle3:1x1x2,eagle3:3x1x4,eagle3:5x1x6,eagle3:7x1x8,eagle3:3x4x8,ngram:8"
+"""The default ones, and longer chains: a policy that is nearly certain accepts long drafts."""
 KV_TOKENS = 20_000
 POLL_SECONDS = 1.0
 COMPLAINTS = "complaints.txt"
@@ -59,6 +61,16 @@ class System:
         return json.loads(path.read_text())["weights"] if path.exists() else None
 
     @property
+    def policy(self) -> Path:
+        """The folder of the policy at the end."""
+        return self.folder / CHECKPOINTS / str(self.settings.steps)
+
+    @property
+    def store(self) -> Path:
+        """The folder of the versions of its drafter."""
+        return self.folder / "store"
+
+    @property
     def steps(self) -> list[Step]:
         """The steps that it has taken."""
         return read_steps(self.folder)
@@ -84,8 +96,9 @@ class System:
         if self.name == PLAIN:
             return [*flags, "--tlt-strategies", "off"]
         flags += ["--speculative-draft-model-path", str(self.drafter)]
+        flags += ["--tlt-strategies", STRATEGIES]
         if self.coordinator is not None:
-            flags += ["--tlt-store", str(self.folder / "store")]
+            flags += ["--tlt-store", str(self.store)]
             flags += ["--tlt-coordinator", self.coordinator]
             flags += ["--tlt-device-name", f"replica-{replica}"]
             flags += ["--tlt-sidecar", "idle"] if replica == 0 else []

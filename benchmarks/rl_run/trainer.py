@@ -128,8 +128,9 @@ class Run:
         for number in range(len(self.steps), self.settings.steps):
             self.steps.append(self.step(number))
             settings.write_steps(self.folder, self.steps)
-            if (number + 1) % self.settings.checkpoint_every == 0:
-                self._checkpoint(number + 1)
+            done = number + 1
+            if done % self.settings.checkpoint_every == 0 or done == self.settings.steps:
+                self._checkpoint(done)
         result = {"weights": self.digest(), "steps": len(self.steps)}
         (self.folder / settings.RESULT).write_text(json.dumps(result))
 

@@ -1,0 +1,46 @@
+"""Measure what the drafter is worth at the end: its accept length on problems not seen before.
+
+Served with the policy at the end, at temperature 1 and with one strategy, beside the drafter that
+the run began with and the one that ships with this package. Output is the same with each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.harness.program import BenchmarkError, say
+from benchmarks.rl_run.competence import responses
+from benchmarks.rl_run.fine_tune import MODEL
+from tlt_sglang.models.shipped import default_drafter
+
+PROBLEMS = 32
+STRATEGY = "eagle3:3x1x4"
+
+
+def accept_lengths(
+    policy: Path, drafter: Path, store: Path, threads: int, logs: Path
+) -> dict[str, float]:
+    """Return the accept length of the `shipped` drafter, of `drafter`, and of the store's newest.
+
+    Raises BenchmarkError if the policy answers differently with one of them.
+    """
+    learned = ["--tlt-store", str(store), "--tlt-harvest-gb", "0"]
+    drafters: dict[str, tuple[Path, Sequence[str]]] = {
+        "accept_len_held_out_shipped": (default_drafter(MODEL), ()),
+        "accept_len_held_out_frozen": (drafter, ()),
+        "accept_len_held_out_adapted": (drafter, learned),
+    }
+    figures: dict[str, float] = {}
+    answers: list[list[int]] | None = None
+    for name, (folder, more) in drafters.items():
+        flags = ["--speculative-draft-model-path", str(folder), "--tlt-strategies", STRATEGY, *more]
+        sampled = responses(policy, PROBLEMS, threads, logs, flags)
+        outputs = [one.output for one in sampled]
+        if answers is not None and outputs != answers:
+            raise BenchmarkError("Output on held-out problems depends on the drafter.")
+        answers = outputs
+        tokens, steps = sum(map(len, outputs)), sum(one.verify_steps for one in sampled)
+        figures[name] = round(tokens / steps, 4)
+        say(f"{name}: {figures[name]:.3f}")
+    return figures
