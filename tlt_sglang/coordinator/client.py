@@ -151,7 +151,10 @@ class Client:
         elif isinstance(message, messages.Refused):
             self._joined, self.refusal = False, message.reason
         elif isinstance(message, messages.Unknown) and self._joined:
-            self._joined, self._seq, self._last_sent = False, 0, float("-inf")
+            # It was silent for too long: it joins again, with all that it has signalled.
+            self._seq, self._last_sent = 0, float("-inf")
+            again = (self._hello(), *self._signals.values())
+            self._joined = all(self._send(one) for one in again)
         elif isinstance(message, (messages.Start, messages.Stop)):
             # The coordinator repeats a command until it is confirmed.
             if message.seq != self._seq:

@@ -271,6 +271,55 @@ def test_members_rejoin_a_coordinator_that_was_killed_and_restarted(
         process.stdout.close()  # type: ignore[union-attr]
 
 
+class Scripted:
+    """A socket whose answers are written beforehand; it keeps what is sent."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.answers: list[messages.CoordinatorMessage] = []
+        self.sent: list[messages.MemberMessage | None] = []
+
+    def recv(self, _flags: int) -> bytes:
+        if not self.answers:
+            raise zmq.Again
+        return messages.encode(self.answers.pop(0))
+
+    def send(self, data: bytes, _flags: int) -> None:
+        self.sent.append(messages.decode_member_message(data))
+
+
+def test_a_stack_that_was_forgotten_sends_its_signals() -> None:
+    """After a long rollout it reads an old welcome, and that it is unknown, before it says more."""
+    socket, welcome = Scripted(), messages.Welcome("session", 5.0)
+    rl = Client("ipc:///tmp/c", "rl", "stack", connect=lambda *_: (None, socket))
+    socket.answers = [welcome]
+    rl.tell("rollout_begins")
+    socket.answers = [welcome, messages.Pong(), messages.Unknown()]
+    rl.tell("rollout_ends")
+    socket.sent.clear()
+    rl.tell("claim_device")
+    socket.answers = [welcome, messages.Pong()]
+    assert rl.poll() == [] and rl.connected
+    hello, *signals = [one for one in socket.sent if not isinstance(one, messages.Ping)]
+    assert isinstance(hello, messages.Hello) and messages.Signal("claim_device") in signals
+
+
+def test_one_that_was_forgotten_repeats_its_signals() -> None:
+    """What it said to a coordinator that no longer knew it is not lost."""
+    socket, welcome = Scripted(), messages.Welcome("session", 5.0)
+    rl = Client("ipc:///tmp/c", "rl", "stack", connect=lambda *_: (None, socket))
+    socket.answers = [welcome]
+    rl.tell("claim_device")
+    socket.sent.clear()
+    socket.answers = [messages.Unknown()]
+    rl.poll()
+    assert socket.sent[:2] == [
+        messages.Hello("rl", "stack", None, False),
+        messages.Signal("claim_device", None),
+    ]
+
+
 def states(at: str) -> dict[str, str]:
     status = query_status(at)
     return status.states if status else {}
