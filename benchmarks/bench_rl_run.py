@@ -112,12 +112,12 @@ def _whole(step: Step) -> float:
 
 def parse(argv: Sequence[str]) -> Options:
     """Return the options; raise UsageError with one sentence for what is wrong."""
-    parser = program.Parser("bench_rl_run", __doc__, "4 steps of 32 responses, not 40 of 64")
+    parser = program.Parser("bench_rl_run", __doc__, "4 steps of 16 responses, not 40 of 64")
     add = parser.add_argument
     add("--folder", type=Path, metavar="DIR", help="Folder of the run (default: build/rl_run)")
     add("--seed", type=int, default=0, metavar="N", help="Seed of problems and responses")
     add("--steps", type=int, metavar="N", help="Steps (default: 40, with --quick 4)")
-    add("--problems", type=int, metavar="N", help="Problems of a step (default: 8, with --quick 4)")
+    add("--problems", type=int, metavar="N", help="Problems of a step (default: 8, with --quick 2)")
     add("--group", type=int, metavar="G", help="Responses to each problem (default: 8)")
     add("--longest", type=int, metavar="T", help="Tokens of the longest response (default: 1024)")
     add("--threads", type=int, metavar="N", help="Threads of server and trainer (default: torch's)")
@@ -140,7 +140,7 @@ def parse(argv: Sequence[str]) -> Options:
         policy="",
         seed=args.seed,
         steps=steps,
-        problems=args.problems or (4 if args.quick else 8),
+        problems=args.problems or (2 if args.quick else 8),
         group=args.group or 8,
         longest=args.longest or 1024,
         threads=args.threads or 0,
@@ -180,7 +180,9 @@ def _benchmark(options: Options, logs: Path) -> None:
     weights = {system.name: system.weights for system in systems}
     summary = summarise(steps, weights)
     if (last := systems[-1]).name == SIDECAR:
-        summary |= accept_lengths(last.policy, drafter, last.store, threads, logs)
+        summary |= accept_lengths(
+            last.policy, drafter, last.store, settings.steps * settings.problems, threads, logs
+        )
     document = provenance.document(
         "rl_run",
         summary,

@@ -68,7 +68,7 @@ class Step:
     accept_length: float
     tokens: int
     trained_tokens: int
-    """Tokens of the groups with an advantage."""
+    """Tokens of the responses that were trained on."""
     longest: int
     median: float
     tail_seconds: float

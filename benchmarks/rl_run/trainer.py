@@ -8,7 +8,8 @@ checkpoint. A coordinator hears of rollouts, and that the policy is being traine
 
 The weights depend on tokens alone: responses are ordered by their place, not by their arrival; the
 old logprobs are the trainer's own, not the server's; and the number of threads is fixed. Groups
-whose responses all have the same reward are left out (DAPO, arXiv 2503.14476).
+whose responses all have the same reward are left out, and so are responses that were cut off (DAPO,
+arXiv 2503.14476).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from areal.api.cli_args import (
     PPOActorConfig,
 )
 from areal.engine.fsdp_engine import FSDPPPOActor
+from areal.trainer.ppo import actor as areal_actor
 from areal.utils import name_resolve
 from transformers import AutoTokenizer
 
@@ -46,7 +49,7 @@ from tlt_sglang.coordinator.messages import Freed, SignalKind
 
 TAIL = 8
 """A rollout is in its tail when at most one in TAIL of its responses is unfinished."""
-MICRO_BATCH_TOKENS = 512
+MICRO_BATCH_TOKENS = 1024
 """Tokens of a micro-batch; a longer response is one by itself."""
 CLAIM_SECONDS = 1.0
 """Longest wait for the sidecar to leave."""
@@ -57,6 +60,7 @@ CHECKED = 2
 def actor_engine(run: Settings) -> Any:
     """Return AReaL's trainer with the policy that the run begins with."""
     group = NormConfig(mean_level="group", std_level="group", group_size=run.group)
+    areal_actor.grpo_loss_fn = _on_policy(areal_actor.grpo_loss_fn)
     actor = FSDPPPOActor(
         PPOActorConfig(
             **NAMES,
@@ -80,7 +84,7 @@ def actor_engine(run: Settings) -> Any:
             kl_ctl=0.0,
             reward_norm=group,
             adv_norm=None,
-            recompute_logprob=True,
+            recompute_logprob=False,
             use_decoupled_loss=False,
         )
     )
@@ -89,6 +93,21 @@ def actor_engine(run: Settings) -> Any:
     actor.initialize(None, FinetuneSpec(1, responses * run.steps, responses))
     actor.model.register_forward_pre_hook(_without_mask, with_kwargs=True)
     return actor
+
+
+def _on_policy(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return AReaL's loss, with the logprobs of the training's own forward pass as the old ones.
+
+    One update follows each rollout, so both are those of the same policy: the ratio is 1, and a
+    forward pass for the old ones, which TRL leaves out for the same reason, would be two fifths of
+    the training. The server's would do as well, but their last bits depend on the batch.
+    """
+
+    def with_own_logprobs(logprobs: torch.Tensor, entropy: Any, data: Any, **more: Any) -> Any:
+        own = logprobs.detach()
+        return loss(logprobs, entropy, dict(data) | {"logprobs": own, "prox_logp": own}, **more)
+
+    return with_own_logprobs
 
 
 def _without_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -200,13 +219,17 @@ class Run:
         middle = len(kept) // 2
         by_length = sorted(kept, key=lambda one: int(one["loss_mask"].sum()))
         gap = self._gap([dict(one) for one in by_length[middle : middle + CHECKED]])
-        tokens = sum(int(one["loss_mask"].sum()) for one in kept)
+        for one in kept:
+            one["logprobs"] = torch.zeros_like(one["logprobs"])  # see _on_policy
         # Weights, gradients and optimizer are in float32, the products in bfloat16.
         with torch.autocast("cpu", torch.bfloat16):
-            for one, logprobs in zip(kept, self.actor.compute_logp(kept), strict=True):
-                one["prox_logp"] = logprobs
-            self.actor.ppo_update(self.actor.compute_advantages(kept))
-        return tokens, gap
+            # What was cut off counts as wrong, and is not trained on (DAPO's overlong filtering).
+            complete = [one for one in self.actor.compute_advantages(kept) if not self._is_cut(one)]
+            self.actor.ppo_update(complete)
+        return sum(int(one["loss_mask"].sum()) for one in complete), gap
+
+    def _is_cut(self, one: dict[str, Any]) -> bool:
+        return int(one["loss_mask"].sum()) >= self.settings.longest
 
     def _gap(self, some: list[dict[str, Any]]) -> float:
         """Return the largest difference of the server's logprobs from the trainer's."""

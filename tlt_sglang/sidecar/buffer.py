@@ -9,6 +9,10 @@ It is bounded in bytes. Sequences are weighted by the length of their response, 
 sampled and when one has to go: each gets the priority u^(1/length) with u uniform, and the lowest
 goes first (Efraimidis & Spirakis 2006), so long ones tend to stay, and short ones are not wiped
 out. Equal calls with an equal seed have equal results.
+
+Some are held out of training, for the gate: all samples of a prompt or none, as those of a group
+(GRPO) say much the same. A prompt is known by its length, since a sample whose prompt was cached
+has no more of it; where all prompts have one length, requests are held out one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HELD_OUT = 16
-"""One in this many requests is held out of training, for the gate."""
+"""One in this many lengths of prompts is held out of training, and at least one of two."""
 LONG_SHARE = 0.25
 """Share of a step's sequences, with the longest responses, that the next step keeps."""
 
@@ -52,7 +56,10 @@ class Buffer:
         self.target_version = -1
         self.step = -1
         self._kept: dict[str, TokenSequence[Tensor]] = {}
-        self._held_out: set[str] = set()
+        self._prompts: dict[str, int] = {}
+        """The length of each request's prompt; 0 if it is not known."""
+        self._held_lengths: dict[int, bool] = {}
+        """Whether prompts of a length are held out, in the order of their arrival."""
         self._bytes = 0
         self.tokens = 0
         """Tokens of all sequences."""
@@ -67,11 +74,18 @@ class Buffer:
         if reason := self._refusal(sequence):
             self._counts[reason] += 1
             return False
+        prompt = self._prompts.get(sequence.request, 0)
+        if sequence.prompt_length:
+            prompt = sequence.start + sequence.prompt_length
         if sequence.request in self._kept:
             self._drop("replaced", sequence.request)
+        if not self._kept:
+            self._held_lengths.clear()
         self._kept[sequence.request] = sequence
-        if self._hash(f"held out {sequence.request}") % HELD_OUT == 0:
-            self._held_out.add(sequence.request)
+        self._prompts[sequence.request] = prompt
+        if prompt and prompt not in self._held_lengths:
+            needed = len(self._held_lengths) > 0 and not any(self._held_lengths.values())
+            self._held_lengths[prompt] = needed or self._falls_out(str(prompt))
         self._bytes += sequence.nbytes
         self.tokens += len(sequence)
         while self._bytes > self.limit:
@@ -103,7 +117,7 @@ class Buffer:
         keyed = [
             (math.log(1.0 - rng.random()) / sequence.response_length, sequence)
             for sequence in self._kept.values()
-            if sequence.request not in self._held_out
+            if not self._is_held_out(sequence.request)
         ]
         keyed.sort(key=lambda pair: -pair[0])
         chosen: list[TokenSequence[Tensor]] = []
@@ -116,7 +130,16 @@ class Buffer:
 
     def held_out(self) -> list[TokenSequence[Tensor]]:
         """Return the sequences that `sample` never returns, in the order of their arrival."""
-        return [sequence for key, sequence in self._kept.items() if key in self._held_out]
+        return [sequence for key, sequence in self._kept.items() if self._is_held_out(key)]
+
+    def _is_held_out(self, request: str) -> bool:
+        prompt = self._prompts[request]
+        if prompt and len(self._held_lengths) > 1:
+            return self._held_lengths[prompt]
+        return self._falls_out(request)
+
+    def _falls_out(self, name: str) -> bool:
+        return self._hash(f"held out {name}") % HELD_OUT == 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -127,7 +150,7 @@ class Buffer:
             "target_version": self.target_version,
             "step": self.step,
             "sequences": len(self._kept),
-            "held_out": len(self._held_out),
+            "held_out": len(self.held_out()),
             "of_the_step_before": sum(d.rl_step < self.step for d in self._kept.values()),
             "tokens": self.tokens,
             "bytes": self._bytes,
@@ -158,7 +181,7 @@ class Buffer:
 
     def _drop(self, reason: str, key: str) -> None:
         sequence = self._kept.pop(key)
-        self._held_out.discard(key)
+        del self._prompts[key]
         self._bytes -= sequence.nbytes
         self.tokens -= len(sequence)
         self._counts[reason] += 1

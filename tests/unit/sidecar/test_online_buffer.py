@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,39 @@ def test_held_out_requests_are_never_drawn_and_always_the_same() -> None:
     assert not held_out & {d.request for d in buffer.sample(1 << 30)}
     again = filled({str(i): 20 for i in reversed(range(1000))}, version=5, step=9)
     assert {d.request for d in again.held_out()} == held_out
+
+
+def test_all_samples_of_a_prompt_are_held_out_or_none() -> None:
+    """Prompts of 40 lengths, eight samples each; of half of them the prompt was cached."""
+    buffer = Buffer(1 << 30)
+    for prompt, sample in itertools.product(range(2, 42), range(8)):
+        whole = recorded(f"{prompt} {sample}", prompt=prompt)
+        buffer.add(whole if sample % 2 else whole.window(prompt - 1, 99))
+    held = [sequence.request.split()[0] for sequence in buffer.held_out()]
+    drawn = {sequence.request.split()[0] for sequence in buffer.sample(1 << 30)}
+    assert not drawn & set(held) and len(drawn) + len(set(held)) == 40
+    assert 1 <= len(set(held)) < 8 and all(held.count(prompt) == 8 for prompt in held)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_two_prompts_one_is_held_out(seed: int) -> None:
+    buffer = Buffer(1 << 30, seed)
+    for version, prompts in enumerate(((2, 3), (3, 4), (5, 2)), 1):
+        for prompt, sample in itertools.product(prompts, range(8)):
+            buffer.add(recorded(f"{prompt} {sample}", prompt=prompt, version=version))
+        held = {sequence.prompt_length for sequence in buffer.held_out()}
+        assert len(held) == 1 and len(buffer.sample(1 << 30)) == 8
+
+
+def test_a_later_piece_of_a_response_belongs_to_its_prompt() -> None:
+    buffer = filled({f"a{i}": 10 for i in range(4)})
+    for i in range(4):
+        buffer.add(recorded(f"b{i}", 10, prompt=7))
+    held = {sequence.request for sequence in buffer.held_out()}
+    for i in range(4):
+        for name in "ab":
+            buffer.add(recorded(f"{name}{i}", 30, prompt=0))
+    assert {sequence.request for sequence in buffer.held_out()} == held and len(held) == 4
 
 
 # ---- what it is given ----------------------------------------------------------------------------
