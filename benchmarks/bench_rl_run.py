@@ -180,9 +180,7 @@ def _benchmark(options: Options, logs: Path) -> None:
     weights = {system.name: system.weights for system in systems}
     summary = summarise(steps, weights)
     if (last := systems[-1]).name == SIDECAR:
-        summary |= accept_lengths(
-            last.policy, drafter, last.store, settings.steps * settings.problems, threads, logs
-        )
+        summary |= accept_lengths(last.policy, drafter, last.store, threads, logs)
     document = provenance.document(
         "rl_run",
         summary,

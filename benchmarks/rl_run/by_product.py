@@ -14,15 +14,14 @@ from benchmarks.rl_run.competence import responses
 from benchmarks.rl_run.fine_tune import MODEL
 from tlt_sglang.models.shipped import default_drafter
 
+PROBLEMS = 24
 STRATEGY = "eagle3:3x1x4"
 
 
 def accept_lengths(
-    policy: Path, drafter: Path, store: Path, problems: int, threads: int, logs: Path
+    policy: Path, drafter: Path, store: Path, threads: int, logs: Path
 ) -> dict[str, float]:
     """Return the accept length of the `shipped` drafter, of `drafter`, and of the store's newest.
-
-    One response to each of so many `problems`.
 
     Raises BenchmarkError if the policy answers differently with one of them.
     """
@@ -36,7 +35,7 @@ def accept_lengths(
     answers: list[list[int]] | None = None
     for name, (folder, more) in drafters.items():
         flags = ["--speculative-draft-model-path", str(folder), "--tlt-strategies", STRATEGY, *more]
-        sampled = responses(policy, problems, threads, logs, flags)
+        sampled = responses(policy, PROBLEMS, threads, logs, flags)
         outputs = [one.output for one in sampled]
         if answers is not None and outputs != answers:
             raise BenchmarkError("Output on held-out problems depends on the drafter.")
