@@ -179,7 +179,7 @@ def _benchmark(options: Options, logs: Path) -> None:
     steps = {system.name: system.steps for system in systems}
     weights = {system.name: system.weights for system in systems}
     summary = summarise(steps, weights)
-    if (last := systems[-1]).name == SIDECAR:
+    if (last := systems[-1]).name == SIDECAR and not options.faults:
         summary |= accept_lengths(last.policy, drafter, last.store, threads, logs)
     document = provenance.document(
         "rl_run",

@@ -26,8 +26,10 @@ def accept_lengths(
     Raises BenchmarkError if the policy answers differently with one of them.
     """
     learned = ["--tlt-store", str(store), "--tlt-harvest-gb", "0"]
+    shipped = default_drafter(MODEL)
+    assert shipped is not None
     drafters: dict[str, tuple[Path, Sequence[str]]] = {
-        "accept_len_held_out_shipped": (default_drafter(MODEL), ()),
+        "accept_len_held_out_shipped": (shipped, ()),
         "accept_len_held_out_frozen": (drafter, ()),
         "accept_len_held_out_adapted": (drafter, learned),
     }

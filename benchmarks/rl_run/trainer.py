@@ -7,9 +7,9 @@ at ADDRESS, and writes what it does into FOLDER. Started again, it goes on after
 checkpoint. A coordinator hears of rollouts, and that the policy is being trained.
 
 The weights depend on tokens alone: responses are ordered by their place, not by their arrival; the
-old logprobs are the trainer's own, not the server's; and the number of threads is fixed. Groups
-whose responses all have the same reward are left out, and so are responses that were cut off (DAPO,
-arXiv 2503.14476).
+old logprobs are the trainer's own, not the server's; the number of threads is fixed, and nothing is
+compiled for certain shapes. Groups whose responses all have the same reward are left out, and so
+are responses that were cut off (DAPO, arXiv 2503.14476).
 """
 
 from __future__ import annotations

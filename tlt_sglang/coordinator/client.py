@@ -153,7 +153,7 @@ class Client:
         elif isinstance(message, messages.Unknown) and self._joined:
             # It was silent for too long: it joins again, with all that it has signalled.
             self._seq, self._last_sent = 0, float("-inf")
-            again = (self._hello(), *self._signals.values())
+            again: list[messages.MemberMessage] = [self._hello(), *self._signals.values()]
             self._joined = all(self._send(one) for one in again)
         elif isinstance(message, (messages.Start, messages.Stop)):
             # The coordinator repeats a command until it is confirmed.

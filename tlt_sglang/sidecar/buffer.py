@@ -59,7 +59,7 @@ class Buffer:
         self._prompts: dict[str, int] = {}
         """The length of each request's prompt; 0 if it is not known."""
         self._held_lengths: dict[int, bool] = {}
-        """Whether prompts of a length are held out, in the order of their arrival."""
+        """True for lengths of prompts that are held out, in the order of their arrival."""
         self._bytes = 0
         self.tokens = 0
         """Tokens of all sequences."""

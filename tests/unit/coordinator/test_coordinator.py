@@ -306,7 +306,7 @@ def test_a_stack_that_was_forgotten_sends_its_signals() -> None:
 
 
 def test_one_that_was_forgotten_repeats_its_signals() -> None:
-    """What it said to a coordinator that no longer knew it is not lost."""
+    """Nothing is lost that was said to a coordinator which no longer knew it."""
     socket, welcome = Scripted(), messages.Welcome("session", 5.0)
     rl = Client("ipc:///tmp/c", "rl", "stack", connect=lambda *_: (None, socket))
     socket.answers = [welcome]

@@ -184,8 +184,8 @@ def test_all_samples_of_a_prompt_are_held_out_or_none() -> None:
         whole = recorded(f"{prompt} {sample}", prompt=prompt)
         buffer.add(whole if sample % 2 else whole.window(prompt - 1, 99))
     held = [sequence.request.split()[0] for sequence in buffer.held_out()]
-    drawn = {sequence.request.split()[0] for sequence in buffer.sample(1 << 30)}
-    assert not drawn & set(held) and len(drawn) + len(set(held)) == 40
+    trained = {sequence.request.split()[0] for sequence in buffer.sample(1 << 30)}
+    assert not trained & set(held) and len(trained) + len(set(held)) == 40
     assert 1 <= len(set(held)) < 8 and all(held.count(prompt) == 8 for prompt in held)
 
 
