@@ -56,6 +56,8 @@ class Buffer:
         self.target_version = -1
         self.step = -1
         self._kept: dict[str, TokenSequence[Tensor]] = {}
+        self._held_out: set[str] = set()
+        """Requests that are held out where their prompt does not decide it."""
         self._prompts: dict[str, int] = {}
         """The length of each request's prompt; 0 if it is not known."""
         self._held_lengths: dict[int, bool] = {}
@@ -83,6 +85,8 @@ class Buffer:
             self._held_lengths.clear()
         self._kept[sequence.request] = sequence
         self._prompts[sequence.request] = prompt
+        if self._falls_out(sequence.request):
+            self._held_out.add(sequence.request)
         if prompt and prompt not in self._held_lengths:
             needed = len(self._held_lengths) > 0 and not any(self._held_lengths.values())
             self._held_lengths[prompt] = needed or self._falls_out(str(prompt))
@@ -136,7 +140,7 @@ class Buffer:
         prompt = self._prompts[request]
         if prompt and len(self._held_lengths) > 1:
             return self._held_lengths[prompt]
-        return self._falls_out(request)
+        return request in self._held_out
 
     def _falls_out(self, name: str) -> bool:
         return self._hash(f"held out {name}") % HELD_OUT == 0
@@ -181,6 +185,7 @@ class Buffer:
 
     def _drop(self, reason: str, key: str) -> None:
         sequence = self._kept.pop(key)
+        self._held_out.discard(key)
         del self._prompts[key]
         self._bytes -= sequence.nbytes
         self.tokens -= len(sequence)
