@@ -115,8 +115,8 @@ class Client:
             }
         self._signals[about_claims, device] = signal
         self._receive()
-        if self._joined and not (self._send(self._hello()) and self._send(signal)):
-            self._joined, self._session = False, ""
+        if self._joined:
+            self._join_again(signal)
 
     def close(self) -> None:
         """Leave the coordinator, if there is one, and close the socket."""
@@ -153,8 +153,7 @@ class Client:
         elif isinstance(message, messages.Unknown) and self._joined:
             # It was silent for too long: it joins again, with all that it has signalled.
             self._seq, self._last_sent = 0, float("-inf")
-            again: list[messages.MemberMessage] = [self._hello(), *self._signals.values()]
-            self._joined = all(self._send(one) for one in again)
+            self._join_again(*self._signals.values())
         elif isinstance(message, (messages.Start, messages.Stop)):
             # The coordinator repeats a command until it is confirmed.
             if message.seq != self._seq:
@@ -162,6 +161,12 @@ class Client:
                 self._inbox.append(message)
         elif isinstance(message, (messages.Kill, messages.Freed)):
             self._inbox.append(message)
+
+    def _join_again(self, *signals: messages.Signal) -> None:
+        """Send who this is, and signals; where that fails, all of them follow the next welcome."""
+        words: list[messages.MemberMessage] = [self._hello(), *signals]
+        if not all(self._send(word) for word in words):
+            self._joined, self._session = False, ""
 
     def _keep_alive(self) -> None:
         """Send a sign of life, or try to join, where one is due."""
