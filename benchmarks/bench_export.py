@@ -27,7 +27,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -150,32 +150,31 @@ def count(reader: Reader | RemoteReader, taken: object, seconds: float) -> int:
         reader.close()
 
 
-class Follower:
-    """An exporter of a store, and a reader that takes what it serves, while the context is open."""
+@contextlib.contextmanager
+def followed(store: Path) -> Iterator[list[int]]:
+    """Run an exporter, and a reader that takes what it serves; yields the sizes of its reads."""
+    stop, sizes = spawn.Event(), list[int]()
+    exporter = spawn.Process(target=export, args=(store, "tcp://127.0.0.1:*", stop))
+    exporter.start()
 
-    def __init__(self, store: Path) -> None:
-        self.store, self.records = store, 0
-
-    def __enter__(self) -> Follower:
-        self._stop = spawn.Event()
-        arguments = (self.store, "tcp://127.0.0.1:*", self._stop)
-        self._exporter = spawn.Process(target=export, args=arguments)
-        self._exporter.start()
-        self._reader = wait_for(lambda: open_reader(self.store, "tcp"))
-        self._thread = threading.Thread(target=self._follow)
-        self._thread.start()
-        return self
-
-    def _follow(self) -> None:
-        while not self._stop.is_set():
-            self.records += len(self._reader.read())
+    def follow() -> None:
+        while not stop.is_set():
+            sizes.append(len(reader.read()))
             time.sleep(FOLLOW_SECONDS)
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._reader.close()
-        self._exporter.join()
+    try:
+        reader = wait_for(lambda: open_reader(store, "tcp"))
+        thread = threading.Thread(target=follow)
+        thread.start()
+        try:
+            yield sizes
+        finally:
+            stop.set()
+            thread.join()
+            reader.close()
+    finally:
+        stop.set()
+        exporter.join()
 
 
 def measure_engine(
@@ -192,10 +191,10 @@ def measure_engine(
             server.generate(prompts, tokens)
             for number in range(rounds):
                 for name in sorted(rates, reverse=bool(number % 2)):
-                    with contextlib.ExitStack() as stack:
-                        follower = stack.enter_context(Follower(store)) if name != "alone" else None
+                    exported = followed(store) if name == "exported" else contextlib.nullcontext()
+                    with exported as sizes:
                         sample = server.generate(prompts, tokens)
-                    if follower is not None and not follower.records:
+                    if sizes is not None and not any(sizes):
                         raise BenchmarkError("The reader has had no record of the engine.")
                     rates[name].append(sample.tokens / sample.seconds)
                     say(f"{number + 1}/{rounds} {name}: {rates[name][-1]:.1f} tokens/s")
