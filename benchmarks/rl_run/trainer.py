@@ -221,8 +221,10 @@ class Run:
         gap = self._gap([dict(one) for one in by_length[middle : middle + CHECKED]])
         for one in kept:
             one["logprobs"] = torch.zeros_like(one["logprobs"])  # see _on_policy
-        # Weights, gradients and optimizer are in float32, the products in bfloat16.
-        with torch.autocast("cpu", torch.bfloat16):
+        # Weights, gradients and optimizer are in float32, the products in bfloat16. Weights that
+        # autocast keeps for the next micro-batch would take its gradients to the graph of the first
+        # one, where FSDP misses them: they would come up in the next step.
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             # What was cut off counts as wrong, and is not trained on (DAPO's overlong filtering).
             complete = [one for one in self.actor.compute_advantages(kept) if not self._is_cut(one)]
             self.actor.ppo_update(complete)
