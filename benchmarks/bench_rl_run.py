@@ -119,7 +119,12 @@ def parse(argv: Sequence[str]) -> Options:
     add("--steps", type=int, metavar="N", help="Steps (default: 40, with --quick 4)")
     add("--problems", type=int, metavar="N", help="Problems of a step (default: 8, with --quick 2)")
     add("--group", type=int, metavar="G", help="Responses to each problem (default: 8)")
-    add("--longest", type=int, metavar="T", help="Tokens of the longest response (default: 1024)")
+    add(
+        "--longest",
+        type=int,
+        metavar="T",
+        help="Tokens of the longest response (2048, with --quick 1024)",
+    )
     add("--threads", type=int, metavar="N", help="Threads of server and trainer (default: torch's)")
     add("--replicas", type=int, metavar="N", help="Servers that share the responses (default: 2)")
     add("--update", choices=UPDATES, default="disk", help="How weights reach the server")
@@ -142,7 +147,7 @@ def parse(argv: Sequence[str]) -> Options:
         steps=steps,
         problems=args.problems or (2 if args.quick else 8),
         group=args.group or 8,
-        longest=args.longest or 1024,
+        longest=args.longest or (1024 if args.quick else 2048),
         threads=args.threads or 0,
         replicas=args.replicas or 2,
         update=args.update,

@@ -11,7 +11,8 @@ import itertools
 import operator
 import random
 import re
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +160,19 @@ def reward(answer: str, text: str) -> float:
     """Return 1.0 if the text ends with the answer, else 0.0."""
     stated = re.findall(r"Answer: ([^\n]*)$", text.strip())
     return float(bool(stated) and stated[-1].strip() == answer)
+
+
+def most_varied(rewards: Sequence[float], count: int) -> list[int]:
+    """Return the places, ascending, of the `count` rewards with the largest variance.
+
+    These are some of the lowest and some of the highest (PODS, arXiv 2504.13818). The result is
+    empty if there are fewer rewards, or none differs.
+    """
+    order = sorted(range(len(rewards)), key=rewards.__getitem__)
+    if len(rewards) < count or rewards[order[0]] == rewards[order[-1]]:
+        return []
+    choices = [order[:low] + order[len(order) - count + low :] for low in range(count + 1)]
+    return sorted(max(choices, key=lambda some: statistics.pvariance(rewards[p] for p in some)))
 
 
 def prompt(question: str) -> str:

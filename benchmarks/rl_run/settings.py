@@ -27,6 +27,8 @@ class Settings:
     """Problems of a step."""
     group: int = 8
     """Responses to each problem."""
+    trained: int = 4
+    """Responses to each problem that are trained on."""
     longest: int = 1024
     """Longest response in tokens."""
     learning_rate: float = 1e-5

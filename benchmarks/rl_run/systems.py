@@ -29,7 +29,9 @@ STUBS = REPOSITORY / "tests" / "stacks" / "own" / "stubs"
 """Loggers that AReaL imports and does not use."""
 STRATEGIES = "off,eagle3:1x1x2,eagle3:3x1x4,eagle3:5x1x6,eagle3:7x1x8,eagle3:3x4x8,ngram:8"
 """The default ones, and longer chains: a policy that is nearly certain accepts long drafts."""
-KV_TOKENS = 20_000
+KV_TOKENS = 30_000
+CONSERVATIVENESS = "0.3"
+"""Part of their longest length that responses are expected to reach, over SGLang's 0.7: few do."""
 POLL_SECONDS = 1.0
 COMPLAINTS = "complaints.txt"
 COMPLAINT = re.compile(
@@ -93,6 +95,7 @@ class System:
         running = str(self.settings.problems * self.settings.group)
         flags = ["--model", self.settings.policy, "--device", "cpu", "--adaptive-spec"]
         flags += ["--max-total-tokens", str(KV_TOKENS), "--max-running-requests", running]
+        flags += ["--schedule-conservativeness", CONSERVATIVENESS]
         if self.name == PLAIN:
             return [*flags, "--tlt-strategies", "off"]
         flags += ["--speculative-draft-model-path", str(self.drafter)]
@@ -118,7 +121,7 @@ class System:
             except BenchmarkError as error:
                 if len(left) == before:
                     raise
-                say(f"{self.name}: starts again after {error.__class__.__name__}")
+                say(f"{self.name}: starts again, because {error}")
         shutil.rmtree(self.folder / "names", ignore_errors=True)
 
     def _run(self, faults: list[Fault]) -> None:

@@ -41,6 +41,24 @@ def test_sizes_have_a_long_tail() -> None:
     assert lengths[-5] > 5 * lengths[150]
 
 
+@pytest.mark.parametrize(
+    ("rewards", "count", "kept"),
+    [
+        ([0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0], 4, [0.0, 0.0, 1.0, 1.0]),
+        ([1.0, 1.0, 1.0, 0.0, 1.0], 4, [0.0, 1.0, 1.0, 1.0]),
+        ([0.5, 0.0, 1.0, 0.4], 2, [0.0, 1.0]),
+        ([0.1, 0.0, 0.9, 0.2], 3, [0.0, 0.1, 0.9]),
+        ([1.0, 1.0, 1.0, 1.0, 1.0], 4, []),
+        ([0.0, 1.0], 4, []),
+    ],
+)
+def test_most_varied_rewards(rewards: list[float], count: int, kept: list[float]) -> None:
+    """The chosen rewards vary most, their places ascend, and without difference there are none."""
+    places = problems.most_varied(rewards, count)
+    assert places == sorted(places)
+    assert sorted(rewards[place] for place in places) == kept
+
+
 def test_every_response_has_its_seed(tmp_path: Path) -> None:
     run = Settings("policy", seed=1)
     run.write(tmp_path)
