@@ -3,23 +3,30 @@
 Three families: chains of sums, filtering, and counting legs. A family's size is drawn from a
 lognormal distribution, so that most solutions are short and a few are very long: filtering repeats
 what is kept at each step, and a large problem is also the one where a policy makes a mistake.
+
+The few problems of a step of RL stand for the hundreds that a step has elsewhere, where some are
+always very large: each is from another part of the distribution, which is wider there.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import random
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 VERSION = 2
 """A part of the policy's name; increment it when problems or solutions change."""
 SPREAD = 0.9
 """Standard deviation of the logarithm of a size."""
+STEP_SPREAD = 1.2
+"""The same for the problems of a step of RL."""
 SEEDS = {"training": 10_000_000, "held out": 20_000_000, "run": 30_000_000}
 """First seed of the problems of each use, which have none in common."""
 
@@ -49,13 +56,11 @@ class Family:
     solve: Callable[[dict[str, Any]], tuple[str, list[str], str]]
     """Return (question, steps, answer) of an entry of reasoning-gym."""
 
-    def problem(self, seed: int) -> Problem:
-        """Return the problem of this seed."""
+    def problem(self, seed: int, times: float) -> Problem:
+        """Return a problem of this seed, about so many times as large as the median."""
         from reasoning_gym.factory import create_dataset
 
-        rng = random.Random(seed)
-        above = round(self.median * rng.lognormvariate(0, SPREAD))
-        size = min(self.most, self.least + above)
+        size = min(self.most, self.least + round(self.median * times))
         options = self.options(size)
         entry = create_dataset(self.name, seed=seed, size=1, **options)[0]
         question, steps, answer = self.solve(entry)
@@ -145,15 +150,25 @@ FAMILIES = (
 )
 
 
-def problem(use: str, seed: int, number: int) -> Problem:
-    """Return a problem of a use of SEEDS; the families take turns."""
-    family = FAMILIES[number % len(FAMILIES)]
-    return family.problem(SEEDS[use] + 1_000_000 * seed + number)
-
-
 def problems(use: str, seed: int = 0) -> Iterator[Problem]:
-    """Yield the problems of a use of SEEDS without end."""
-    return (problem(use, seed, number) for number in itertools.count())
+    """Yield the problems of a use of SEEDS without end; the families take turns."""
+    for number, family in zip(itertools.count(_first(use, seed)), itertools.cycle(FAMILIES)):
+        yield family.problem(number, random.Random(number).lognormvariate(0, SPREAD))
+
+
+def of_step(seed: int, step: int, count: int) -> list[Problem]:
+    """Return the problems of a step of the run, in ascending parts of the sizes' distribution."""
+    chosen = []
+    for part, number in enumerate(range(count * step, count * (step + 1))):
+        own = _first("run", seed) + number
+        share = (part + random.Random(own).random()) / count
+        times = math.exp(STEP_SPREAD * NormalDist().inv_cdf(share))
+        chosen.append(FAMILIES[number % len(FAMILIES)].problem(own, times))
+    return chosen
+
+
+def _first(use: str, seed: int) -> int:
+    return SEEDS[use] + 1_000_000 * seed
 
 
 def reward(answer: str, text: str) -> float:

@@ -138,15 +138,14 @@ def workflow(settings: Settings, tokenizer: Any) -> SeededWorkflow:
 
 def requests(settings: Settings, step: int, tokenizer: Any) -> list[dict[str, Any]]:
     """Return the requests of one step, in the order of problems and samples."""
-    first = settings.problems * step
     bodies = []
-    for number in range(first, first + settings.problems):
-        problem = problems.problem("run", settings.seed, number)
+    problems_of_step = problems.of_step(settings.seed, step, settings.problems)
+    for number, problem in enumerate(problems_of_step):
         ids = tokenizer.encode(problems.prompt(problem.question), add_special_tokens=False)
         for sample in range(settings.group):
             bodies.append(
                 {
-                    "index": (number - first) * settings.group + sample,
+                    "index": len(bodies),
                     "input_ids": ids,
                     "answer": problem.answer,
                     SEED: settings.sample_seed(step, number, sample),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,15 +30,25 @@ def test_every_solution_is_right() -> None:
         assert problems.reward(problem.answer, f"Answer: {problem.answer}\nand so on") == 0.0
 
 
-def test_a_problem_is_decided_by_its_number() -> None:
-    first = list(itertools.islice(problems.problems("run", 3), 9))
-    assert first == [problems.problem("run", 3, number) for number in range(9)]
-    assert first != list(itertools.islice(problems.problems("run", 4), 9))
+def test_problems_are_decided_by_their_use_and_seed() -> None:
+    first = list(itertools.islice(problems.problems("training", 3), 9))
+    assert first == list(itertools.islice(problems.problems("training", 3), 9))
+    assert first != list(itertools.islice(problems.problems("training", 4), 9))
     assert {problem.family for problem in first} == {one.name for one in problems.FAMILIES}
 
 
+def test_every_step_has_small_and_large_problems() -> None:
+    """The last problem is from the largest eighth; the families take turns in that place."""
+    steps = [problems.of_step(0, step, 8) for step in range(30)]
+    assert steps[7] == problems.of_step(0, 7, 8)
+    assert len({problem.question for step in steps for problem in step}) > 230
+    lengths = [[len(problem.solution) for problem in step] for step in steps]
+    assert statistics.median(max(own) / statistics.median(own) for own in lengths) > 5
+    assert {step[-1].family for step in steps} == {one.name for one in problems.FAMILIES}
+
+
 def test_sizes_have_a_long_tail() -> None:
-    lengths = sorted(len(p.solution) for p in itertools.islice(problems.problems("run"), 300))
+    lengths = sorted(len(p.solution) for p in itertools.islice(problems.problems("training"), 300))
     assert lengths[-5] > 5 * lengths[150]
 
 
