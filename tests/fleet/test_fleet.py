@@ -217,12 +217,12 @@ def test_a_drafter_is_trained_on_a_third_node_and_swapped_into_both(fleet: Fleet
 def test_whatever_is_killed_engines_serve_and_training_goes_on(
     fleet: Fleet, request: pytest.FixtureRequest
 ) -> None:
-    """An engine's and the trainer's raylets, the actors, an exporter, the user's program."""
+    """Raylets of an engine, the trainer and the coordinator, actors, an exporter, the program."""
     rounds = request.config.getoption("--rounds")
     rng = random.Random(rounds)
     nodes = fleet.nodes
     for _ in range(rounds):
-        victims = ["engine", "trainer", "coordinator", "exporter", "manager", "driver"]
+        victims = ["engine", "trainer", "coordinator", "exporter", "manager", "driver", "node"]
         rng.shuffle(victims)
         for victim in victims:
             before = fleet.sidecar()["step"]
@@ -235,6 +235,11 @@ def test_whatever_is_killed_engines_serve_and_training_goes_on(
                     one = members[f"{victim}-0"]
                     untouched.discard(one.url)
                     nodes.kill(one.node)
+                    nodes.add()
+                elif victim == "node":
+                    node = members["coordinator"].node
+                    untouched -= {one.url for one in members.values() if one.node == node}
+                    nodes.kill(node)
                     nodes.add()
                 elif victim == "driver":
                     fleet.driver.kill()

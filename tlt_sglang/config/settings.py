@@ -206,7 +206,8 @@ class Config:
     coordinator: str | None = setting(
         None,
         text("ADDRESS", "write ipc:///FOLDER/NAME or tcp://HOST:PORT"),
-        "Address of the coordinator: ipc:///FOLDER/NAME or tcp://HOST:PORT",
+        "Address of the coordinator: ipc:///FOLDER/NAME, tcp://HOST:PORT, or for its members "
+        "file:///PATH, a file with the address",
         COORDINATION,
         used_by=("engine", "sidecar", "coordinator"),
     )

@@ -18,12 +18,13 @@ import zmq
 
 from tlt_sglang.coordinator import messages
 from tlt_sglang.coordinator.connection import MAX_PENDING, connect
+from tlt_sglang.coordinator.location import Location
 from tlt_sglang.errors import ConfigError
 
 RETRY_SECONDS = 0.5
 """The time between two attempts to join."""
 
-Connect = Callable[[str, Path | None], tuple[Any, Any]]
+Connect = Callable[[str | None, Path | None], tuple[Any, Any]]
 """Returns a context and a socket, as `connection.connect` does."""
 
 
@@ -61,7 +62,9 @@ class Client:
         self._load: messages.Load | None = None
         self._signals: dict[tuple[bool, str | None], messages.Signal] = {}
         self._inbox: deque[messages.Instruction] = deque(maxlen=MAX_PENDING)
-        self._context, self._socket = connect(endpoint, key)
+        self._location = Location(endpoint)
+        self._address = self._location.address
+        self._context, self._socket = connect(self._address, key)
 
     @property
     def connected(self) -> bool:
@@ -126,7 +129,10 @@ class Client:
             self._context.term()
 
     def _silent(self) -> bool:
-        return self._clock() - self._last_received > self._timeout
+        return self._quiet_for() > self._timeout
+
+    def _quiet_for(self) -> float:
+        return self._clock() - self._last_received
 
     def _receive(self) -> None:
         for _ in range(MAX_PENDING):
@@ -173,7 +179,19 @@ class Client:
         elapsed = self._clock() - self._last_sent
         interval = self._timeout / 5 if self._joined else RETRY_SECONDS
         if elapsed >= interval or elapsed < 0:
+            if not self._joined or self._quiet_for() > self._timeout / 2:
+                self._follow()
             self._send_state()
+
+    def _follow(self) -> None:
+        """Turn to where the coordinator is now, if it has moved."""
+        self._location.look()
+        if (address := self._location.address) == self._address or address is None:
+            return
+        if self._address is not None:
+            self._socket.disconnect(self._address)
+        self._socket.connect(address)
+        self._address, self._joined, self._seq = address, False, 0
 
     def _send_state(self) -> None:
         message: messages.MemberMessage

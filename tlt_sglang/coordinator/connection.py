@@ -19,12 +19,13 @@ MAX_PENDING = 64
 Context = zmq.Context[zmq.Socket[bytes]]
 
 
-def connect(endpoint: str, key: Path | None) -> tuple[Context, zmq.Socket[bytes]]:
-    """Return a socket that connects to `endpoint`, with a context of its own.
+def connect(address: str | None, key: Path | None) -> tuple[Context, zmq.Socket[bytes]]:
+    """Return a socket that connects to `address`, if there is one yet, with a context of its own.
 
     Neither waits for a coordinator. Raises ConfigError for an address or a key that is not valid.
     """
-    endpoints.check_endpoint(endpoint)
+    if address is not None:
+        endpoints.check_endpoint(address)
     context = zmq.Context()
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     for option, value in (
@@ -42,14 +43,15 @@ def connect(endpoint: str, key: Path | None) -> tuple[Context, zmq.Socket[bytes]
     socket.set(zmq.ROUTING_ID, b"m" + uuid.uuid4().bytes)
     try:
         endpoints.secure(socket, key, server=False)
-        socket.connect(endpoint)
+        if address is not None:
+            socket.connect(address)
     except (zmq.ZMQError, ConfigError) as error:
         socket.close()
         context.term()
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"The coordinator's address {endpoint!r} is not valid ({error.strerror}); write "
+            f"The coordinator's address {address!r} is not valid ({error.strerror}); write "
             "ipc:///FOLDER/NAME or tcp://HOST:PORT."
         ) from error
     return context, socket

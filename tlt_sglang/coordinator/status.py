@@ -8,6 +8,7 @@ import zmq
 
 from tlt_sglang.coordinator import messages
 from tlt_sglang.coordinator.connection import connect
+from tlt_sglang.coordinator.location import Location
 from tlt_sglang.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ def query_status(
 
     Blocks for at most `wait` seconds each way; meant for command lines, not for members.
     """
-    context, socket = connect(endpoint, key)
+    context, socket = connect(Location(endpoint).address, key)
     try:
         socket.set(zmq.SNDTIMEO, int(1000 * wait))
         socket.set(zmq.RCVTIMEO, int(1000 * wait))

@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ from tlt_sglang.coordinator.endpoints import make_keys
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, FlagError
 from tlt_sglang.fleet.keeper import FleetStatus, describe
 from tlt_sglang.fleet.plan import NAMESPACE, Plan, Size
-from tlt_sglang.launcher.server_process import free_port
 from tlt_sglang.weights import files
 
 if TYPE_CHECKING:
@@ -116,14 +114,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace, store: Path, engine_flags: tuple[str, ...]) -> Plan:
-    import ray
-
-    host = ray.util.get_node_ip_address()
     return Plan(
         args.name,
         store,
         args.model if args.engines else None,
-        f"tcp://{host}:{free_port(host)}",
         args.engines,
         args.trainers,
         Size(args.engine_cpus, args.engine_gpus),
@@ -217,7 +211,7 @@ def _start(plan: Plan) -> Actor:
         with contextlib.suppress(ConfigError):  # left by a cluster that is gone
             manager = _manager(running)
         if manager is not None:
-            if replace(plan, coordinator=running.coordinator) != running:
+            if plan != running:
                 raise ConfigError(
                     f"The fleet of {plan.store} runs with other settings; end it with --stop."
                 )
@@ -228,7 +222,6 @@ def _start(plan: Plan) -> Actor:
         if not plan.secret_key.exists():
             make_keys(plan.secret_key.parent)
         files.write(plan.folder / "plan.json", plan.to_json())
-    # The coordinator's address is that of this node, so the manager stays here.
     here = ray.get_runtime_context().get_node_id()
     options = manager_class().options(
         name=plan.actor(MANAGER),
@@ -237,7 +230,7 @@ def _start(plan: Plan) -> Actor:
         max_restarts=-1,
         max_concurrency=4,
         num_cpus=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
     )
     return options.remote(plan)
 

@@ -111,7 +111,7 @@ class Keeper:
     def _run(self) -> None:
         """Run the process once, until it ends or has to."""
         status, member = self._status, self._member
-        port = free_port(status.host) if member.kind in ("engine", "exporter") else 0
+        port = 0 if member.kind == "trainer" else free_port(status.host)
         command = self._plan.command(member, status.host, port)
         environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
         with (self._plan.folder / f"{member.name}.log").open("ab") as log:
@@ -125,6 +125,8 @@ class Keeper:
                 preexec_fn=end_with_parent,
             )
         status.pid, status.starts = process.pid, status.starts + 1
+        if member.kind == "coordinator":
+            self._write(self._plan.address_file, f"tcp://{status.host}:{port}")
         url = f"http://{status.host}:{port}" if member.kind == "engine" else None
         while process.poll() is None:
             if self._stop.wait(LOOK_SECONDS):
@@ -142,11 +144,14 @@ class Keeper:
             "targets": [self._status.url.removeprefix("http://")],
             "labels": {"fleet": self._plan.name, "engine": self._member.name},
         }
-        path = self._target()
-        with contextlib.suppress(OSError):  # the store is gone; the engine serves all the same
+        self._write(self._target(), json.dumps([target], indent=1))
+
+    def _write(self, path: Path, text: str) -> None:
+        """Write a file of the store, whole or not at all."""
+        with contextlib.suppress(OSError):  # the store is gone; the member serves all the same
             path.parent.mkdir(mode=0o700, exist_ok=True)
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps([target], indent=1) + "\n")
+            temporary.write_text(f"{text}\n")
             os.replace(temporary, path)
 
     def _forget(self) -> None:

@@ -108,7 +108,9 @@ class Manager:
             if self._stopped:
                 return
             here = ray.get_runtime_context().get_node_id()
-            self._keep(Member("coordinator"), _on_node(here))
+            # Manager and coordinator should not be lost together, and either may move.
+            others = [node["NodeID"] for node in nodes if node["NodeID"] != here]
+            self._keep(Member("coordinator"), _on_node(min(others, default=here), stays=False))
             exporters = {Member("exporter", node["NodeID"][:8]): node["NodeID"] for node in nodes}
             for member, node_id in exporters.items():
                 self._keep(member, _on_node(node_id))
@@ -176,8 +178,8 @@ def manager_class() -> Any:
     return ray.remote(Manager)
 
 
-def _on_node(node: str) -> dict[str, Any]:
+def _on_node(node: str, *, stays: bool = True) -> dict[str, Any]:
     return {
         "num_cpus": 0,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=not stays),
     }

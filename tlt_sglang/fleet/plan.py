@@ -67,8 +67,6 @@ class Plan:
     store: Path
     model: str | None
     """The model that engines serve; None where there are none."""
-    coordinator: str
-    """Address of the coordinator, tcp://HOST:PORT."""
     engines: int = 1
     trainers: int = 0
     """Trainers with resources of their own. One trains, and the others take its place."""
@@ -83,6 +81,16 @@ class Plan:
     def folder(self) -> Path:
         """Return the folder of the fleet's own files."""
         return self.store / "fleet"
+
+    @property
+    def address_file(self) -> Path:
+        """Return the file with the address of the coordinator, which may move."""
+        return self.folder / "coordinator"
+
+    @property
+    def coordinator(self) -> str:
+        """Return the address of the coordinator for its members."""
+        return f"file://{self.address_file}"
 
     @property
     def targets(self) -> Path:
@@ -125,7 +133,7 @@ class Plan:
         """Return the command of a member on the node `host`, where it may listen at `port`."""
         own: list[str]
         if member.kind == "coordinator":
-            own = ["--tlt-coordinator", self.coordinator, *self._key(listens=True)]
+            own = [SETTINGS["coordinator"].flag, f"tcp://{host}:{port}", *self._key(listens=True)]
         elif member.kind == "exporter":
             own = [*self._store(), "--address", f"tcp://{host}:{port}", *self._key(listens=True)]
         elif member.kind == "engine":

@@ -271,6 +271,38 @@ def test_members_rejoin_a_coordinator_that_was_killed_and_restarted(
         process.stdout.close()  # type: ignore[union-attr]
 
 
+def test_members_follow_a_coordinator_that_moves(folder: Path) -> None:
+    """They read in a file where it is, before there is one, and once it is silent."""
+    file, first, second = folder / "address", f"ipc://{folder}/first", f"ipc://{folder}/second"
+    engine = Client(f"file://{file}", "e", "engine", "a")
+    trainer = Client(f"file://{file}", "t", "trainer", "a")
+    try:
+        assert query_status(f"file://{file}", wait=0.05) is None
+        engine.report(0, 0, 0.0)
+        assert trainer.poll() == [] and not engine.connected
+        file.write_text("nothing that is an address")
+        with serving(first):
+            file.write_text(f"{first}\n")
+            assert isinstance(next_instruction(trainer, engine), Start)
+        with serving(second):
+            file.write_text(f"{second}\n")
+
+            def arrived() -> bool:
+                # It has moved before the trainer had to stop by itself.
+                assert engine.poll() == [] and trainer.poll() == []
+                return states(second) == {"a": "TRAINING"}
+
+            until(arrived)
+            engine.report(1, 0, 0.0)
+            assert isinstance(next_instruction(trainer, engine), Stop)
+            trainer.confirm_stop()
+            until(lambda: states(f"file://{file}") == {"a": "BUSY"})
+    finally:
+        engine.close()
+        trainer.close()
+        file.unlink()
+
+
 class Scripted:
     """A socket whose answers are written beforehand; it keeps what is sent."""
 
@@ -352,6 +384,13 @@ def test_an_invalid_address_is_refused_with_a_reason(endpoint: str, words: str) 
         Server(endpoint, FAST)
     with pytest.raises(ConfigError, match=words):
         Client(endpoint, "e", "engine", "a")
+
+
+def test_a_file_with_an_address_is_for_members() -> None:
+    with pytest.raises(ConfigError, match="is not valid"):
+        Server("file:///tmp/address", FAST)
+    with pytest.raises(ConfigError, match="write file:///PATH"):
+        Client("file://relative", "e", "engine", "a")
 
 
 def test_the_folder_of_the_socket_is_made_for_its_owner_alone(folder: Path) -> None:

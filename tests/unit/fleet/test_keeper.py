@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tlt_sglang.coordinator.status import query_status
 from tlt_sglang.fleet import keeper, plan
 from tlt_sglang.fleet.keeper import Keeper
 from tlt_sglang.fleet.plan import Member, Plan
@@ -29,7 +30,7 @@ SECONDS = 30.0
 def fleet(tmp_path: Path) -> Plan:
     from tlt_sglang.coordinator.endpoints import make_keys
 
-    made = Plan("tlt", tmp_path / "store", None, "tcp://127.0.0.1:1", engines=0)
+    made = Plan("tlt", tmp_path / "store", None, engines=0)
     made.folder.mkdir(mode=0o700, parents=True)
     make_keys(made.secret_key.parent)
     return made
@@ -86,6 +87,16 @@ def test_it_ends_with_its_keeper(fleet: Plan) -> None:
         process.kill()
     assert wait_for(lambda: not psutil.pid_exists(pid), SECONDS)
     assert list((fleet.store / "engines").glob("export@*")) == []
+
+
+def test_members_read_where_the_coordinator_is(fleet: Plan) -> None:
+    one = Keeper(fleet, Member("coordinator"), "127.0.0.1", "node")
+    try:
+        assert wait_for(
+            lambda: query_status(fleet.coordinator, fleet.public_key, wait=0.2), SECONDS
+        ), log(fleet, Member("coordinator"))
+    finally:
+        one.stop()
 
 
 class _Healthy(BaseHTTPRequestHandler):

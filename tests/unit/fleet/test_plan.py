@@ -17,7 +17,6 @@ PLAN = Plan(
     "tlt",
     Path("/shared/store"),
     "model",
-    "tcp://10.0.0.1:7000",
     engines=2,
     trainers=1,
     engine=Size(4, 2),
@@ -50,7 +49,7 @@ def test_an_engine_reports_to_the_coordinator_as_a_device_of_its_own() -> None:
     assert values == {
         "store": "/shared/store",
         "store_cache": CACHE,
-        "coordinator": "tcp://10.0.0.1:7000",
+        "coordinator": "file:///shared/store/fleet/coordinator",
         "coordinator_key": "/shared/store/fleet/keys/coordinator.key",
         "device_name": "tlt/engine-1",
     }
@@ -70,7 +69,7 @@ def test_a_trainer_has_a_device_of_its_own_and_asks_nobody() -> None:
 @pytest.mark.parametrize(
     ("member", "command"),
     [
-        (Member("coordinator"), ["coordinator", "--tlt-coordinator", "tcp://10.0.0.1:7000"]),
+        (Member("coordinator"), ["coordinator", "--tlt-coordinator", "tcp://10.0.0.3:9000"]),
         (
             Member("exporter", "ab"),
             ["export", "--tlt-store", "/shared/store", "--address", "tcp://10.0.0.3:9000"],

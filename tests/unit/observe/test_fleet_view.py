@@ -61,7 +61,7 @@ def test_no_fleet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_engines_are_found_in_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = Plan("tlt", tmp_path, "model", "tcp://127.0.0.1:1")
+    plan = Plan("tlt", tmp_path, "model")
     plan.targets.mkdir(parents=True)
     (plan.folder / "plan.json").write_bytes(plan.to_json())
     group = {"targets": ["127.0.0.1:1"], "labels": {"engine": "engine-0"}}
