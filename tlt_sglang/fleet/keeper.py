@@ -65,13 +65,16 @@ class FleetStatus:
 
 def describe(status: FleetStatus) -> str:
     """Return a status as the text of `tlt fleet --status`."""
-    rows = [f"{'member':14} {'state':10} {'starts':>6} {'pid':>8}  where"]
+    names = [*(member.name for member in status.members), *status.waiting]
+    width = max(map(len, names), default=0)
+    rows = [f"{'member':{width}} {'state':10} {'starts':>6} {'pid':>8}  where"]
     for member in sorted(status.members, key=lambda one: one.name):
         where = member.url or member.host
         rows.append(
-            f"{member.name:14} {member.state:10} {member.starts:6} {member.pid or '-':>8}  {where}"
+            f"{member.name:{width}} {member.state:10} {member.starts:6} {member.pid or '-':>8}  "
+            f"{where}"
         )
-    rows += [f"{name:14} waits for room on a node" for name in sorted(status.waiting)]
+    rows += [f"{name:{width}} waits for room on a node" for name in sorted(status.waiting)]
     return "\n".join(rows)
 
 
