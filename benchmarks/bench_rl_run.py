@@ -26,8 +26,9 @@ accept_len_frozen_last   Accept length of the frozen drafter's system, in the la
 accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
 accept_len_held_out_...  Accept length on problems of the same families that were in no training,
                          with the policy at the end and one strategy: of the drafter `shipped` with
-                         this package, of the one that the run began with (`frozen`), and of the
-                         one that the sidecar has trained at the end (`adapted`).
+                         this package, of the one that the run began with (`frozen`), of that one
+                         trained `offline` for as long as the sidecar has trained, and of the one
+                         that the sidecar has made of it (`adapted`).
 logprob_gap              Largest difference of the servers' logprobs from the trainer's, in float32.
 """
 

@@ -49,14 +49,12 @@ def responses(
 ) -> list[Response]:
     """Return a response to each of the first held-out problems, from a server of ours.
 
-    `folder` may be without a tokenizer; `strategy` are the server's flags for speculation.
+    `strategy` are the server's flags for speculation.
     """
     from transformers import AutoTokenizer
 
-    tokenizer_folder = Recipe().folder
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     flags = ["--model", str(folder), "--device", "cpu", "--adaptive-spec", *strategy]
-    flags += ["--tokenizer-path", str(tokenizer_folder)]
     flags += ["--max-running-requests", str(RUNNING), "--max-total-tokens", "20000"]
     with Server("policy", flags, threads, logs) as server:
         server.wait_started()

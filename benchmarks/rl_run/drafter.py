@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.harness.program import BenchmarkError, say
@@ -25,6 +26,7 @@ from tlt_sglang.models.shipped import default_drafter
 
 DATA_SEED = 1
 """The fine-tuning has seed 0 of the same problems."""
+FURTHER_SEED = 2
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,6 @@ class DrafterRecipe:
         ]
 
 
-def write_solutions(path: Path, recipe: DrafterRecipe) -> None:
-    """Write the training data of `tlt train`."""
-    chosen = itertools.islice(problems.problems("training", DATA_SEED), recipe.solutions)
-    lines = [
-        json.dumps({"prompt": problems.prompt(one.question), "response": one.solution})
-        for one in chosen
-    ]
-    path.write_text("\n".join(lines) + "\n")
-
-
 def drafter_of(policy: Path, recipe: DrafterRecipe) -> Path:
     """Return the folder of the drafter for `policy`, trained first if it is missing.
 
@@ -69,21 +61,48 @@ def drafter_of(policy: Path, recipe: DrafterRecipe) -> Path:
     """
     folder = recipe.folder(policy)
     if not folder.exists():
-        work = folder.with_name(f"{folder.name}.work")
-        work.mkdir(parents=True, exist_ok=True)
-        write_solutions(work / "data.jsonl", recipe)
         say(f"training a drafter for the policy, about {recipe.minutes + 3:.0f} minutes")
-        command = [
-            *(sys.executable, "-m", "tlt_sglang.cli", "train", "--model", str(policy)),
-            *("--data", str(work / "data.jsonl"), "--out", str(work / "drafter")),
-            *("--start-from", str(default_drafter(MODEL)), *recipe.options()),
-        ]
-        if subprocess.run(command, check=False).returncode:
-            raise BenchmarkError("The drafter of the policy could not be trained; see above.")
-        shutil.rmtree(work / "drafter" / "work", ignore_errors=True)
-        (work / "drafter").replace(folder)
-        shutil.rmtree(work)
+        shipped = default_drafter(MODEL)
+        assert shipped is not None
+        _train(policy, shipped, DATA_SEED, recipe, folder)
     return folder
+
+
+def trained_further(drafter: Path, policy: Path, minutes: float, folder: Path) -> Path:
+    """Return `folder` with a drafter that was trained so much longer, offline and with one thread.
+
+    Its data are other worked solutions, and `policy` is the target. Raises BenchmarkError.
+    """
+    if not folder.exists():
+        say(f"training the drafter offline for as long as the sidecar did, {minutes:.1f} minutes")
+        recipe = replace(DrafterRecipe(), minutes=minutes)
+        _train(policy, drafter, FURTHER_SEED, recipe, folder, threads=1)
+    return folder
+
+
+def _train(
+    policy: Path, start: Path, seed: int, recipe: DrafterRecipe, folder: Path, threads: int = 0
+) -> None:
+    """Train a drafter from `start` on worked solutions, into `folder`."""
+    work = folder.with_name(f"{folder.name}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    chosen = itertools.islice(problems.problems("training", seed), recipe.solutions)
+    lines = [
+        json.dumps({"prompt": problems.prompt(one.question), "response": one.solution})
+        for one in chosen
+    ]
+    (work / "data.jsonl").write_text("\n".join(lines) + "\n")
+    command = [
+        *(sys.executable, "-m", "tlt_sglang.cli", "train", "--model", str(policy)),
+        *("--data", str(work / "data.jsonl"), "--out", str(work / "drafter")),
+        *("--start-from", str(start), *recipe.options()),
+    ]
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    if subprocess.run(command, check=False, env=environment).returncode:
+        raise BenchmarkError("The drafter of the policy could not be trained; see above.")
+    shutil.rmtree(work / "drafter" / "work", ignore_errors=True)
+    (work / "drafter").replace(folder)
+    shutil.rmtree(work)
 
 
 def _hash(text: str) -> str:

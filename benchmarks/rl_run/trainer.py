@@ -312,7 +312,9 @@ class Run:
         self._hand_over(newest)
 
     def _meta(self, folder: Path) -> Any:
-        return SaveLoadMeta(str(folder), weight_format="hf", with_optim=True)
+        return SaveLoadMeta(
+            str(folder), weight_format="hf", with_optim=True, tokenizer=self.tokenizer
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -65,6 +65,8 @@ class Learner:
         self.batch_tokens = settings.batch_tokens
         """Largest size of the next micro-batch, in tokens."""
         self.tokens = 0
+        self.seconds = 0.0
+        """Time of this process in micro-batches."""
         self.loss = 0.0
         """Moving average of the loss."""
         self.right = 0.0
@@ -101,7 +103,9 @@ class Learner:
         self.tokens += len(batch.ids)
         if self.training.is_complete:
             self._update()
-        self._fit_in(self._clock() - started)
+        took = self._clock() - started
+        self.seconds += took
+        self._fit_in(took)
         return True
 
     def _fit_in(self, seconds: float) -> None:

@@ -183,6 +183,7 @@ class TrainingSession:
             "training": training,
             "step": learner.step,
             "tokens": learner.tokens,
+            "seconds": round(learner.seconds, 1),
             "loss": round(learner.loss, 4),
             "version": publisher.version,
             "published": publisher.published,
