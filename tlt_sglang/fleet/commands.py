@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlt_sglang.config import command_line, flags
-from tlt_sglang.config.settings import SETTINGS
+from tlt_sglang.config.setting import Setting
+from tlt_sglang.config.settings import SETTINGS, Config
 from tlt_sglang.coordinator.endpoints import make_keys
 from tlt_sglang.errors import ConfigError, EnvironmentProblem, FlagError
 from tlt_sglang.fleet.keeper import FleetStatus, describe
@@ -71,9 +72,14 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--detach", action="store_true", help="Leave the fleet running, once it is up"
     )
+    flags.add_flags(parser.add_argument_group("training"), _training_settings())
     parser.add_argument("--status", action="store_true", help="Print the members, and exit")
     parser.add_argument("--stop", action="store_true", help="End the fleet of the store, and exit")
     return parser
+
+
+def _training_settings() -> list[Setting]:
+    return [one for one in SETTINGS.values() if one.used_by == ("sidecar",)]
 
 
 def _fleet(argv: Sequence[str]) -> None:
@@ -114,6 +120,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace, store: Path, engine_flags: tuple[str, ...]) -> Plan:
+    own = {setting.name for setting in _training_settings()}
+    chosen = {name: value for name, value in flags.flag_values(args).items() if name in own}
     return Plan(
         args.name,
         store,
@@ -123,6 +131,7 @@ def _plan(args: argparse.Namespace, store: Path, engine_flags: tuple[str, ...]) 
         Size(args.engine_cpus, args.engine_gpus),
         Size(args.trainer_cpus, args.trainer_gpus),
         engine_flags,
+        tuple(flags.to_flags(flags.with_flags(Config(), chosen), _training_settings())),
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tlt_sglang.fleet import commands
 from tlt_sglang.fleet.commands import main
+from tlt_sglang.fleet.plan import Plan
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,18 @@ def test_what_is_wrong(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and message in lines[0] and lines[0].startswith("tlt fleet: ")
     assert not store.exists()
+
+
+def test_trainers_and_engines_have_their_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(commands, "_connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(commands, "_run", lambda plan, detach: plans.append(plan))
+    words = ["--tlt-store", str(tmp_path), "--model", "m", "--tlt-sidecar-batch-tokens", "512"]
+    assert main([*words, "--tlt-sidecar-seed", "0", "--", "--tp-size", "2"]) == 0
+    assert plans[0].trainer_flags == ("--tlt-sidecar-batch-tokens", "512")
+    assert plans[0].engine_flags == ("--tp-size", "2")
 
 
 def test_without_ray(
