@@ -111,11 +111,12 @@ class Sidecar:
                 )
         return self._may_train
 
-    def report(self, status: Mapping[str, object], *, now: bool = False) -> None:
+    def report(self, describe: Callable[[], Mapping[str, object]], *, now: bool = False) -> None:
         """Write STORE/sidecar.json and the scalars, at most once a second unless `now`."""
         if not now and time.monotonic() - self._last_report <= STATUS_SECONDS:
             return
         self._last_report = time.monotonic()
+        status = describe()
         step = status["step"]
         if self.scalars is not None and isinstance(step, int) and step:
             values = {name: status[name] for name in ("loss", "tokens", "published")}

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,12 +108,12 @@ class TrainingSession:
                 else:
                     time.sleep(IDLE_SECONDS)
                 if self._epoch is not None:
-                    sidecar.report(self._status(training))
+                    sidecar.report(partial(self._status, training))
         finally:
             self.feed.close()
             if self._epoch is not None and self.lease.hold(now=True):
                 self._hand_over()
-                sidecar.report(self._status(False), now=True)
+                sidecar.report(partial(self._status, False), now=True)
             self.lease.release()
 
     def _may_train(self) -> bool:
