@@ -24,11 +24,11 @@ rollout_speedup_frozen
 rollout_share_plain      Share of rollouts in the time of the plain system.
 accept_len_frozen_last   Accept length of the frozen drafter's system, in the last quarter of steps.
 accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
-accept_len_held_out_...  Accept length on problems of the same families that were in no training,
-                         with the policy at the end and one strategy: of the drafter `shipped` with
-                         this package, of the one that the run began with (`frozen`), of that one
-                         trained `offline` for as long as the sidecar has trained, and of the one
-                         that the sidecar has made of it (`adapted`).
+accept_len_held_out_...  Without --quick: accept length on problems of the same families that were in
+                         no training, with the policy at the end and one strategy: of the drafter
+                         `shipped` with this package, of the one that the run began with (`frozen`),
+                         of that one trained `offline` for as long as the sidecar has trained, and
+                         of the one that the sidecar has made of it (`adapted`).
 logprob_gap              Largest difference of the servers' logprobs from the trainer's, in float32.
 """
 
@@ -62,6 +62,8 @@ class Options:
     folder: Path
     systems: tuple[str, ...]
     faults: bool
+    by_product: bool
+    """Measure the drafter at the end."""
     settings: Settings
     """Without the policy, which is made first."""
 
@@ -155,7 +157,9 @@ def parse(argv: Sequence[str]) -> Options:
         checkpoint_every=max(1, steps // 8),
     )
     folder = args.folder or provenance.REPOSITORY / "build" / "rl_run"
-    return Options(json, folder, tuple(args.system or SYSTEMS), args.faults, settings)
+    systems = tuple(args.system or SYSTEMS)
+    by_product = SIDECAR in systems and not (args.quick or args.faults)
+    return Options(json, folder, systems, args.faults, by_product, settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -185,8 +189,9 @@ def _benchmark(options: Options, logs: Path) -> None:
     steps = {system.name: system.steps for system in systems}
     weights = {system.name: system.weights for system in systems}
     summary = summarise(steps, weights)
-    if (last := systems[-1]).name == SIDECAR and not options.faults:
-        summary |= accept_lengths(last.policy, drafter, last.store, threads, logs)
+    if options.by_product:
+        (trained,) = (system for system in systems if system.name == SIDECAR)
+        summary |= accept_lengths(trained.policy, drafter, trained.store, threads, logs)
     document = provenance.document(
         "rl_run",
         summary,
