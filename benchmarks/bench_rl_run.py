@@ -24,8 +24,8 @@ rollout_speedup_frozen
 rollout_share_plain      Share of rollouts in the time of the plain system.
 accept_len_frozen_last   Accept length of the frozen drafter's system, in the last quarter of steps.
 accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
-accept_len_held_out_...  Without --quick: accept length on problems of the same families that were in
-                         no training, with the policy at the end and one strategy: of the drafter
+accept_len_held_out_...  Without --quick: accept length on problems of the same families that were
+                         in no training, with the policy at the end and one strategy: of the drafter
                          `shipped` with this package, of the one that the run began with (`frozen`),
                          of that one trained `offline` for as long as the sidecar has trained, and
                          of the one that the sidecar has made of it (`adapted`).

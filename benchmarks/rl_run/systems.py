@@ -29,7 +29,7 @@ STUBS = REPOSITORY / "tests" / "stacks" / "own" / "stubs"
 """Loggers that AReaL imports and does not use."""
 STRATEGIES = "off,eagle3:1x1x2,eagle3:3x1x4,eagle3:5x1x6,eagle3:7x1x8,eagle3:3x4x8,ngram:8"
 """The default ones, and longer chains: a policy that is nearly certain accepts long drafts."""
-KV_TOKENS = 30_000
+KV_TOKENS = 20_000
 CONSERVATIVENESS = "0.3"
 """Part of their longest length that responses are expected to reach, over SGLang's 0.7: few do."""
 POLL_SECONDS = 1.0
@@ -166,9 +166,6 @@ class System:
                 # What is compiled for the shapes of a process's first step sums in another order
                 # than what is compiled for all shapes, so a run that was resumed would differ.
                 "TORCHDYNAMO_DISABLE": "1",
-                # Tensors of 200 MB, taken and given back all the time, cost an eighth of training.
-                "MALLOC_MMAP_THRESHOLD_": str(2**32),
-                "MALLOC_TRIM_THRESHOLD_": str(2**34),
                 "PYTHONPATH": os.pathsep.join((str(STUBS), str(REPOSITORY))),
             },
             cwd=REPOSITORY,
