@@ -1,5 +1,5 @@
-"""Two sidecars of one store take turns: the one whose engine is idle trains, from where the other
-one stopped, and never both."""
+"""Two sidecars of one store: the one whose engine is idle trains, from where the other one stopped;
+where both are idle, one of them helps the other."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Sidecar:
 
     def __init__(self, store: Path, endpoint: str, number: int, folder: Path) -> None:
         self._log = folder / f"sidecar-{number}.log"
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tlt_sglang.cli", "sidecar"),
@@ -173,3 +173,51 @@ def test_training_moves_to_the_device_that_is_idle(folder: Path, store: Path) ->
             for one in sidecars:
                 one.end()
     assert "Traceback" not in "".join(one.log() for one in sidecars)
+
+
+def test_both_train_where_both_devices_are_idle(folder: Path, store: Path) -> None:
+    """Killed are first the helper and then the holder: the one that is left goes on alone."""
+    endpoint = f"ipc://{folder}/coordinator"
+    running: dict[int, Sidecar] = {}
+
+    def start(number: int) -> None:
+        one = Sidecar(store, endpoint, number, folder)
+        running[one.process.pid] = one
+
+    def kill(pid: int) -> None:
+        gone = running.pop(pid)
+        gone.process.kill()
+        gone.process.wait()
+
+    def until(helpers: int, holder: int | None = None) -> dict[str, Any]:
+        """Wait for a holder with so many helpers, and return its status."""
+
+        def is_so() -> bool:
+            now = status(store)
+            right = now["pid"] in running if holder is None else now["pid"] == holder
+            return bool(right and now["training"] and now["helpers"] == helpers)
+
+        assert wait_for(is_so, SECONDS), [one.log() for one in running.values()]
+        return status(store)
+
+    with coordinating(endpoint) as engines:
+        engines.busy = -1
+        try:
+            start(0)
+            until(helpers=0)
+            start(1)
+            before = until(helpers=1)
+            (helper,) = running.keys() - {before["pid"]}
+            kill(helper)
+            after = until(helpers=0, holder=before["pid"])
+            assert after["step"] > before["step"]
+            start(1)
+            holder = until(helpers=1)["pid"]
+            kill(holder)
+            (left,) = running
+            until(helpers=0, holder=left)
+        finally:
+            for one in running.values():
+                one.end()
+        assert "Traceback" not in "".join(one.log() for one in running.values())
+    assert [path.name for path in (store / "work" / "group").iterdir()] == ["round"]

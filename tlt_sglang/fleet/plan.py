@@ -69,7 +69,7 @@ class Plan:
     """The model that engines serve; None where there are none."""
     engines: int = 1
     trainers: int = 0
-    """Trainers with resources of their own. One trains, and the others take its place."""
+    """Trainers with resources of their own. One publishes; the others help, and take its place."""
     engine: Size = Size()
     trainer: Size = Size()
     engine_flags: tuple[str, ...] = ()

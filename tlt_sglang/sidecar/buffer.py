@@ -53,6 +53,8 @@ class Buffer:
 
     def __init__(self, limit: int, seed: int = 0) -> None:
         self.limit, self.seed = limit, seed
+        self.stream = ""
+        """Name of its stream of draws: buffers with the same sequences may draw differently."""
         self.target_version = -1
         self.step = -1
         self._kept: dict[str, TokenSequence[Tensor]] = {}
@@ -116,7 +118,7 @@ class Buffer:
 
         Every call samples anew. A first sequence longer than the budget is returned alone.
         """
-        rng = random.Random(f"{self.seed}/{self._draws}")
+        rng = random.Random(f"{self.seed}/{self.stream}{self._draws}")
         self._draws += 1
         keyed = [
             (math.log(1.0 - rng.random()) / sequence.response_length, sequence)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,8 @@ class Learner:
         """Moving average of the loss."""
         self.right = 0.0
         """Moving average of the share of right first drafts in training."""
+        self.restarts = 0
+        """How often training began again from other weights."""
         self._running = _copied(drafter)
         self._gated = 0
         self._rng = random.Random(settings.seed)
@@ -174,6 +176,7 @@ class Learner:
         self.training.reset_optimizer()
         self._running = _copied(self.drafter)
         self._gated = self.step
+        self.restarts += 1
 
     def _held_out(self) -> list[TokenSequence[Tensor]]:
         chosen: list[TokenSequence[Tensor]] = []
@@ -192,6 +195,30 @@ class Learner:
         """Return the candidate's weights, detached."""
         return {name: tensor.detach() for name, tensor in self.drafter.state_dict().items()}
 
+    def can_take(self, weights: Mapping[str, Tensor]) -> bool:
+        """Return whether these are weights of such a drafter."""
+        own = self.weights()
+        return own.keys() == weights.keys() and all(
+            weights[name].shape == tensor.shape for name, tensor in own.items()
+        )
+
+    def average(self, others: Sequence[tuple[Mapping[str, Tensor], int]], steps: int) -> None:
+        """Average the candidate with `others`, each by its optimizer steps; it has taken `steps`.
+
+        Others with weights of another shape, or that are not finite, are left out.
+        """
+        usable = [(w, n) for w, n in others if self.can_take(w) and _is_finite(w)]
+        total = steps + sum(count for _, count in usable)
+        if not usable or not total:
+            return
+        averaged = {
+            name: tensor.float() * (steps / total) for name, tensor in self.weights().items()
+        }
+        for weights, count in usable:
+            for name, tensor in averaged.items():
+                tensor.add_(weights[name].to(tensor), alpha=count / total)
+        self.drafter.take(averaged)
+
     def state(self) -> dict[str, Any]:
         """Return weights, optimizer state and counters, for torch.distributed.checkpoint."""
         return self.training.state() | {"progress": {"step": self.step, "tokens": self.tokens}}
@@ -201,6 +228,7 @@ class Learner:
         self.training.restore(state)
         self.step, self.tokens = state["progress"]["step"], state["progress"]["tokens"]
         self._gated = self.step
+        self.restarts += 1
 
     def leave(self) -> None:
         """Free device memory: the gradients, and on CUDA the allocator's cache."""
@@ -227,6 +255,10 @@ def cut(sequence: TokenSequence[Tensor], most: int, rng: random.Random) -> Token
 def _copied(drafter: Drafter) -> Drafter:
     frozen = copy.deepcopy(drafter)
     return frozen.requires_grad_(False).eval()
+
+
+def _is_finite(weights: Mapping[str, Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
 def _enough(length: AcceptLength) -> bool:

@@ -17,6 +17,7 @@ from tlt_sglang.config.sources import engine_device
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
+from tlt_sglang.sidecar.group import Group
 from tlt_sglang.sidecar.learner import Learner
 from tlt_sglang.sidecar.learner_settings import LearnerSettings
 from tlt_sglang.sidecar.process import log
@@ -24,7 +25,7 @@ from tlt_sglang.sidecar.publisher import Publisher
 from tlt_sglang.sidecar.target import TargetFollower
 from tlt_sglang.training.checkpoints import Checkpoints
 from tlt_sglang.training.models import Algorithm, DraftConfig, Drafter
-from tlt_sglang.weights import describe
+from tlt_sglang.weights import describe, files
 from tlt_sglang.weights.lease import Lease
 
 if TYPE_CHECKING:
@@ -84,6 +85,9 @@ class TrainingSession:
         self._saved = time.monotonic()
         self.lease = Lease(store.root)
         self._epoch: int | None = None
+        self._allowed = False
+        self.buffer.stream = files.owned("")
+        self.group = Group(store.root, self.learner)
         self.publisher = Publisher(
             self.learner, store, self.lease, expected, folder, sidecar.scalars
         )
@@ -99,29 +103,47 @@ class TrainingSession:
             while not sidecar.is_over:
                 self.feed.pump()
                 self._follow_target()
-                training = self._may_train() and learner.can_train() and self._is_ready
-                if training and learner.micro_step():
-                    if learner.gate_is_due():
-                        self.publisher.run_gate(self._may_train)
-                    if time.monotonic() - self._saved > SAVE_SECONDS:
-                        self._save()
+                training = self._has_work() and learner.micro_step()
+                if training and self._epoch is not None:
+                    self._lead(self._epoch)
+                elif training:
+                    self.group.contribute()
                 else:
                     time.sleep(IDLE_SECONDS)
                 if self._epoch is not None:
                     sidecar.report(partial(self._status, training))
         finally:
             self.feed.close()
+            self.group.close()
             if self._epoch is not None and self.lease.hold(now=True):
                 self._hand_over()
                 sidecar.report(partial(self._status, False), now=True)
             self.lease.release()
 
+    def _has_work(self) -> bool:
+        """Return whether to train now: as the holder of the lease, or as a helper."""
+        may_train = self._may_train() or (
+            self._allowed and self._epoch is None and self.group.follow()
+        )
+        return may_train and self.learner.can_train() and self._is_ready
+
+    def _lead(self, epoch: int) -> None:
+        """Do what the holder of the lease does after a micro-batch."""
+        if self.lease.is_wanted:
+            self.group.lead(epoch)
+        else:
+            self.group.pause()
+        if self.learner.gate_is_due():
+            self.publisher.run_gate(self._may_train)
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self._save()
+
     def _may_train(self) -> bool:
-        """Return whether the device may be used, and the drafter trained, by this process now.
+        """Return whether this process may use its device, and has the lease.
 
         A device that has to be left is left first; then another sidecar that waits may go on.
         """
-        allowed = self.sidecar.may_train(self.learner.leave)
+        self._allowed = allowed = self.sidecar.may_train(self.learner.leave)
         if allowed or self._epoch is not None:
             holds = self._holds()
             if holds and not allowed and self.lease.is_wanted:
@@ -142,6 +164,8 @@ class TrainingSession:
                 log("another sidecar has taken over")
             else:
                 self._take_over()
+            # Helpers draw otherwise than the holder, and it as in a run without them.
+            self.buffer.stream = files.owned("") if epoch is None else ""
             self._epoch = epoch
         return epoch is not None
 
@@ -188,6 +212,7 @@ class TrainingSession:
             "loss": round(learner.loss, 4),
             "version": publisher.version,
             "published": publisher.published,
+            "helpers": self.group.helpers,
             "gate": None if publisher.last_gate is None else asdict(publisher.last_gate),
             "buffer": self.buffer.status(),
             "feed": self.feed.status(),

@@ -241,3 +241,13 @@ def test_the_counters_account_for_every_sequence_seen() -> None:
     assert all(status[reason] > 0 for reason in REASONS if reason not in ("too_large",))
     left = sum(status[reason] for reason in REASONS if reason != "seen")
     assert status["seen"] == 400 == left + status["sequences"]
+
+
+def test_streams_draw_differently_and_hold_out_the_same() -> None:
+    lengths = {str(number): 8 for number in range(64)}
+    one, other = filled(lengths), filled(lengths)
+    other.stream = "other"
+    draws = [[s.request for s in buffer.sample(64)] for buffer in (one, other)]
+    assert draws[0] != draws[1]
+    held = [[s.request for s in buffer.held_out()] for buffer in (one, other)]
+    assert held[0] == held[1] != []
