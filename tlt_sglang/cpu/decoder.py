@@ -135,5 +135,7 @@ def _stack_of(model: DecoderModel, build: Callable[[DecoderModel], Stack | None]
     if stack is None and model in _stacks:
         return None
     if stack is None or stack.generation != linear.generation():
+        if stack is not None:
+            stack.passes.clear()  # which refer to it: it would wait for the garbage collector
         stack = _stacks[model] = build(model)
     return stack

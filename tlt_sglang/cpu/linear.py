@@ -35,6 +35,8 @@ class _Pack:
 
 
 _packs: dict[int, _Pack] = {}
+_unused: dict[int, _Pack] = {}
+"""Packs of values that have changed since, whose memory the next one of their weight takes."""
 _narrowed: dict[int, torch.Tensor] = {}  # eight-bit weights by address; kept alive
 _generation = 0
 
@@ -59,10 +61,11 @@ def repack(weight: torch.Tensor) -> None:
     global _generation
     if not packable(weight):
         return
-    values = weight.detach()
-    narrow = weight.data_ptr() in _narrowed
+    values, key = weight.detach(), weight.data_ptr()
+    old = _unused.pop(key, None) or _packs.get(key)
     _generation += 1
-    _packs[weight.data_ptr()] = _Pack(values, matrix.pack(values, narrow))
+    packed = matrix.pack(values, key in _narrowed, None if old is None else old.packed)
+    _packs[key] = _Pack(values, packed)
 
 
 def narrow(weights: Iterable[torch.Tensor]) -> None:
@@ -83,7 +86,8 @@ def renew() -> None:
 def forget(weight: torch.Tensor) -> None:
     """Drop the pack of `weight`, if any; `linear` uses the weight itself until `repack`."""
     global _generation
-    if _packs.pop(weight.data_ptr(), None) is not None:
+    if (pack := _packs.pop(weight.data_ptr(), None)) is not None:
+        _unused[weight.data_ptr()] = pack
         _generation += 1
 
 

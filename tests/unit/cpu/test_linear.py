@@ -194,3 +194,25 @@ def test_changed_logits_have_other_tokens() -> None:
     unasked = head.logits(x, weight, greedy=False).neg_()
     assert torch.equal(head.most_likely(unasked), unasked.argmax(-1))
     linear.forget(weight)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_new_pack_takes_the_memory_of_the_old_one(narrow: bool) -> None:
+    """An update of the weights allocates nothing: the heap of a long run would grow."""
+    weight, x = torch.randn(40, 24), torch.randn(3, 24)
+    linear.repack(weight)
+    if narrow:
+        linear.narrow([weight])
+    try:
+        blocks = linear._packs[weight.data_ptr()].packed.blocks.data_ptr()
+        linear.forget(weight)
+        assert not linear.packed(weight)
+        weight.mul_(2)
+        linear.repack(weight)
+        assert linear._packs[weight.data_ptr()].packed.blocks.data_ptr() == blocks
+        error = (linear.linear(x, weight, None) - x @ weight.T).abs().max()
+        assert error < (0.3 if narrow else 1e-4)
+    finally:
+        linear.forget(weight)
+        linear._narrowed.pop(weight.data_ptr(), None)
+        linear._unused.pop(weight.data_ptr())

@@ -59,8 +59,11 @@ class Packed:
         return self.outputs % (2 * BLOCK) == 0
 
 
-def pack(weight: torch.Tensor, narrow: bool = False) -> Packed:
-    """Return a copy of `weight` [N, K] float32 in blocks; with `narrow` in eight bits."""
+def pack(weight: torch.Tensor, narrow: bool = False, reuse: Packed | None = None) -> Packed:
+    """Return a copy of `weight` [N, K] float32 in blocks; with `narrow` in eight bits.
+
+    An older copy that nobody needs any more is overwritten, if it has the same shape.
+    """
     outputs, inputs = weight.shape
     # Eight bits: the scale of an output maps its largest weight to 127.
     scales = weight.new_empty(0)
@@ -70,11 +73,18 @@ def pack(weight: torch.Tensor, narrow: bool = False) -> Packed:
     # Blocks; the last one is padded with zeros.
     whole, rest = divmod(outputs, BLOCK)
     count = whole + (rest > 0)
-    blocks = weight.new_zeros(count, inputs, BLOCK)
+    shape = (count, inputs, BLOCK)
+    fits = reuse is not None and (
+        (reuse.outputs, reuse.blocks.shape, reuse.blocks.dtype) == (outputs, shape, weight.dtype)
+    )
+    blocks = reuse.blocks if reuse is not None and fits else weight.new_zeros(*shape)
     blocks[:whole] = weight[: whole * BLOCK].view(whole, BLOCK, inputs).transpose(1, 2)
     if rest:
         blocks[whole, :, :rest] = weight[whole * BLOCK :].T
     scales = torch.nn.functional.pad(scales, (0, count * BLOCK - outputs)) if narrow else scales
+    if reuse is not None and fits:
+        reuse.scales.copy_(scales)
+        return reuse
     data = np.zeros(10, np.int64)
     data[1:5] = blocks.data_ptr(), count, inputs, narrow
     data[8] = scales.data_ptr()
