@@ -185,9 +185,9 @@ def test_both_train_where_both_devices_are_idle(folder: Path, store: Path) -> No
         running[one.process.pid] = one
 
     def kill(pid: int) -> None:
-        gone = running.pop(pid)
-        gone.process.kill()
-        gone.process.wait()
+        sidecar = running.pop(pid)
+        sidecar.process.kill()
+        sidecar.process.wait()
 
     def until(helpers: int, holder: int | None = None) -> dict[str, Any]:
         """Wait for a holder with so many helpers, and return its status."""

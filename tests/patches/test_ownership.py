@@ -1,4 +1,4 @@
-"""What others have patched is refused, and what is no longer in force is seen."""
+"""The patcher refuses what others have patched, and sees what is no longer in force."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ class Snapshot:
     """Weights as of a moment in a round."""
 
     epoch: int
-    """Of the lease."""
+    """Epoch of the lease."""
     number: int
-    """Of the round, from 1."""
+    """Number of the round, from 1."""
     steps: int
     """Optimizer steps since the beginning of the round."""
     weights: Mapping[str, Tensor]

@@ -117,10 +117,10 @@ def test_what_is_late_damaged_or_strange_is_left_out(
     }.items():
         (folder / f"part@1@{host}").write_bytes(snapshot.to_bytes())
     (folder / "part@1@damaged").write_bytes(b"half of a f")
-    gone = folder / files.owned("part").replace("part@", "part@99999")
-    gone.write_bytes(b"")
+    orphan = folder / files.owned("part").replace("part@", "part@99999")
+    orphan.write_bytes(b"")
     finish_round((learner, group))
-    assert same(copied(learner), weights) and not gone.exists()
+    assert same(copied(learner), weights) and not orphan.exists()
     for path in folder.glob("part@*"):
         path.unlink()
 
@@ -128,7 +128,7 @@ def test_what_is_late_damaged_or_strange_is_left_out(
 def test_a_round_ends_where_training_begins_again(
     tmp_path: Path, join: Callable[[str], Member]
 ) -> None:
-    """What helpers have made of rejected weights is not used."""
+    """The holder does not use what helpers have made of rejected weights."""
     (first, leading), (second, helping) = join(""), join("other")
     before = copied(first)
     leading.lead(EPOCH)
