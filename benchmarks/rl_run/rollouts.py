@@ -138,7 +138,7 @@ def workflow(settings: Settings, tokenizer: Any) -> SeededWorkflow:
 
 def requests(settings: Settings, step: int, tokenizer: Any) -> list[dict[str, Any]]:
     """Return the requests of one step, in the order of problems and samples."""
-    bodies = []
+    bodies: list[dict[str, Any]] = []
     problems_of_step = problems.of_step(settings.seed, step, settings.problems)
     for number, problem in enumerate(problems_of_step):
         ids = tokenizer.encode(problems.prompt(problem.question), add_special_tokens=False)

@@ -130,7 +130,8 @@ def _packed_attention(
     sequence and masks what is between sequences, a quarter of a training's time here.
     """
     lengths = cu_seqlens.diff().tolist()
-    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    tensors = (query, key, value)
+    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in tensors), strict=True)
     return torch.cat(
         [sdpa_attention_forward(module, *part, None, scaling=scaling)[0] for part in parts], dim=1
     ), None
@@ -334,7 +335,8 @@ def main() -> None:
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a search for faults, and slow
+    # A search for faults, and slow.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     # The names of a run that was interrupted would be in the way of the one that goes on.
     names = folder / "names"
     shutil.rmtree(names, ignore_errors=True)

@@ -61,9 +61,10 @@ class Snapshot:
         try:
             with safe_open(path, "pt") as file:
                 facts = file.metadata()
-                numbers = [int(facts[name]) for name in ("epoch", "number", "steps")]
                 names = file.keys()
-                return cls(*numbers, {name: file.get_tensor(name) for name in names})
+                weights = {name: file.get_tensor(name) for name in names}
+                epoch, number, steps = (int(facts[name]) for name in ("epoch", "number", "steps"))
+                return cls(epoch, number, steps, weights)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
 

@@ -93,7 +93,7 @@ def test_members_read_where_the_coordinator_is(fleet: Plan) -> None:
     one = Keeper(fleet, Member("coordinator"), "127.0.0.1", "node")
     try:
         assert wait_for(
-            lambda: query_status(fleet.coordinator, fleet.public_key, wait=0.2), SECONDS
+            lambda: bool(query_status(fleet.coordinator, fleet.public_key, wait=0.2)), SECONDS
         ), log(fleet, Member("coordinator"))
     finally:
         one.stop()

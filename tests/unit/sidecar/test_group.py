@@ -67,7 +67,12 @@ def finish_round(holder: Member) -> None:
     """Have the holder average what there is and open the next round."""
     learner, group = holder
     number = group._number
-    assert wait_for(lambda: (group.lead(EPOCH), group._number > number)[-1], SECONDS)
+
+    def is_over() -> bool:
+        group.lead(EPOCH)
+        return group._number > number
+
+    assert wait_for(is_over, SECONDS)
     assert learner.step - group._began == 0
 
 
