@@ -112,7 +112,7 @@ class Group:
             self._newest = self._worker.submit(self._read_round)
         if self._newest is not None and self._newest.done():
             newest, self._newest = self._newest.result(), None
-            if newest is not None and self._learner.can_take(newest.weights):
+            if newest is not None and not self._learner.drafter.unfit(newest.weights):
                 self._learner.drafter.take(newest.weights)
                 self._epoch, self._number = newest.epoch, newest.number
                 self._began, self._sent = self._learner.step, 0
@@ -144,13 +144,8 @@ class Group:
     # -- in the thread ---------------------------------------------------------------------------
 
     def _write(self, name: str, snapshot: Snapshot) -> None:
-        path = self._folder / name
         try:
-            with files.usable(self._root):
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                temporary = self._folder / files.owned(f".{name.partition('@')[0]}")
-                files.write(temporary, snapshot.to_bytes())
-                temporary.replace(path)
+            files.replace(self._root, self._folder / name, snapshot.to_bytes())
         except EnvironmentProblem as error:
             say(f"sidecar: {error}")
 

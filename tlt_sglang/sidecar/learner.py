@@ -195,19 +195,12 @@ class Learner:
         """Return the candidate's weights, detached."""
         return {name: tensor.detach() for name, tensor in self.drafter.state_dict().items()}
 
-    def can_take(self, weights: Mapping[str, Tensor]) -> bool:
-        """Return whether these are weights of such a drafter."""
-        own = self.weights()
-        return own.keys() == weights.keys() and all(
-            weights[name].shape == tensor.shape for name, tensor in own.items()
-        )
-
     def average(self, others: Sequence[tuple[Mapping[str, Tensor], int]], steps: int) -> None:
         """Average the candidate with `others`, each by its optimizer steps; it has taken `steps`.
 
         Others with weights of another shape, or that are not finite, are left out.
         """
-        usable = [(w, n) for w, n in others if self.can_take(w) and _is_finite(w)]
+        usable = [(w, n) for w, n in others if not self.drafter.unfit(w) and _is_finite(w)]
         total = steps + sum(count for _, count in usable)
         if not usable or not total:
             return

@@ -63,12 +63,20 @@ def replace_owned(root: Path, folder: Path, name: str, data: bytes) -> Path:
     Returns its path; see `owned`. Raises EnvironmentProblem.
     """
     path = folder / owned(name)
+    replace(root, path, data)
+    return path
+
+
+def replace(root: Path, path: Path, data: bytes) -> None:
+    """Replace a file in a folder of the store `root`, whole or not at all.
+
+    Raises EnvironmentProblem.
+    """
     with usable(root):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name("." + path.name)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = path.with_name(owned(f".{path.name}"))
         write(temporary, data)
         os.replace(temporary, path)
-    return path
 
 
 def sync(folder: Path) -> None:

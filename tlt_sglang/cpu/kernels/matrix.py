@@ -74,15 +74,16 @@ def pack(weight: torch.Tensor, narrow: bool = False, reuse: Packed | None = None
     whole, rest = divmod(outputs, BLOCK)
     count = whole + (rest > 0)
     shape = (count, inputs, BLOCK)
-    fits = reuse is not None and (
-        (reuse.outputs, reuse.blocks.shape, reuse.blocks.dtype) == (outputs, shape, weight.dtype)
-    )
-    blocks = reuse.blocks if reuse is not None and fits else weight.new_zeros(*shape)
+    if reuse is not None and (
+        (reuse.outputs, reuse.blocks.shape, reuse.blocks.dtype) != (outputs, shape, weight.dtype)
+    ):
+        reuse = None
+    blocks = weight.new_zeros(shape) if reuse is None else reuse.blocks
     blocks[:whole] = weight[: whole * BLOCK].view(whole, BLOCK, inputs).transpose(1, 2)
     if rest:
         blocks[whole, :, :rest] = weight[whole * BLOCK :].T
     scales = torch.nn.functional.pad(scales, (0, count * BLOCK - outputs)) if narrow else scales
-    if reuse is not None and fits:
+    if reuse is not None:
         reuse.scales.copy_(scales)
         return reuse
     data = np.zeros(10, np.int64)
