@@ -29,7 +29,7 @@ import torch
 from ray.util import list_named_actors
 
 from tests.support.fitting import Tiny, make_tiny
-from tests.support.ray_nodes import Nodes, processes_of
+from tests.support.ray_nodes import Nodes, end_those_left
 from tests.support.servers import LIMITS
 from tests.support.tiny import greedily
 from tlt_sglang.exporter.messages import exports
@@ -132,11 +132,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         finally:
             running.driver.send_signal(signal.SIGINT)
             running.driver.wait(300)
-            left = processes_of(str(running.store.root))
-            for process in left:
-                process.kill()
+            left = end_those_left(str(running.store.root))
         actors = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
-        assert [process.cmdline() for process in left] == [], running.describe()
+        assert left == [], (left, running.describe())
         targets = running.store.root / "fleet" / "targets"
         assert actors == [] and [*targets.iterdir()] == [] and exports(running.store.root) == []
         assert announce.read(running.store.root) == []

@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,10 @@ from tlt_sglang.launcher.child_process import wait_for
 STORE_BYTES = 80 << 20
 """Ray's object store of a node, near the least that it takes."""
 SECONDS = 60.0
+STARTS = 3
+"""Times that a node is started: a raylet gives up where its agent takes more than 15 s to start,
+which happens on a busy machine."""
+ENDING_SECONDS = 10.0
 
 
 class Nodes:
@@ -46,24 +51,35 @@ class Nodes:
     def add(self) -> str:
         """Add a node with one CPU and return its id."""
         before = self.alive()
+        for _ in range(STARTS):
+            log = self._folder / f"node-{len(self.processes)}.log"
+            process = self._start_node(log)
+            wait_for(partial(self._has_decided, process, before), SECONDS)
+            if added := self.alive() - before:
+                (node,) = added
+                return node
+        raise AssertionError(log.read_text())
+
+    def _has_decided(self, process: subprocess.Popen[bytes], before: set[str]) -> bool:
+        return process.poll() is not None or self.alive() > before
+
+    def _start_node(self, log: Path) -> subprocess.Popen[bytes]:
         start = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
             *(f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats"),
             f"--object-store-memory={STORE_BYTES}",
         ]
         script = f"mount -t tmpfs none /dev/shm && exec {shlex.join(start)}"
-        with (self._folder / f"node-{len(self.processes)}.log").open("wb") as log:
+        with log.open("wb") as output:
             process = subprocess.Popen(
                 ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
         self.processes.append(process)
-        assert wait_for(lambda: len(self.alive() - before) == 1, SECONDS), log.name
-        (node,) = self.alive() - before
-        return node
+        return process
 
     def alive(self) -> set[str]:
         """Return the ids of the nodes that live."""
@@ -109,6 +125,17 @@ def processes_of(words: str) -> list[psutil.Process]:
             if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 processes += [process] if words in " ".join(_command(process)) else []
     return processes
+
+
+def end_those_left(words: str) -> list[str]:
+    """Kill processes with `words` in their command line if they do not end; return these lines."""
+    wait_for(lambda: not processes_of(words), ENDING_SECONDS)
+    left = processes_of(words)
+    commands = [" ".join(_command(process)) for process in left]
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return [command for command in commands if command]
 
 
 def _is_raylet(process: psutil.Process) -> bool:

@@ -38,6 +38,8 @@ MANAGER = "manager"
 LOOK_SECONDS = 1.0
 ASK_SECONDS = 2.0
 """Time that keepers have to answer a question."""
+LAST_ASK_SECONDS = 10.0
+"""The same before the end: the member of a keeper that is late would outlive `stop`."""
 STOP_SECONDS = 90.0
 Actor = Any
 """A handle of an actor: Ray gives its methods no types."""
@@ -70,7 +72,7 @@ class Manager:
             self._stopped = True
             keepers = dict(self._keepers)
             self._keepers.clear()
-        placed = _ask(keepers)
+        placed = _ask(keepers, LAST_ASK_SECONDS)
         for kind in ("engine", "trainer", "exporter", "coordinator"):
             ends = [keepers[member].stop.remote() for member in placed if member.kind == kind]
             if ends:
@@ -148,11 +150,13 @@ class Manager:
         return {"num_cpus": size.cpus, "num_gpus": size.gpus, "scheduling_strategy": strategy}
 
 
-def _ask(keepers: Mapping[Member, Actor]) -> dict[Member, MemberStatus]:
+def _ask(
+    keepers: Mapping[Member, Actor], seconds: float = ASK_SECONDS
+) -> dict[Member, MemberStatus]:
     """Return the status of each member whose keeper answers in time."""
     answers = {member: keeper.status.remote() for member, keeper in keepers.items()}
     if answers:
-        ray.wait(list(answers.values()), num_returns=len(answers), timeout=ASK_SECONDS)
+        ray.wait(list(answers.values()), num_returns=len(answers), timeout=seconds)
     statuses = {}
     for member, answer in answers.items():
         with contextlib.suppress(RayError):
