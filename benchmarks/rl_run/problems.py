@@ -25,7 +25,7 @@ VERSION = 2
 """A part of the policy's name; increment it when problems or solutions change."""
 SPREAD = 0.9
 """Standard deviation of the logarithm of a size."""
-STEP_SPREAD = 1.2
+STEP_SPREAD = 1.8
 """The same for the problems of a step of RL."""
 SEEDS = {"training": 10_000_000, "held out": 20_000_000, "run": 30_000_000}
 """First seed of the problems of each use, which have none in common."""
