@@ -41,6 +41,7 @@ from tlt_sglang.harvest.record import Record
 from tlt_sglang.launcher.child_process import wait_for
 from tlt_sglang.weights.store import Store
 
+MODEL, MODEL_VOCAB = "smollm2-135m", 49_152
 UP_SECONDS = 240.0
 TRAIN_SECONDS = 240.0
 FLAGS = ("--adaptive-spec", "--tlt-strategies", "off,ngram:4,eagle3:3x1x4")
@@ -49,16 +50,18 @@ LENGTH = 48
 
 
 class Fleet:
-    """A fleet that a user has started with `tlt fleet`, and requests to its engines."""
+    """A fleet that a user has started with `tlt fleet`, and requests to its engines.
 
-    def __init__(self, nodes: Nodes, tiny: Tiny, folder: Path) -> None:
+    `tiny` is its target; without, that is the small model with its drafter.
+    """
+
+    def __init__(self, nodes: Nodes, tiny: Tiny | None, folder: Path) -> None:
         self.nodes, self.store = nodes, Store(folder / "store")
         self._log = folder / "fleet.log"
-        self._arguments = ("--engines", "2", "--trainers", "1", "--model", tiny.path)
-        self.prompts = torch.randint(
-            3, tiny.vocab, (32, 6), generator=torch.Generator().manual_seed(3)
-        )
-        self.expected = greedily(tiny.model, self.prompts, LENGTH)
+        model, vocab = (tiny.path, tiny.vocab) if tiny else (MODEL, MODEL_VOCAB)
+        self._arguments = ("--engines", "2", "--trainers", "1", "--model", model)
+        self.prompts = torch.randint(3, vocab, (32, 6), generator=torch.Generator().manual_seed(3))
+        self.expected = greedily(tiny.model, self.prompts, LENGTH) if tiny else []
         self.answered = 0
         self.driver = self.start()
 
@@ -98,16 +101,33 @@ class Fleet:
         assert plan is not None
         return list(plan.urls().values())
 
+    def expect_plain(self) -> None:
+        """Expect what the first engine says without drafts, where nothing else is known."""
+        if not self.expected:
+            url = self.targets()[0]
+            self.force(url, "off")
+            self.expected = [self.answer(url, prompt) for prompt in range(len(self.prompts))]
+            self.force(url, None)
+
+    def force(self, url: str, strategy: str | None) -> None:
+        """Have an engine use one strategy, or choose again."""
+        body = {"strategy": strategy}
+        requests.post(f"{url}/tlt/strategy", json=body, timeout=60).raise_for_status()
+
     def ask(self, url: str, prompt: int) -> None:
         """Have an engine answer a prompt; its answer is the target's."""
+        assert self.answer(url, prompt) == self.expected[prompt]
+        self.answered += 1
+
+    def answer(self, url: str, prompt: int) -> list[int]:
         body = {
             "input_ids": self.prompts[prompt].tolist(),
             "sampling_params": {"temperature": 0, "max_new_tokens": LENGTH, "ignore_eos": True},
         }
         answer = requests.post(f"{url}/generate", json=body, timeout=120)
         answer.raise_for_status()
-        assert answer.json()["output_ids"] == self.expected[prompt]
-        self.answered += 1
+        output: list[int] = answer.json()["output_ids"]
+        return output
 
     def sidecar(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
@@ -116,11 +136,13 @@ class Fleet:
         return {}
 
 
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+@pytest.fixture(scope="module", params=["tiny", pytest.param(MODEL, marks=pytest.mark.long)])
+def fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
     """The fleet, once it is up; at its end nothing of it is left."""
     folder = tmp_path_factory.mktemp("fleet")
-    tiny = make_tiny(folder)
+    tiny = make_tiny(folder) if request.param == "tiny" else None
     shared = set(os.listdir("/dev/shm"))
     with Nodes(folder) as nodes:
         for _ in range(3):
@@ -128,6 +150,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         running = Fleet(nodes, tiny, folder)
         try:
             running.wait_until_up()
+            running.expect_plain()
             yield running
         finally:
             running.driver.send_signal(signal.SIGINT)
@@ -206,7 +229,7 @@ def test_a_drafter_is_trained_on_a_third_node_and_swapped_into_both(fleet: Fleet
     assert failed == {} and fleet.sidecar()["feed"]["remote"] == 2
     assert fleet.sidecar()["feed"]["torn"] == 0
     for engine in engines:
-        requests.post(f"{engine.url}/tlt/strategy", json={"strategy": "eagle3:3x1x4"}, timeout=60)
+        fleet.force(engine.url, "eagle3:3x1x4")
         for prompt in range(8):
             fleet.ask(engine.url, prompt)
 

@@ -128,10 +128,33 @@ def test_a_verified_token_is_bitwise_a_decoded_one(seed: int) -> None:
         assert torch.equal(pool.run(plain, q[j : j + 1].contiguous())[0], verified[j])
 
 
-def test_alone_and_on_the_team_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("width", [2, 8, 40])
+def test_queries_that_read_together_give_what_each_gives_alone(width: int, seed: int) -> None:
+    """A group reads blocks of slots; a query alone reads all of them in one go."""
+    pool = Pool(seed)
+    prefix = pool.lengths(0, 150)
+    plan = attention.plan_chain(pool.table, pool.rows, prefix, width)
+    groups = -(-width // attention.TOGETHER) * len(pool.rows)
+    assert plan.firsts[groups] == width * len(pool.rows)
+    q = pool.queries(len(plan.rows))
+    together = pool.run(plan, q)
+    alone = [
+        pool.run(attention.plan_decode(pool.table, row[None], visible[None]), query[None])[0]
+        for row, visible, query in zip(plan.rows, plan.visible, q, strict=True)
+    ]
+    assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3])
+@pytest.mark.parametrize("width", [1, 5])
+def test_alone_and_on_the_team_agree(
+    monkeypatch: pytest.MonkeyPatch, requests: int, width: int
+) -> None:
     pool = Pool(3)
-    plan = attention.plan_decode(pool.table, pool.rows, pool.lengths(50, 150))
-    q = pool.queries(len(pool.rows))
+    rows = torch.arange(requests)
+    plan = attention.plan_chain(pool.table, rows, torch.randint(50, 150, (requests,)), width)
+    q = pool.queries(requests * width)
     results = []
     for threshold in (0, 10**9):
         monkeypatch.setattr(attention, "PARALLEL_SIZE", threshold)

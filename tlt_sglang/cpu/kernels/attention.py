@@ -22,11 +22,24 @@ import torch
 from numba import carray, cfunc, types
 
 from tlt_sglang.cpu.kernels.compile import Array, inline, kernel
-from tlt_sglang.cpu.kernels.sums import scores_64, scores_128, weighted_64, weighted_128
+from tlt_sglang.cpu.kernels.sums import (
+    scores_64,
+    scores_64_warm,
+    scores_128,
+    scores_128_warm,
+    weighted_64,
+    weighted_64_warm,
+    weighted_128,
+    weighted_128_warm,
+)
 from tlt_sglang.cpu.kernels.team import next_item, pointer_to, start
 
 PARALLEL_SIZE = 8192
 """With fewer queries x slots x heads one thread computes alone, as waking others takes longer."""
+TOGETHER = 16
+"""Most queries of a request that read keys and values together."""
+BLOCK = 64
+"""Slots whose keys, or values, stay in the first cache while several queries read them."""
 
 _LOG2E = np.float32(1.4426950408889634)
 # Minimax polynomial of 2**f on [-0.5, 0.5]; its relative error is below one fp32 ulp.
@@ -44,6 +57,7 @@ class AttentionPlan:
     visible: torch.Tensor  # [T] int64: visible slots at the beginning of that row
     extra: torch.Tensor  # [T, E] int32: further slots, in position order
     counts: torch.Tensor  # [T] int64: number of further slots
+    firsts: torch.Tensor  # [<= T + 1] int64: first query of each group, and T
     data: Array  # arguments of the task; `attend` fills in those of a layer
 
 
@@ -60,7 +74,9 @@ def _plan(
         counts = torch.zeros(tokens, dtype=torch.int64)
     rows, visible = rows.to(torch.int64).contiguous(), visible.to(torch.int64).contiguous()
     longest = int((visible + counts).max()) if tokens else 0
-    data = np.zeros(20, np.int64)
+    firsts = torch.empty(tokens + 1, dtype=torch.int64)
+    groups, largest = _group(rows.numpy(), firsts.numpy())
+    data = np.zeros(24, np.int64)
     data[1:13] = (
         rows.data_ptr(),
         visible.data_ptr(),
@@ -75,7 +91,8 @@ def _plan(
         0,
         0,
     )
-    return AttentionPlan(rows, visible, extra, counts, data)
+    data[20:23] = firsts.data_ptr(), groups, largest
+    return AttentionPlan(rows, visible, extra, counts, firsts, data)
 
 
 def plan_decode(table: torch.Tensor, rows: torch.Tensor, lens: torch.Tensor) -> AttentionPlan:
@@ -176,8 +193,25 @@ def attend(
     )
     data[18] = keys.shape[0]
     data[19:20].view(np.float64)[0] = scale
-    work = int(data[6] * data[10]) * q.shape[1]
-    start(work >= PARALLEL_SIZE)(_task.address, data.ctypes.data)
+    parallel = int(data[6] * data[10]) * q.shape[1] >= PARALLEL_SIZE
+    threads = torch.get_num_threads() if parallel else 1
+    # Groups are divided where there are too few to keep all threads busy to the end.
+    items = int(data[21]) * keys.shape[1]
+    data[23] = 1 if threads == 1 else max(1, -(-2 * threads // max(1, items)))
+    start(parallel)(_task.address, data.ctypes.data)
+
+
+@kernel("UniTuple(int64, 2)(int64[::1], int64[::1])")
+def _group(rows: Array, firsts: Array) -> tuple[int, int]:
+    """Group queries in a row of the same request; return the number of groups and the largest."""
+    count, largest = 0, 0
+    for t in range(rows.shape[0]):
+        if t == 0 or rows[t] != rows[t - 1] or t - firsts[count - 1] == TOGETHER:
+            firsts[count] = t
+            count += 1
+        largest = max(largest, t - firsts[count - 1] + 1)
+    firsts[count] = rows.shape[0]
+    return count, largest
 
 
 @kernel(
@@ -215,61 +249,111 @@ def _exp(x: Array, n: int, shift: np.float32, scale: np.float32, ints: Array) ->
 
 
 @inline(fastmath=True)
-def _attend_head(
+def _add_scores(
     q: Array,
     keys: Array,
-    values: Array,
     kv: int,
     slots: Array,
     n: int,
-    scale: np.float32,
-    out: Array,
+    last: int,
+    warm: bool,
     scores: Array,
-    ints: Array,
+    begin: int,
 ) -> None:
-    """Attend with the query heads that share key/value head `kv`: q, out [G, D], slots [>= n]."""
+    """Set scores[:, begin : begin + n] of query heads q [G, D] and the keys of head `kv`."""
     group, dim = q.shape
     size, row, slot_list = keys.shape[1] * dim * 4, scores.shape[1] * 4, slots.ctypes.data
-    key_base, value_base = keys.ctypes.data + kv * dim * 4, values.ctypes.data + kv * dim * 4
-    queries, weights, sums = q.ctypes.data, scores.ctypes.data, out.ctypes.data
-    # Scores of every query head against the key of every slot.
-    if dim == 64:
-        scores_64((group, queries, key_base, slot_list, n, size, weights, row))
+    base, queries = keys.ctypes.data + kv * dim * 4, q.ctypes.data
+    out = scores.ctypes.data + begin * 4
+    if dim == 64 and warm:
+        scores_64_warm((group, queries, base, slot_list, n, last, size, out, row))
+    elif dim == 64:
+        scores_64((group, queries, base, slot_list, n, last, size, out, row))
+    elif dim == 128 and warm:
+        scores_128_warm((group, queries, base, slot_list, n, last, size, out, row))
     elif dim == 128:
-        scores_128((group, queries, key_base, slot_list, n, size, weights, row))
+        scores_128((group, queries, base, slot_list, n, last, size, out, row))
     else:
         for g in range(group):
             for j in range(n):
                 acc = np.float32(0.0)
                 for d in range(dim):
                     acc += q[g, d] * keys[slots[j], kv, d]
-                scores[g, j] = acc
-    # Softmax over the slots.
-    for g in range(group):
+                scores[g, begin + j] = acc
+
+
+@inline(fastmath=True)
+def _softmax(scores: Array, n: int, scale: np.float32, ints: Array) -> None:
+    """Turn scores[:, :n] into weights."""
+    for g in range(scores.shape[0]):
         top = scores[g, 0]
         for j in range(1, n):
             top = max(top, scores[g, j])
         inverse = np.float32(1.0) / _exp(scores[g], n, top, scale, ints)
         for j in range(n):
             scores[g, j] *= inverse
-    # The sum of the values, weighted by the scores.
-    if dim == 64:
-        weighted_64((group, weights, value_base, slot_list, n, size, sums, row))
+
+
+@inline(fastmath=True)
+def _add_weighted(
+    weights: Array,
+    begin: int,
+    values: Array,
+    kv: int,
+    slots: Array,
+    n: int,
+    last: int,
+    warm: bool,
+    out: Array,
+) -> None:
+    """Add the values of head `kv`, weighted by weights[:, begin : begin + n], to out [G, D]."""
+    group, dim = out.shape
+    size, row, slot_list = values.shape[1] * dim * 4, weights.shape[1] * 4, slots.ctypes.data
+    base, sums = values.ctypes.data + kv * dim * 4, out.ctypes.data
+    used = weights.ctypes.data + begin * 4
+    if dim == 64 and warm:
+        weighted_64_warm((group, used, base, slot_list, n, last, size, sums, row))
+    elif dim == 64:
+        weighted_64((group, used, base, slot_list, n, last, size, sums, row))
+    elif dim == 128 and warm:
+        weighted_128_warm((group, used, base, slot_list, n, last, size, sums, row))
     elif dim == 128:
-        weighted_128((group, weights, value_base, slot_list, n, size, sums, row))
+        weighted_128((group, used, base, slot_list, n, last, size, sums, row))
     else:
         for g in range(group):
-            for d in range(dim):
-                out[g, d] = np.float32(0.0)
             for j in range(n):
                 for d in range(dim):
-                    out[g, d] += scores[g, j] * values[slots[j], kv, d]
+                    out[g, d] += weights[g, begin + j] * values[slots[j], kv, d]
+
+
+@inline()
+def _own_slots(
+    t: int,
+    common: int,
+    rows: Array,
+    visible: Array,
+    extra: Array,
+    counts: Array,
+    table: Array,
+    own: Array,
+) -> int:
+    """List the slots that query t sees after the first `common` ones; return their number."""
+    n = visible[t] - common
+    for j in range(n):
+        own[j] = table[rows[t], common + j]
+    for j in range(counts[t]):
+        own[n + j] = extra[t, j]
+    return n + counts[t]
 
 
 def _work(pointer: int) -> None:
-    """Run on each thread of the team: take one query and key/value head after the other."""
+    """Run on each thread of the team: take one group and key/value head after the other.
+
+    All queries of a group read a block of the slots that they have in common before the next block,
+    so these come from memory once; then each reads those that it sees besides.
+    """
     # Views of the arguments, in the order of `_plan` and `attend`.
-    data = carray(pointer, (20,), np.int64)
+    data = carray(pointer, (24,), np.int64)
     tokens, width, rows_of_table, columns = data[6], data[7], data[8], data[9]
     kv_heads, heads, dim, pool = data[15], data[16], data[17], data[18]
     group = heads // kv_heads
@@ -283,22 +367,53 @@ def _work(pointer: int) -> None:
     values = carray(pointer_to(data[13]), (pool, kv_heads, dim), np.float32)
     out = carray(pointer_to(data[14]), (tokens, kv_heads, group, dim), np.float32)
     scale = np.float32(data[19:20].view(np.float64)[0])
+    firsts = carray(pointer_to(data[20]), (data[21] + 1,), np.int64)
+    parts = data[23]
     # Memory of this thread, as long as the longest list of slots.
-    slots = np.empty(data[10], np.int32)
-    scores = np.empty((group, data[10]), np.float32)
+    slots, own = np.empty(data[10], np.int32), np.empty(data[10], np.int32)
+    scores = np.empty((data[22], group, data[10]), np.float32)
     ints = np.empty(data[10], np.int32)
     while True:
         item = next_item(data.ctypes.data)
-        if item >= tokens * kv_heads:
+        if item >= data[21] * kv_heads * parts:
             return
-        t, kv = item // kv_heads, item % kv_heads
-        n = visible[t]
-        for j in range(n):
-            slots[j] = table[rows[t], j]
-        for j in range(counts[t]):
-            slots[n + j] = extra[t, j]
-        n += counts[t]
-        _attend_head(q[t, kv], keys, values, kv, slots, n, scale, out[t, kv], scores, ints)
+        which, part = item // parts, item % parts
+        which, kv = which // kv_heads, which % kv_heads
+        count = firsts[which + 1] - firsts[which]
+        first = firsts[which] + count * part // parts
+        end = firsts[which] + count * (part + 1) // parts
+        if first == end:
+            continue
+        common = visible[first]
+        for t in range(first, end):
+            common = min(common, visible[t])
+            out[t, kv] = np.float32(0.0)
+        for j in range(common):
+            slots[j] = table[rows[first], j]
+        size = BLOCK if end - first > 1 else max(1, common)
+        blocks = (common + size - 1) // size
+        for block in range(blocks + 1):
+            begin = min(block * size, common)
+            for t in range(first, end):
+                if block < blocks:
+                    few, n, warm = slots[begin:], min(size, common - begin), t > first
+                    last = common - begin - 1
+                else:
+                    n = _own_slots(t, common, rows, visible, extra, counts, table, own)
+                    few, warm, last = own, True, n - 1
+                _add_scores(q[t, kv], keys, kv, few, n, last, warm, scores[t - first], begin)
+        for t in range(first, end):
+            _softmax(scores[t - first], visible[t] + counts[t], scale, ints)
+        for block in range(blocks + 1):
+            begin = min(block * size, common)
+            for t in range(first, end):
+                if block < blocks:
+                    few, n, warm = slots[begin:], min(size, common - begin), t > first
+                    last = common - begin - 1
+                else:
+                    n = _own_slots(t, common, rows, visible, extra, counts, table, own)
+                    few, warm, last = own, True, n - 1
+                _add_weighted(scores[t - first], begin, values, kv, few, n, last, warm, out[t, kv])
 
 
 _task = cfunc(types.void(types.voidptr), nopython=True, cache=True)(_work)
