@@ -61,7 +61,7 @@ BUFFER_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Data:
-    """What every group of a seed trains on, and is measured with."""
+    """The sequences of a seed: those that every group trains on, and those it is measured with."""
 
     training: list[TokenSequence[Tensor]]
     held_out: list[TokenSequence[Tensor]]

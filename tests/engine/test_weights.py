@@ -211,6 +211,19 @@ def test_a_tied_head_is_packed_anew(server: Server, reference: Reference) -> Non
     assert ask(server, prompts)[0] == outputs
 
 
+@each(["eagle3:3x4x8"])
+def test_the_engine_does_not_grow_with_updates(server: Server, reference: Reference) -> None:
+    """Packed weights take the memory of those before them; the first two updates may take some."""
+    folder = model_folder(MODEL)
+    scheduler = psutil.Process(server.scheduler()["pid"])
+    sizes = []
+    for _ in range(5):
+        assert server.post("/update_weights_from_disk", {"model_path": str(folder)})["success"]
+        ask(server, reference.prompts[:1])
+        sizes.append(scheduler.memory_info().rss)
+    assert sizes[-1] - sizes[1] < (folder / "model.safetensors").stat().st_size / 2, sizes
+
+
 # ---- the target's update on every path, with a separate drafter ----------------------------------
 
 SHARED_NAMES = ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight", *CHANGED)

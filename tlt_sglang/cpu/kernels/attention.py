@@ -338,12 +338,12 @@ def _own_slots(
     own: Array,
 ) -> int:
     """List the slots that query t sees after the first `common` ones; return their number."""
-    n = visible[t] - common
+    n: int = visible[t] - common
     for j in range(n):
         own[j] = table[rows[t], common + j]
     for j in range(counts[t]):
         own[n + j] = extra[t, j]
-    return n + counts[t]
+    return n + int(counts[t])
 
 
 def _work(pointer: int) -> None:

@@ -81,9 +81,9 @@ def _totals(b: ir.IRBuilder, vectors: Sequence[Value]) -> Value:
             half = x.type.count // 2
             x = _folded(b, x, x, [*range(half)], half)
         return x
-    first, second = (
-        _folded(b, *pair, [*range(8), *range(16, 24)], 8) for pair in (vectors[:2], vectors[2:])
-    )
+    one, two, three, four = vectors
+    halves = [*range(8), *range(16, 24)]
+    first, second = _folded(b, one, two, halves, 8), _folded(b, three, four, halves, 8)
     quarters = [lane + part for part in range(0, 32, 8) for lane in range(4)]
     x = _folded(b, first, second, quarters, 4)
     x = _folded(b, x, x, [lane + part for part in range(0, 16, 4) for lane in range(2)], 2)
