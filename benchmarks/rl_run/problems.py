@@ -5,8 +5,7 @@ lognormal distribution, so that most solutions are short and a few are very long
 what is kept at each step, and a large problem is also the one where a policy makes a mistake.
 
 The few problems of a step of RL stand for the hundreds that a step has elsewhere, where some are
-always very large: each is from another part of the distribution, which is wider there, and the
-largest ones are harder than any that the policy was fine-tuned on.
+always very large: each is from another part of the distribution, which is wider there.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ VERSION = 2
 """A part of the policy's name; increment it when problems or solutions change."""
 SPREAD = 0.9
 """Standard deviation of the logarithm of a size."""
-STEP_SPREAD = 2.0
+STEP_SPREAD = 1.8
 """The same for the problems of a step of RL."""
 SEEDS = {"training": 10_000_000, "held out": 20_000_000, "run": 30_000_000}
 """First seed of the problems of each use, which have none in common."""
@@ -52,18 +51,16 @@ class Family:
     """Median size above the least one."""
     least: int
     most: int
-    most_of_step: int
-    """The largest size in a step of RL."""
     options: Callable[[int], dict[str, Any]]
     """Return the options of reasoning-gym for a size."""
     solve: Callable[[dict[str, Any]], tuple[str, list[str], str]]
     """Return (question, steps, answer) of an entry of reasoning-gym."""
 
-    def problem(self, seed: int, times: float, most: int) -> Problem:
+    def problem(self, seed: int, times: float) -> Problem:
         """Return a problem of this seed, about so many times as large as the median."""
         from reasoning_gym.factory import create_dataset
 
-        size = min(most, self.least + round(self.median * times))
+        size = min(self.most, self.least + round(self.median * times))
         options = self.options(size)
         entry = create_dataset(self.name, seed=seed, size=1, **options)[0]
         question, steps, answer = self.solve(entry)
@@ -128,13 +125,13 @@ def _list(numbers: list[int]) -> str:
 FAMILIES = (
     Family(
         "chain_sum",
-        *(4, 2, 60, 90),
+        *(4, 2, 60),
         lambda size: {"min_terms": size, "max_terms": size, "min_digits": 1, "max_digits": 1},
         _solve_sum,
     ),
     Family(
         "number_filtering",
-        *(4, 2, 26, 30),
+        *(4, 2, 26),
         lambda size: {
             **{"min_numbers": size, "max_numbers": size, "min_decimals": 0, "max_decimals": 0},
             **{"min_value": 0, "max_value": 99},
@@ -143,7 +140,7 @@ FAMILIES = (
     ),
     Family(
         "leg_counting",
-        *(3, 1, 30, 36),
+        *(3, 1, 30),
         lambda size: {
             **{"min_animals": size, "max_animals": size},
             **{"min_instances": 1, "max_instances": 9},
@@ -156,8 +153,7 @@ FAMILIES = (
 def problems(use: str, seed: int = 0) -> Iterator[Problem]:
     """Yield the problems of a use of SEEDS without end; the families take turns."""
     for number, family in zip(itertools.count(_first(use, seed)), itertools.cycle(FAMILIES)):
-        times = random.Random(number).lognormvariate(0, SPREAD)
-        yield family.problem(number, times, family.most)
+        yield family.problem(number, random.Random(number).lognormvariate(0, SPREAD))
 
 
 def of_step(seed: int, step: int, count: int) -> list[Problem]:
@@ -167,8 +163,7 @@ def of_step(seed: int, step: int, count: int) -> list[Problem]:
         own = _first("run", seed) + number
         share = (part + random.Random(own).random()) / count
         times = math.exp(STEP_SPREAD * NormalDist().inv_cdf(share))
-        family = FAMILIES[number % len(FAMILIES)]
-        chosen.append(family.problem(own, times, family.most_of_step))
+        chosen.append(FAMILIES[number % len(FAMILIES)].problem(own, times))
     return chosen
 
 
