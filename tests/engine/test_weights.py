@@ -211,7 +211,7 @@ def test_a_tied_head_is_packed_anew(server: Server, reference: Reference) -> Non
     assert ask(server, prompts)[0] == outputs
 
 
-@each(["eagle3:3x4x8"])
+@each(["eagle3:3x4x8"], quick=0)
 def test_the_engine_does_not_grow_with_updates(server: Server, reference: Reference) -> None:
     """Packed weights take the memory of those before them; the first two updates may take some."""
     folder = model_folder(MODEL)

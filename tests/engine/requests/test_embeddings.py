@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from tests.support.identity import PINNED, POOL
+from tests.support.long import first_and_long
 from tests.support.servers import MODEL, Server, Servers, model_folder
 
 FLAGS = ("--disable-radix-cache", "--chunked-prefill-size", "7")
@@ -67,7 +68,7 @@ def answer(server: Server, case: Case, table: torch.Tensor) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("kind", STRATEGIES)
+@pytest.mark.parametrize("kind", first_and_long(STRATEGIES, first=2))
 def test_embeddings_beside_texts(servers: Servers, drafters: dict[str, str], kind: str) -> None:
     strategies, table = STRATEGIES[kind], embedding_table(model_folder(MODEL))
     flags = ["--tlt-policy", "random"] if kind == "pool" else []

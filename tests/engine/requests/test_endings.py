@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.support.fitting import Tiny, make_tiny
 from tests.support.identity import PINNED, POOL, Reference
 from tests.support.letters import add_tokenizer
+from tests.support.long import first_and_long
 from tests.support.servers import Server, Servers
 
 CLOSE = 1e-3
@@ -198,9 +199,7 @@ sampling = st.fixed_dictionaries(
 prompts = st.lists(st.integers(3, 23), min_size=1, max_size=8)
 
 
-@pytest.mark.parametrize(
-    "strategy", [pytest.param(s, marks=pytest.mark.server(f"tiny {s}")) for s in (POOL, PINNED)]
-)
+@pytest.mark.parametrize("strategy", first_and_long((POOL, PINNED)))
 def test_drawn_requests(servers: Servers, reader: Tiny, strategy: str) -> None:
     plain = tiny_server(servers, reader, "off")
     speculative = tiny_server(servers, reader, strategy)
