@@ -22,6 +22,9 @@ rollout_speedup          Time of all rollouts: plain over the last system.
 run_speedup_frozen       The same, of the system whose drafter is frozen.
 rollout_speedup_frozen
 rollout_share_plain      Share of rollouts in the time of the plain system.
+tail_speedup             Time of all tails (an eighth of the responses unfinished, or fewer): plain
+                         over the last system.
+tail_share_plain         Share of the tails in the rollouts of the plain system.
 accept_len_frozen_last   Accept length of the frozen drafter's system, in the last quarter of steps.
 accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
 accept_len_held_out_...  Without --quick: accept length on problems of the same families that were
@@ -87,9 +90,9 @@ def summarise(
         quarter = own[-max(1, len(own) // 4) :]
         return round(statistics.mean(s.accept_length for s in quarter), 4) if quarter else None
 
-    share = None
-    if PLAIN in steps:
-        share = round(total(PLAIN, _rollout) / total(PLAIN, _whole), 4)
+    def share(part: Callable[[Step], float], whole: Callable[[Step], float]) -> float | None:
+        return round(total(PLAIN, part) / total(PLAIN, whole), 4) if PLAIN in steps else None
+
     tokens = {tuple(step.rollout for step in own) for own in steps.values()}
     return {
         "rollouts_identical": float(len(tokens) == 1),
@@ -98,7 +101,9 @@ def summarise(
         "rollout_speedup": ratio(_rollout, last),
         "run_speedup_frozen": ratio(_whole, ADAPTIVE),
         "rollout_speedup_frozen": ratio(_rollout, ADAPTIVE),
-        "rollout_share_plain": share,
+        "rollout_share_plain": share(_rollout, _whole),
+        "tail_speedup": ratio(_tail, last),
+        "tail_share_plain": share(_tail, _rollout),
         "accept_len_frozen_last": accepted(ADAPTIVE),
         "accept_len_adapted_last": accepted(SIDECAR),
         "logprob_gap": round(max(step.gap for own in steps.values() for step in own), 7),
@@ -107,6 +112,10 @@ def summarise(
 
 def _rollout(step: Step) -> float:
     return step.rollout_seconds
+
+
+def _tail(step: Step) -> float:
+    return step.tail_seconds
 
 
 def _whole(step: Step) -> float:
@@ -131,6 +140,7 @@ def parse(argv: Sequence[str]) -> Options:
     add("--threads", type=int, metavar="N", help="Threads of server and trainer (default: torch's)")
     add("--replicas", type=int, metavar="N", help="Servers that share the responses (default: 2)")
     add("--update", choices=UPDATES, default="disk", help="How weights reach the server")
+    add("--shipped", action="store_true", help="Begin with the shipped drafter, not the policy's")
     add("--faults", action="store_true", help="Kill engine, sidecar and coordinator, once each")
     add("--system", action="append", choices=SYSTEMS, help="System to run (default: all)")
     args = parser.parse_args(argv)
@@ -154,11 +164,12 @@ def parse(argv: Sequence[str]) -> Options:
         threads=args.threads or 0,
         replicas=args.replicas or 2,
         update=args.update,
+        shipped=args.shipped,
         checkpoint_every=max(1, steps // 8),
     )
     folder = args.folder or provenance.REPOSITORY / "build" / "rl_run"
     systems = tuple(args.system or SYSTEMS)
-    by_product = SIDECAR in systems and not (args.quick or args.faults)
+    by_product = SIDECAR in systems and not (args.quick or args.faults or args.shipped)
     return Options(json, folder, systems, args.faults, by_product, settings)
 
 
@@ -170,13 +181,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _benchmark(options: Options, logs: Path) -> None:
     from benchmarks.rl_run.by_product import accept_lengths
-    from benchmarks.rl_run.drafter import DrafterRecipe, drafter_of
+    from benchmarks.rl_run.drafter import DrafterRecipe, drafter_of, shipped_drafter
     from benchmarks.rl_run.fine_tune import Recipe, fine_tuned
 
     policy = fine_tuned(Recipe())
     assert policy is not None  # it has no time limit
     recipe = DrafterRecipe()
-    drafter = drafter_of(policy, recipe)
+    drafter = shipped_drafter() if options.settings.shipped else drafter_of(policy, recipe)
     threads = options.settings.threads or default_threads()
     settings = replace(options.settings, policy=str(policy), threads=threads)
     systems = [

@@ -13,9 +13,7 @@ from pathlib import Path
 
 from benchmarks.harness.program import BenchmarkError, say
 from benchmarks.rl_run.competence import responses
-from benchmarks.rl_run.drafter import trained_further
-from benchmarks.rl_run.fine_tune import MODEL
-from tlt_sglang.models.shipped import default_drafter
+from benchmarks.rl_run.drafter import shipped_drafter, trained_further
 
 PROBLEMS = 24
 STRATEGY = "eagle3:3x1x4"
@@ -31,10 +29,8 @@ def accept_lengths(
     seconds = json.loads((store / "sidecar.json").read_text())["seconds"]
     offline = trained_further(drafter, policy, seconds / 60, store.with_name("offline-drafter"))
     learned = ["--tlt-store", str(store), "--tlt-harvest-gb", "0"]
-    shipped = default_drafter(MODEL)
-    assert shipped is not None
     drafters: dict[str, tuple[Path, Sequence[str]]] = {
-        "accept_len_held_out_shipped": (shipped, ()),
+        "accept_len_held_out_shipped": (shipped_drafter(), ()),
         "accept_len_held_out_frozen": (drafter, ()),
         "accept_len_held_out_offline": (offline, ()),
         "accept_len_held_out_adapted": (drafter, learned),

@@ -54,6 +54,13 @@ class DrafterRecipe:
         ]
 
 
+def shipped_drafter() -> Path:
+    """Return the folder of the drafter that ships with this package."""
+    drafter = default_drafter(MODEL)
+    assert drafter is not None
+    return drafter
+
+
 def drafter_of(policy: Path, recipe: DrafterRecipe) -> Path:
     """Return the folder of the drafter for `policy`, trained first if it is missing.
 
@@ -62,9 +69,7 @@ def drafter_of(policy: Path, recipe: DrafterRecipe) -> Path:
     folder = recipe.folder(policy)
     if not folder.exists():
         say(f"training a drafter for the policy, about {recipe.minutes + 3:.0f} minutes")
-        shipped = default_drafter(MODEL)
-        assert shipped is not None
-        _train(policy, shipped, DATA_SEED, recipe, folder)
+        _train(policy, shipped_drafter(), DATA_SEED, recipe, folder)
     return folder
 
 

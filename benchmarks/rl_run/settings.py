@@ -17,7 +17,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Settings:
-    """The run of one system; all but `update` and `replicas` decide the weights at its end."""
+    """The run of one system; all but `update`, `replicas` and `shipped` decide its last weights."""
 
     policy: str
     """Folder of the policy that the run begins with."""
@@ -38,6 +38,8 @@ class Settings:
     """Servers, which share the responses."""
     update: str = "disk"
     """How weights reach the server: `disk`, or `xccl` through a process group."""
+    shipped: bool = False
+    """Begin with the drafter that ships with this package, not with one for the policy."""
     checkpoint_every: int = 5
     """Steps between two checkpoints."""
 

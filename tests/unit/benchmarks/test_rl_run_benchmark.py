@@ -19,7 +19,8 @@ from benchmarks.rl_run.systems import ADAPTIVE, PLAIN, SIDECAR, System
 
 
 def step(number: int, rollout: float, accept: float, tokens: str = "a") -> Step:
-    return Step(number, tokens, rollout, 4.0, 1.0, 0.5, accept, 900, 800, 300, 60.0, 2.0, 1e-5, 0)
+    tail = rollout - 6.0
+    return Step(number, tokens, rollout, 4.0, 1.0, 0.5, accept, 900, 800, 300, 60.0, tail, 1e-5, 0)
 
 
 def test_every_solution_is_right() -> None:
@@ -96,6 +97,8 @@ def test_figures(tmp_path: Path) -> None:
         "run_speedup_frozen": round(25 / 17, 4),
         "rollout_speedup_frozen": round(20 / 12, 4),
         "rollout_share_plain": 0.8,
+        "tail_speedup": 3.5,
+        "tail_share_plain": 0.7,
         "accept_len_frozen_last": 1.8,
         "accept_len_adapted_last": 2.45,
         "logprob_gap": 1e-5,
@@ -142,3 +145,13 @@ def test_a_folder_has_one_run(tmp_path: Path) -> None:
 def test_what_cannot_be(tmp_path: Path, words: list[str], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         bench.parse([*words, "--json", str(tmp_path / "x.json")])
+
+
+def test_the_drafter_at_the_end_is_measured_after_a_full_run_alone(tmp_path: Path) -> None:
+    def measures(*words: str) -> bool:
+        return bench.parse([*words, "--json", str(tmp_path / "x.json")]).by_product
+
+    assert measures()
+    others = (["--quick"], ["--faults"], ["--shipped"], ["--system", PLAIN])
+    assert not any(measures(*words) for words in others)
+    assert bench.parse(["--shipped", "--json", str(tmp_path / "x.json")]).settings.shipped
