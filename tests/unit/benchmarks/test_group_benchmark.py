@@ -1,4 +1,4 @@
-"""What the benchmark of groups makes of its curves, without a model."""
+"""Test the figures that the benchmark of groups makes of its curves, without a model."""
 
 from __future__ import annotations
 
