@@ -37,9 +37,10 @@ from benchmarks.harness import program, provenance
 from benchmarks.harness.program import UsageError, say
 from benchmarks.harness.prompts import load_prompts
 from benchmarks.rl_run import problems
+from benchmarks.rl_run.drafter import shipped_drafter
+from benchmarks.rl_run.fine_tune import MODEL
 from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.models.named import resolve_model
-from tlt_sglang.models.shipped import default_drafter
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.group import ROUND_STEPS
 from tlt_sglang.sidecar.learner import Learner
@@ -52,7 +53,6 @@ from tlt_sglang.training.simulate import Frozen
 from tlt_sglang.training.target import Target
 from tlt_sglang.weights import describe
 
-MODEL = "smollm2-135m"
 MEMBERS = (1, 2, 4)
 MOST_TOKENS = 256
 """Longest prompt and longest response in tokens."""
@@ -72,9 +72,7 @@ class Bench:
 
     def __init__(self) -> None:
         path = resolve_model(MODEL)
-        drafter = default_drafter(MODEL)
-        assert drafter is not None
-        self.shipped = Path(drafter)
+        self.shipped = shipped_drafter()
         self.target = Target(str(path), torch.device("cpu"))
         config = describe.target_config(path)
         ids = describe.draft_ids(self.shipped, config["vocab_size"])

@@ -27,7 +27,7 @@ tail_speedup             Time of all tails (an eighth of the responses unfinishe
 tail_share_plain         Share of the tails in the rollouts of the plain system.
 accept_len_frozen_last   Accept length of the frozen drafter's system, in the last quarter of steps.
 accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
-accept_len_held_out_...  Without --quick: accept length on problems of the same families that were
+accept_len_held_out_...  Of a full run: accept length on problems of the same families that were
                          in no training, with the policy at the end and one strategy: of the drafter
                          `shipped` with this package, of the one that the run began with (`frozen`),
                          of that one trained `offline` for as long as the sidecar has trained, and
@@ -207,7 +207,7 @@ def _benchmark(options: Options, logs: Path) -> None:
         "rl_run",
         summary,
         settings=asdict(settings),
-        drafter=asdict(recipe),
+        drafter=None if settings.shipped else asdict(recipe),
         weights=weights,
         complaints={system.name: system.complaints for system in systems},
         steps=[{"system": name, **asdict(step)} for name, own in steps.items() for step in own],

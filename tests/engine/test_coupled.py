@@ -23,6 +23,7 @@ from tlt_sglang.sampling.seeds import next_seed
 COUPLED = ("--tlt-sampling", "coupled")
 ANSWERS = 160
 TOKENS = 48
+ALL_FIRST = first_and_long(sorted(WAYS, key="all".__ne__))
 NATURAL: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0},
     {"temperature": 0.7, "top_p": 0.95},
@@ -50,7 +51,7 @@ def texts(server: Server, sampling: Sampling) -> list[list[int]]:
     return [answer["output_ids"] for answer in draw(server, PROMPT, seeded(sampling, ANSWERS))]
 
 
-@pytest.mark.parametrize("way", first_and_long(sorted(WAYS, key="all".__ne__)))
+@pytest.mark.parametrize("way", ALL_FIRST)
 def test_every_strategy_says_the_same(servers: Servers, tiny: Tiny, way: str) -> None:
     expected = texts(tiny_server(servers, tiny, "off"), WAYS[way])
     assert len({tuple(text) for text in expected}) > ANSWERS // 2
@@ -69,7 +70,7 @@ def test_sglang_says_the_same_with_its_own_seeds(servers: Servers, tiny: Tiny, w
     assert sum(same) >= ANSWERS - 1  # its float32 logprobs round a tie the other way
 
 
-@pytest.mark.parametrize("way", first_and_long(sorted(WAYS, key="all".__ne__)))
+@pytest.mark.parametrize("way", ALL_FIRST)
 def test_over_seeds_it_is_the_targets_distribution(servers: Servers, tiny: Tiny, way: str) -> None:
     server = tiny_server(servers, tiny, REDUCED)
     server.post("/tlt/strategy", {"strategy": None})
