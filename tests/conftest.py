@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rounds", type=int, default=1, help="how often each part of a fleet is killed"
     )
+    parser.addoption("--rounds-json", help="file for what followed")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

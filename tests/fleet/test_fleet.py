@@ -13,11 +13,13 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,14 @@ import requests
 import torch
 from ray.util import list_named_actors
 
+from benchmarks.harness import provenance
 from tests.support.fitting import Tiny, make_tiny
 from tests.support.ray_nodes import Nodes, end_those_left
 from tests.support.servers import LIMITS
 from tests.support.tiny import greedily
 from tlt_sglang.exporter.messages import exports
 from tlt_sglang.exporter.remote import RemoteReader
+from tlt_sglang.fleet.keeper import TEMPORARY
 from tlt_sglang.fleet.plan import NAMESPACE, Plan
 from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.reader import Reader
@@ -163,7 +167,7 @@ def fleet(
         assert announce.read(running.store.root) == []
         assert Plan.read(running.store.root) is None
     ours = {name for name in set(os.listdir("/dev/shm")) - shared if "tlt" in name}
-    assert ours == set()
+    assert ours == set() and [*TEMPORARY.iterdir()] == []
 
 
 @contextlib.contextmanager
@@ -234,58 +238,100 @@ def test_a_drafter_is_trained_on_a_third_node_and_swapped_into_both(fleet: Fleet
             fleet.ask(engine.url, prompt)
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(4 * 3600)
 def test_whatever_is_killed_engines_serve_and_training_goes_on(
     fleet: Fleet, request: pytest.FixtureRequest
 ) -> None:
     """Raylets of an engine, the trainer and the coordinator, actors, an exporter, the program."""
     rounds = request.config.getoption("--rounds")
+    path = request.config.getoption("--rounds-json")
     rng = random.Random(rounds)
-    nodes = fleet.nodes
-    for _ in range(rounds):
+    kills: list[Kill] = []
+    for number in range(1, rounds + 1):
         victims = ["engine", "trainer", "coordinator", "exporter", "manager", "driver", "node"]
         rng.shuffle(victims)
         for victim in victims:
-            before = fleet.sidecar()["step"]
-            members = {one.name: one for one in fleet.status().members}
-            untouched = {one.url for one in members.values() if one.url}
-            with asking(fleet) as failed:
-                time.sleep(rng.uniform(0, 2))
-                answered = fleet.answered
-                if victim in ("engine", "trainer"):
-                    one = members[f"{victim}-0"]
-                    untouched.discard(one.url)
-                    nodes.kill(one.node)
-                    nodes.add()
-                elif victim == "node":
-                    node = members["coordinator"].node
-                    untouched -= {one.url for one in members.values() if one.node == node}
-                    nodes.kill(node)
-                    nodes.add()
-                elif victim == "driver":
-                    fleet.driver.kill()
-                    fleet.driver.wait()
-                    fleet.driver = fleet.start()
-                elif victim == "manager":
-                    _kill_actor("tlt/manager")
-                elif victim == "exporter":
-                    name = next(n for n in members if n.startswith("exporter"))
-                    os.kill(members[name].pid, signal.SIGKILL)
-                else:
-                    _kill_actor(f"tlt/{victim}")
-                fleet.wait_until_up()
-                assert wait_for(
-                    lambda n=answered: fleet.answered > n + 16,  # type: ignore[misc]
-                    60,
-                ), fleet.describe()
-                assert wait_for(
-                    lambda step=before: fleet.sidecar().get("step", 0) > step,  # type: ignore[misc]
-                    TRAIN_SECONDS,
-                ), fleet.describe()
-            assert not untouched & failed.keys(), (victim, failed)
+            kills.append(_kill(fleet, victim, rng.uniform(0, 2)))
+            print(f"round {number} of {rounds}: {kills[-1]}", flush=True)
+        if path:
+            _write_kills(Path(path), number, kills, len(fleet.store.versions()))
     versions = fleet.store.versions()
     epochs = [fleet.store.manifest(version).epoch for version in versions]
     assert epochs == sorted(epochs) and len(set(versions)) == len(versions)
+
+
+@dataclass
+class Kill:
+    """What followed when something was killed."""
+
+    victim: str
+    up_s: float
+    """Seconds until all members were up."""
+    trains_s: float
+    """Seconds until the trainer had taken a step more than before."""
+    answers: int
+    """Right answers meanwhile, of which there are no others."""
+    unanswered: int
+    """Requests to the engines that died."""
+
+
+def _kill(fleet: Fleet, victim: str, after: float) -> Kill:
+    """Kill `victim` while requests are sent, and wait until all goes on as before."""
+    nodes = fleet.nodes
+    step = fleet.sidecar()["step"]
+    members = {one.name: one for one in fleet.status().members}
+    untouched = {one.url for one in members.values() if one.url}
+    with asking(fleet) as failed:
+        time.sleep(after)
+        answered, began = fleet.answered, time.monotonic()
+        if victim in ("engine", "trainer"):
+            one = members[f"{victim}-0"]
+            untouched.discard(one.url)
+            nodes.kill(one.node)
+            nodes.add()
+        elif victim == "node":
+            node = members["coordinator"].node
+            untouched -= {one.url for one in members.values() if one.node == node}
+            nodes.kill(node)
+            nodes.add()
+        elif victim == "driver":
+            fleet.driver.kill()
+            fleet.driver.wait()
+            fleet.driver = fleet.start()
+        elif victim == "manager":
+            _kill_actor("tlt/manager")
+        elif victim == "exporter":
+            name = next(n for n in members if n.startswith("exporter"))
+            os.kill(members[name].pid, signal.SIGKILL)
+        else:
+            _kill_actor(f"tlt/{victim}")
+        fleet.wait_until_up()
+        up = time.monotonic() - began
+        assert wait_for(lambda: fleet.answered > answered + 16, 60), fleet.describe()
+        assert wait_for(lambda: fleet.sidecar().get("step", 0) > step, TRAIN_SECONDS), (
+            fleet.describe()
+        )
+        trains = time.monotonic() - began
+    assert not untouched & failed.keys(), (victim, failed)
+    lost = sum(map(len, failed.values()))
+    return Kill(victim, round(up, 1), round(trains, 1), fleet.answered - answered, lost)
+
+
+def _write_kills(path: Path, rounds: int, kills: list[Kill], versions: int) -> None:
+    """Write what followed in all rounds so far."""
+    answers = sum(kill.answers for kill in kills)
+    summary: dict[str, float | None] = {
+        "rounds": rounds,
+        "kills": len(kills),
+        "answers": answers,
+        "versions": versions,
+    }
+    for victim in sorted({kill.victim for kill in kills}):
+        these = [kill for kill in kills if kill.victim == victim]
+        summary[f"up_s_{victim}"] = statistics.median(kill.up_s for kill in these)
+        summary[f"trains_s_{victim}"] = statistics.median(kill.trains_s for kill in these)
+    content = {"kills": [asdict(kill) for kill in kills]}
+    provenance.write_json(path, provenance.document("fleet", summary, **content))
 
 
 def _kill_actor(name: str) -> None:

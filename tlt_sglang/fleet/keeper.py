@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +23,12 @@ from tlt_sglang.config.settings import VARIABLE
 from tlt_sglang.fleet.plan import Member, Plan
 from tlt_sglang.launcher.parent_death import end_with_parent
 from tlt_sglang.launcher.server_process import free_port, is_healthy
+from tlt_sglang.weights import files
 
+TEMPORARY = Path(f"/tmp/tlt-{os.getuid()}/members")
+"""Folders for temporary files of this node's members; SGLang leaves its sockets when it ends."""
+COMPILED = TEMPORARY.parent / "torchinductor"
+"""What torch has compiled, which outlives a member."""
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0)
 """Pauses before a process that has died is started again; the last one repeats."""
 LOOK_SECONDS = 0.2
@@ -103,7 +111,8 @@ class Keeper:
         starts = 0
         while not self._stop.is_set():
             began = time.monotonic()
-            self._run()
+            with _temporary_folder() as temporary:
+                self._run(temporary)
             self._forget()
             if time.monotonic() - began > STEADY_SECONDS:
                 starts = 0
@@ -111,19 +120,18 @@ class Keeper:
             self._stop.wait(RESTART_SECONDS[min(starts, len(RESTART_SECONDS) - 1)])
             starts += 1
 
-    def _run(self) -> None:
+    def _run(self, temporary: Path) -> None:
         """Run the process once, until it ends or has to."""
         status, member = self._status, self._member
         port = 0 if member.kind == "trainer" else free_port(status.host)
         command = self._plan.command(member, status.host, port)
-        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
         with (self._plan.folder / f"{member.name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=_environment(temporary),
                 start_new_session=True,
                 preexec_fn=end_with_parent,
             )
@@ -165,6 +173,32 @@ class Keeper:
 
     def _target(self) -> Path:
         return self._plan.targets / f"{self._member.name}.json"
+
+
+def _environment(temporary: Path) -> dict[str, str]:
+    """Return the environment of a member whose temporary files are in `temporary`."""
+    passed_on = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    return {"TORCHINDUCTOR_CACHE_DIR": str(COMPILED)} | passed_on | {"TMPDIR": str(temporary)}
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Make a folder for a member, and remove it at the end, with those of keepers that died.
+
+    Where it cannot be made, it is the folder of all temporary files.
+    """
+    folder = TEMPORARY / files.owned("")  # a short path: the sockets in it may have 107 characters
+    try:
+        files.make_private(TEMPORARY)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError:
+        yield Path(tempfile.gettempdir())
+        return
+    try:
+        yield folder
+    finally:
+        for one in (folder, *filter(files.is_orphan, TEMPORARY.glob("@*"))):
+            shutil.rmtree(one, ignore_errors=True)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

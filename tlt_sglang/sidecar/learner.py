@@ -88,7 +88,7 @@ class Learner:
         return self.buffer.tokens >= self.settings.least_tokens
 
     def micro_step(self) -> bool:
-        """Train on one micro-batch, with an optimizer step every `accumulate` ones.
+        """Train on one micro-batch; every `accumulate` full ones are an optimizer step.
 
         Returns False if there is no data.
         """
@@ -97,7 +97,8 @@ class Learner:
             return False
         started = self._clock()
         batch = PackedBatch.of(sequences)
-        loss = self.training.add(self.frozen, batch, self.depth)
+        size = self.batch_tokens / self.settings.batch_tokens
+        loss = self.training.add(self.frozen, batch, self.depth, size)
         value = float(loss.total.detach())
         self.loss = value if not self.loss else 0.98 * self.loss + 0.02 * value
         right = float(loss.hits[0]) / max(1, loss.tokens)

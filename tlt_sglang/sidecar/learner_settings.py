@@ -21,7 +21,8 @@ class LearnerSettings:
     micro_seconds: float | None = None
     """Time that a micro-batch may take; it shrinks to fit, down to `learner.LEAST_BATCH` tokens."""
     accumulate: int = 2
-    """Micro-batches of one optimizer step."""
+    """Micro-batches of one optimizer step, at their largest; of smaller ones it takes more, as
+    few tokens make it noisy."""
     learning_rate: float = 1e-3
     warmup: int = 20
     """Optimizer steps in which the learning rate rises."""

@@ -25,7 +25,7 @@ class StepSettings:
     """The part of the settings that `tlt train` and the sidecar have in common."""
 
     accumulate: int
-    """Micro-batches of one optimizer step."""
+    """Micro-batches of full size in one optimizer step."""
     learning_rate: float
     betas: tuple[float, float]
     weight_decay: float
@@ -37,7 +37,7 @@ class StepSettings:
 
 
 class TrainingStep:
-    """Updates `drafter` by AdamW, from the summed gradients of `accumulate` micro-batches."""
+    """Updates `drafter` by AdamW, from the summed gradients of some micro-batches."""
 
     def __init__(self, drafter: Drafter, settings: StepSettings, device: torch.device) -> None:
         self.drafter, self.settings, self.device = drafter, settings, device
@@ -48,21 +48,27 @@ class TrainingStep:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self._accumulated = 0
+        self._added = 0.0
+        """Share of an optimizer step that has been added since the last one."""
 
     @property
     def is_complete(self) -> bool:
         """Return whether enough micro-batches have been added for an optimizer step."""
-        return self._accumulated >= self.settings.accumulate
+        return self._added > 1 - 1e-6
 
-    def add(self, frozen: Frozen, batch: PackedBatch, depth: int) -> Loss:
-        """Add the gradients of one micro-batch, with `depth` simulated draft steps."""
+    def add(self, frozen: Frozen, batch: PackedBatch, depth: int, size: float = 1.0) -> Loss:
+        """Add the gradients of one micro-batch, with `depth` simulated draft steps.
+
+        `size` is how large it is, where 1 is the size of which an optimizer step takes
+        `accumulate`: of smaller ones it takes more.
+        """
+        share = size / self.settings.accumulate
         self.drafter.train()
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
             loss = loss_of(self.drafter, frozen, batch, depth, self.settings.loss)
-        torch.autograd.backward(loss.total / self.settings.accumulate)
-        self._accumulated += 1
+        torch.autograd.backward(loss.total * share)
+        self._added += share
         return loss
 
     def update(self, learning_rate: float) -> None:
@@ -76,7 +82,7 @@ class TrainingStep:
     def drop_gradients(self) -> None:
         """Free the gradients of the micro-batches added since the last optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._accumulated = 0
+        self._added = 0.0
 
     def reset_optimizer(self) -> None:
         """Forget the optimizer's moments; for weights that come from elsewhere."""

@@ -88,6 +88,16 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder, and the one that it is in, so that only this user may enter. Raises OSError.
+
+    `Path.mkdir` opens the parents that it makes to everybody, and a coordinator refuses a socket
+    in such a folder.
+    """
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def check(root: Path) -> None:
     """Create `root`. Raises EnvironmentProblem if it cannot be written to."""
     with usable(root):

@@ -35,7 +35,7 @@ class NodeCache:
         cannot be used they are read from `origin`, with a warning. Raises OSError if that fails.
         """
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_private(self.folder)
             lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             return self._from_origin(origin, error)

@@ -37,7 +37,14 @@ def fleet(tmp_path: Path) -> Plan:
 
 
 @pytest.fixture
-def kept(fleet: Plan, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "node" / "members"
+    monkeypatch.setattr(keeper, "TEMPORARY", folder)
+    return folder
+
+
+@pytest.fixture
+def kept(fleet: Plan, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
     monkeypatch.setattr(keeper, "RESTART_SECONDS", (0.05,))
     one = Keeper(fleet, EXPORTER, "127.0.0.1", "node")
     yield one
@@ -68,12 +75,28 @@ def test_it_ends_when_it_is_stopped(kept: Keeper, fleet: Plan) -> None:
     assert list((fleet.store / "engines").glob("export@*")) == []
 
 
+def test_what_a_member_leaves_behind_is_removed(kept: Keeper, fleet: Plan, temporary: Path) -> None:
+    """Its temporary files are in a folder of its keeper; one that a dead keeper left goes, too."""
+    assert wait_for(lambda: "tlt export: at" in log(fleet), SECONDS)
+    (folder,) = temporary.iterdir()
+    environment = psutil.Process(kept.status().pid).environ()
+    assert environment["TMPDIR"] == str(folder) and folder.stat().st_mode & 0o777 == 0o700
+    assert Path(environment["TORCHINDUCTOR_CACHE_DIR"]) != folder
+    (folder / "socket").touch()
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    (temporary / f"@{ended.pid}@{os.uname().nodename}").mkdir()
+    kept.stop()
+    assert [*temporary.iterdir()] == []
+
+
 def test_it_ends_with_its_keeper(fleet: Plan) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from tlt_sglang.fleet.keeper import Keeper\nfrom tlt_sglang.fleet.plan import *\n"
-        "keeper = Keeper(Plan.read(Path(sys.argv[1])), Member('exporter', 'here'), '127.0.0.1', '')"
-        "\n"
+        "from tlt_sglang.fleet import keeper\nfrom tlt_sglang.fleet.plan import *\n"
+        "keeper.TEMPORARY = Path(sys.argv[1]) / 'members'\n"
+        "plan, member = Plan.read(Path(sys.argv[1])), Member('exporter', 'here')\n"
+        "keeper = keeper.Keeper(plan, member, '127.0.0.1', '')\n"
         "while keeper.status().pid is None: time.sleep(0.01)\n"
         "print(keeper.status().pid, flush=True)\ntime.sleep(60)"
     )

@@ -252,6 +252,17 @@ def test_micro_batches_get_as_small_as_they_have_to() -> None:
     assert one.batch_tokens == 512
 
 
+def test_an_optimizer_step_of_small_micro_batches_takes_more_of_them() -> None:
+    settings = replace(SETTINGS, batch_tokens=256, accumulate=2)
+    one = Learner(drafter(), frozen(), filled(), settings, torch.device("cpu"))
+    steps = []
+    for tokens in (256, 256, 64, 64, 64, 64, 128, 256):
+        one.batch_tokens = tokens
+        one.micro_step()
+        steps.append(one.step)
+    assert steps == [0, 1, 1, 1, 1, 1, 1, 2]
+
+
 def test_a_gate_gives_way() -> None:
     learner = Learner(drafter(), frozen(), filled(), SETTINGS, torch.device("cpu"))
     for _ in range(6):
