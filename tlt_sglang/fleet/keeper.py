@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tlt_sglang.config.settings import VARIABLE
+from tlt_sglang.errors import EnvironmentProblem
 from tlt_sglang.fleet.plan import Member, Plan
 from tlt_sglang.launcher.parent_death import end_with_parent
 from tlt_sglang.launcher.server_process import free_port, is_healthy
@@ -159,11 +160,8 @@ class Keeper:
 
     def _write(self, path: Path, text: str) -> None:
         """Write a file of the store, whole or not at all."""
-        with contextlib.suppress(OSError):  # the store is gone; the member serves all the same
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(f"{text}\n")
-            os.replace(temporary, path)
+        with contextlib.suppress(EnvironmentProblem):  # the member serves without the store, too
+            files.replace(self._plan.store, path, f"{text}\n".encode())
 
     def _forget(self) -> None:
         self._status.url = None
