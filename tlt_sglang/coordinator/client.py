@@ -8,6 +8,7 @@ that hears nothing for the coordinator's timeout is stopped by its own client.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from tlt_sglang.coordinator import messages
 from tlt_sglang.coordinator.connection import MAX_PENDING, connect
 from tlt_sglang.coordinator.location import Location
 from tlt_sglang.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
 """The time between two attempts to join."""
@@ -155,6 +158,8 @@ class Client:
                     self._send(signal)
             self._send_state()
         elif isinstance(message, messages.Refused):
+            if message.reason != self.refusal:
+                logger.warning("The coordinator refuses %s. %s", self.name, message.reason)
             self._joined, self.refusal = False, message.reason
         elif isinstance(message, messages.Unknown) and self._joined:
             # It was silent for too long: it joins again, with all that it has signalled.

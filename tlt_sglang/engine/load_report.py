@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlt_sglang.coordinator.client import Client
+from tlt_sglang.weights import files
 
 if TYPE_CHECKING:
     from tlt_sglang.config.settings import Config, Device
@@ -35,7 +36,7 @@ class LoadReport:
         self._scheduler, self._committed = scheduler, committed
         key = None if config.coordinator_key is None else Path(config.coordinator_key)
         device_id = device_name(config, device)
-        member = f"engine@{os.getpid()}"
+        member = files.owned("engine")
         self._client = Client(config.coordinator, member, "engine", device_id, key=key)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tlt-report", daemon=True)

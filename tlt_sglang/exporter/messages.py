@@ -63,16 +63,20 @@ class Export(Struct, frozen=True):
 
 
 def exports(store: Path) -> list[Export]:
-    """Return the exports of a store; remove the files of exporters that were killed."""
-    served = []
-    for path in sorted((store / FOLDER).glob("export@*")):
+    """Return the exports of a store, the newest last; remove the files of killed exporters.
+
+    Those that were killed on another machine cannot be told from the others, but for their age.
+    """
+    served: list[tuple[float, str, Export]] = []
+    for path in (store / FOLDER).glob("export@*"):
         if files.is_orphan(path):
             path.unlink(missing_ok=True)
             continue
         with contextlib.suppress(OSError):
             export = decode(path.read_bytes(), Export)
-            served += [] if export is None else [export]
-    return served
+            if export is not None:
+                served.append((path.stat().st_mtime, path.name, export))
+    return [export for _, _, export in sorted(served, key=lambda one: one[:2])]
 
 
 T = TypeVar("T", Request, Batch, Export)

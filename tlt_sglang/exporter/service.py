@@ -22,7 +22,7 @@ import zmq
 from tlt_sglang.coordinator import endpoints
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.exporter import messages
-from tlt_sglang.exporter.messages import Batch, Export, Request
+from tlt_sglang.exporter.messages import Batch, Export, Request, exports
 from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.layout import Geometry
 from tlt_sglang.harvest.reader import Reader
@@ -59,6 +59,8 @@ class Exporter:
         """The number of malformed requests."""
         self._open: dict[tuple[bytes, str], _Open] = {}
         self._logs: dict[str, Geometry] = {}
+        self._elsewhere: set[Path] = set()
+        """Announcements of engines whose logs are not on this machine."""
         self._looked = float("-inf")
         self._file: Path | None = None
         check_address(address)
@@ -114,9 +116,13 @@ class Exporter:
     def _look(self) -> None:
         """Find the logs of this machine, say what is served, and close what nobody reads."""
         self._looked = now = time.monotonic()
+        exports(self.store)  # removes the files of exporters that were killed here
         logs = {}
-        for engine in announce.read(self.store):
-            with contextlib.suppress(EnvironmentProblem):  # on another machine, or gone
+        for path, engine in announce.read_files(self.store, self._elsewhere).items():
+            if not Path(engine.harvest).exists():
+                self._elsewhere.add(path)  # on another machine, or gone: not to be read again
+                continue
+            with contextlib.suppress(EnvironmentProblem):  # just gone, or not ready yet
                 reader = Reader.open(Path(engine.harvest))
                 logs[engine.harvest] = reader.geometry
                 reader.close()

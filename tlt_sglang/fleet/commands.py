@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 1.0
 STOP_SECONDS = 240.0
 REACH_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+"""Time that Ray has to start a manager again."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,11 +105,11 @@ def _fleet(argv: Sequence[str]) -> None:
             if args.stop:
                 _stop(plan)
             else:
-                print(describe(_status(_manager(plan))))
+                print(describe(_status(plan)))
         return
     _check(args)
     with _connected(args.ray, args.local_nodes):
-        _run(_plan(args, store, tuple(engine_flags)), args.detach)
+        _run(_plan(args, store, tuple(engine_flags)), detach=args.detach)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -135,20 +138,18 @@ def _plan(args: argparse.Namespace, store: Path, engine_flags: tuple[str, ...]) 
     )
 
 
-def _run(plan: Plan, detach: bool) -> None:
+def _run(plan: Plan, *, detach: bool) -> None:
     """Start the fleet, or join the one that runs, and show its changes until interrupted."""
-    manager = _start(plan)
-    stopped = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-
+    _start(plan)
+    stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, interrupt)
+        signal.signal(number, lambda *_: stopped.set())
     shown = ""
-    while not stopped:
-        status = _status(manager)
+    while not stopped.is_set():
+        try:
+            status = _status(plan, stopped)
+        except NoAnswerError:
+            continue
         if (text := describe(status)) != shown:
             print(text, flush=True)
             shown = text
@@ -157,7 +158,7 @@ def _run(plan: Plan, detach: bool) -> None:
                 if detach:
                     print("tlt fleet: end it with --stop", flush=True)
                     return
-        time.sleep(LOOK_SECONDS)
+        stopped.wait(LOOK_SECONDS)
     print("tlt fleet: ending", file=sys.stderr, flush=True)
     _stop(plan)
 
@@ -208,40 +209,64 @@ LOCAL_STORE_BYTES = 80 << 20
 """Ray's object store of a simulated node, near the least that it takes; a fleet does not use it."""
 
 
-def _start(plan: Plan) -> Actor:
-    """Return the manager of the fleet of this plan, which may run already. Raises ConfigError."""
+def _start(plan: Plan) -> None:
+    """Start the fleet of this plan, if it does not run already. Raises ConfigError."""
     import ray
+    from ray.exceptions import RayActorError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from tlt_sglang.fleet.manager import MANAGER, manager_class
 
-    if (running := Plan.read(plan.store)) is not None:
-        manager = None
-        with contextlib.suppress(ConfigError):  # left by a cluster that is gone
-            manager = _manager(running)
-        if manager is not None:
-            if plan != running:
-                raise ConfigError(
-                    f"The fleet of {plan.store} runs with other settings; end it with --stop."
-                )
-            return manager
+    for other in filter(None, (Plan.read(plan.store), plan)):
+        with contextlib.suppress(NotRunningError):  # left by a cluster that is gone
+            _expect(plan, _status(other))
+            _keep(plan)
+            return
     files.check(plan.store)
     with files.usable(plan.store):
         plan.folder.mkdir(mode=0o700, exist_ok=True)
         if not plan.secret_key.exists():
             make_keys(plan.secret_key.parent)
-        files.write(plan.folder / "plan.json", plan.to_json())
     here = ray.get_runtime_context().get_node_id()
     options = manager_class().options(
         name=plan.actor(MANAGER),
         namespace=NAMESPACE,
+        get_if_exists=True,
         lifetime="detached",
         max_restarts=-1,
         max_concurrency=4,
         num_cpus=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
     )
-    return options.remote(plan)
+    manager = options.remote(plan)
+    try:
+        ray.get(manager.status.remote())
+    except RayActorError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise EnvironmentProblem(f"The manager of the fleet cannot start: {reason}.") from error
+    _expect(plan, _status(plan))  # another program may have been faster
+    _keep(plan)
+
+
+def _keep(plan: Plan) -> None:
+    """Write the plan where --status and --stop find it."""
+    files.replace(plan.store, plan.folder / "plan.json", plan.to_json())
+
+
+def _expect(plan: Plan, status: FleetStatus) -> None:
+    """Raise ConfigError where the fleet that runs is not that of `plan`."""
+    if status.plan != plan:
+        raise ConfigError(
+            f"The fleet of {plan.store} runs with other settings; end it with --stop."
+        )
+
+
+class NotRunningError(ConfigError):
+    """The fleet does not run."""
+
+
+class NoAnswerError(EnvironmentProblem):
+    """The manager of the fleet is being started again."""
 
 
 def _manager(plan: Plan) -> Actor:
@@ -252,31 +277,50 @@ def _manager(plan: Plan) -> Actor:
     try:
         return ray.get_actor(plan.actor(MANAGER), namespace=NAMESPACE)
     except ValueError as error:
-        raise ConfigError(
+        raise NotRunningError(
             f"The fleet {plan.name} of {plan.store} does not run on this cluster; start it with "
             "tlt fleet."
         ) from error
 
 
-def _status(manager: Actor) -> FleetStatus:
+def _status(plan: Plan, stopped: threading.Event | None = None) -> FleetStatus:
+    """Return the state of a fleet, waiting for its manager while Ray starts that again.
+
+    Raises ConfigError where it does not run, has ended, or has another store, and NoAnswerError
+    once `stopped` is set, or after ANSWER_SECONDS where it is not given.
+    """
     import ray
     from ray.exceptions import RayActorError
 
+    began = time.monotonic()
     while True:
+        manager = _manager(plan)
         try:
             status: FleetStatus = ray.get(manager.status.remote())
-        except RayActorError:
-            time.sleep(LOOK_SECONDS)  # Ray is starting it again
-        else:
-            return status
+        except RayActorError as error:
+            late = time.monotonic() - began > ANSWER_SECONDS
+            if late if stopped is None else stopped.wait(LOOK_SECONDS):
+                raise NoAnswerError(
+                    f"The manager of the fleet {plan.name} does not answer; try again."
+                ) from error
+            time.sleep(LOOK_SECONDS)
+            continue
+        if status.plan.store != plan.store:
+            raise ConfigError(
+                f"The fleet {plan.name} of this cluster has the store {status.plan.store}; give "
+                "this one another --name."
+            )
+        return status
 
 
 def _stop(plan: Plan) -> None:
     import ray
     from ray.exceptions import RayActorError
 
+    _status(plan)  # it is the fleet of this store
     manager = _manager(plan)
     with contextlib.suppress(RayActorError):
         ray.get(manager.stop.remote(), timeout=STOP_SECONDS)
     ray.kill(manager, no_restart=True)
-    (plan.folder / "plan.json").unlink(missing_ok=True)
+    for path in (plan.folder / "plan.json", *plan.targets.glob("*.json")):
+        path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The keeper of one member: runs its process on this node, and again when that has died.
 
-The process never outlives its keeper: the kernel tells it to stop when the keeper dies, however
-that happens. Independent of Ray, which calls it as an actor.
+When the keeper dies, however that happens, the kernel tells the process to stop; an engine answers
+its requests first. Independent of Ray, which calls it as an actor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,8 @@ class MemberStatus:
     """Address of an engine."""
     starts: int
     """How often its process was started by this keeper."""
+    problem: str = ""
+    """Why it cannot be started now."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ def describe(status: FleetStatus) -> str:
     width = max(map(len, names), default=0)
     rows = [f"{'member':{width}} {'state':10} {'starts':>6} {'pid':>8}  where"]
     for member in sorted(status.members, key=lambda one: one.name):
-        where = member.url or member.host
+        where = member.problem or member.url or member.host
         rows.append(
             f"{member.name:{width}} {member.state:10} {member.starts:6} {member.pid or '-':>8}  "
             f"{where}"
@@ -112,8 +114,11 @@ class Keeper:
         starts = 0
         while not self._stop.is_set():
             began = time.monotonic()
-            with _temporary_folder() as temporary:
-                self._run(temporary)
+            try:
+                with _temporary_files() as variables:
+                    self._run(variables)
+            except OSError as error:  # no store here, no room for a process: later perhaps
+                self._status.problem = str(error)
             self._forget()
             if time.monotonic() - began > STEADY_SECONDS:
                 starts = 0
@@ -121,8 +126,8 @@ class Keeper:
             self._stop.wait(RESTART_SECONDS[min(starts, len(RESTART_SECONDS) - 1)])
             starts += 1
 
-    def _run(self, temporary: Path) -> None:
-        """Run the process once, until it ends or has to."""
+    def _run(self, variables: Mapping[str, str]) -> None:
+        """Run the process once, until it ends or has to. Raises OSError where it cannot start."""
         status, member = self._status, self._member
         port = 0 if member.kind == "trainer" else free_port(status.host)
         command = self._plan.command(member, status.host, port)
@@ -132,11 +137,11 @@ class Keeper:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(temporary),
+                env=self._environment(variables),
                 start_new_session=True,
                 preexec_fn=end_with_parent,
             )
-        status.pid, status.starts = process.pid, status.starts + 1
+        status.pid, status.starts, status.problem = process.pid, status.starts + 1, ""
         if member.kind == "coordinator":
             self._write(self._plan.address_file, f"tcp://{status.host}:{port}")
         url = f"http://{status.host}:{port}" if member.kind == "engine" else None
@@ -147,6 +152,11 @@ class Keeper:
             if status.state != "up" and (url is None or is_healthy(url, HEALTH_SECONDS)):
                 status.state, status.url = "up", url
                 self._announce()
+
+    def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of the process; what torch has compiled is where the user says."""
+        passed_on = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        return {**variables, **passed_on, "TMPDIR": variables["TMPDIR"]}
 
     def _announce(self) -> None:
         """Write the address of an engine to where Prometheus and `tlt top` look."""
@@ -173,27 +183,22 @@ class Keeper:
         return self._plan.targets / f"{self._member.name}.json"
 
 
-def _environment(temporary: Path) -> dict[str, str]:
-    """Return the environment of a member whose temporary files are in `temporary`."""
-    passed_on = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    return {"TORCHINDUCTOR_CACHE_DIR": str(COMPILED)} | passed_on | {"TMPDIR": str(temporary)}
-
-
 @contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """Make a folder for a member, and remove it at the end, with those of keepers that died.
+def _temporary_files() -> Iterator[dict[str, str]]:
+    """Make a folder for the temporary files of a member, and remove it at the end.
 
-    Where it cannot be made, it is the folder of all temporary files.
+    Yields the variables that name it. Those of keepers that died are removed as well.
     """
     folder = TEMPORARY / files.owned("")  # a short path: the sockets in it may have 107 characters
     try:
-        files.make_private(TEMPORARY)
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError:
-        yield Path(tempfile.gettempdir())
-        return
+        for one in (TEMPORARY.parent, TEMPORARY, folder):
+            files.make_private(one)
+        variables = {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(COMPILED)}
+    except OSError:  # in a place of another user's nothing is safe
+        folder = Path(tempfile.mkdtemp(prefix="tlt-"))
+        variables = {"TMPDIR": str(folder)}
     try:
-        yield folder
+        yield variables
     finally:
         for one in (folder, *filter(files.is_orphan, TEMPORARY.glob("@*"))):
             shutil.rmtree(one, ignore_errors=True)

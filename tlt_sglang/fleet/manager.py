@@ -31,6 +31,7 @@ from tlt_sglang.fleet.keeper import FleetStatus, Keeper, MemberStatus
 from tlt_sglang.fleet.plan import NAMESPACE, Member, Plan
 from tlt_sglang.harvest import announce
 from tlt_sglang.weights import files
+from tlt_sglang.weights.lease import FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,10 @@ class Manager:
                 self._keep(member, self._in_bundle(member, bundle))
         left = {node["NodeManagerHostname"] for node in ray.nodes() if not node["Alive"]}
         left -= {node["NodeManagerHostname"] for node in nodes}
+        store = self._plan.store
         with contextlib.suppress(OSError):
-            files.remove_owned_by(left, self._plan.store / announce.FOLDER)
+            for folder in (store / announce.FOLDER, store / FOLDER, *store.glob("v*")):
+                files.remove_owned_by(left, folder)
 
     def _keep(self, member: Member, place: dict[str, Any]) -> None:
         if member in self._keepers:

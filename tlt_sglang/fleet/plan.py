@@ -141,7 +141,8 @@ class Plan:
             own = ["--model", self.model, "--adaptive-spec", "--host", host, "--port", str(port)]
             own += [*self._store(), SETTINGS["store_cache"].flag, CACHE]
             own += [SETTINGS["coordinator"].flag, self.coordinator, *self._key(listens=False)]
-            own += [SETTINGS["device_name"].flag, self.actor(member.name), *self.engine_flags]
+            own += [SETTINGS["device_name"].flag, self.actor(member.name), "--enable-metrics"]
+            own += self.engine_flags
         else:
             own = [*self._store(), *self._key(listens=False), *self.trainer_flags]
         return [sys.executable, "-m", *_MODULE[member.kind], *own]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,13 +45,20 @@ class Announcement:
 
 def read(store: Path) -> list[Announcement]:
     """Return the announcements of running engines, by file name; remove those of killed ones."""
-    announcements = []
+    return list(read_files(store).values())
+
+
+def read_files(store: Path, but: Container[Path] = ()) -> dict[Path, Announcement]:
+    """Return the same by file, without the files in `but`."""
+    announcements = {}
     for path in sorted((store / FOLDER).glob("engine@*")):
+        if path in but:
+            continue
         if files.is_orphan(path):
             remove(store, path)
             continue
         with contextlib.suppress(OSError, ValueError, TypeError):
-            announcements.append(Announcement(**json.loads(path.read_text())))
+            announcements[path] = Announcement(**json.loads(path.read_text()))
     return announcements
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tlt_sglang.errors import EnvironmentProblem
-from tlt_sglang.exporter.messages import exports
+from tlt_sglang.exporter.messages import Export, exports
 from tlt_sglang.exporter.remote import RemoteReader
 from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.announce import Announcement
@@ -121,7 +121,7 @@ class Feed:
     def _look(self, now: float) -> None:
         self.engines = announce.read(self._store)
         announced = {engine.harvest for engine in self.engines}
-        served = {path: export.address for export in exports(self._store) for path in export.logs}
+        served = {path: export for export in exports(self._store) for path in export.logs}
         for path, source in list(self._sources.items()):
             remote = source.reader
             if not isinstance(remote, RemoteReader):
@@ -129,13 +129,13 @@ class Feed:
             # If the exporter has ended with the engine, nobody says that the log has ended.
             if path not in announced:
                 self._end(path)
-            elif served.get(path, remote.address) != remote.address:
-                remote.move(served[path])
+            elif path in served and served[path].address != remote.address:
+                remote.move(served[path].address)
         for engine in self.engines:
             if engine.harvest in self._sources:
                 self._sources[engine.harvest].version = engine.target_version
                 continue
-            reader = self._open(engine.harvest)
+            reader = self._open(engine.harvest, served.get(engine.harvest))
             if reader is None:
                 continue  # the engine has just ended, or is not ready yet
             if reader.geometry.feature_size != self._width:
@@ -145,16 +145,15 @@ class Feed:
                 reader, Assembler(self._assembled), engine.target_version, now
             )
 
-    def _open(self, path: str) -> Reader | RemoteReader | None:
-        """Return a reader of a log on this machine or on another one, None if there is none."""
+    def _open(self, path: str, export: Export | None) -> Reader | RemoteReader | None:
+        """Return a reader of a log on this machine or of an exporter's, None if there is none."""
         if Path(path).exists():
             with contextlib.suppress(EnvironmentProblem):
                 return Reader.open(Path(path))
             return None
-        for export in exports(self._store):
-            if path in export.logs:
-                return RemoteReader(export.address, path, export.logs[path], self._key)
-        return None
+        if export is None:
+            return None
+        return RemoteReader(export.address, path, export.logs[path], self._key)
 
     def _take(self, source: _Source, sequences: list[LoggedSequence]) -> None:
         for sequence in sequences:

@@ -82,6 +82,7 @@ class Group:
         self._epoch = self._number = self._began = self._restarts = self._sent = 0
         self._parts: Future[list[Snapshot]] | None = None
         self._newest: Future[Snapshot | None] | None = None
+        self._written: Future[None] | None = None
         self._looked, self._changed = float("-inf"), 0
         self.helpers = 0
         """Helpers whose work the last round has taken up."""
@@ -121,10 +122,11 @@ class Group:
     def contribute(self) -> None:
         """Hand over what this helper has made of the round; it calls this after micro-batches."""
         steps = self._learner.step - self._began
-        if steps >= self._sent + PART_STEPS:
+        writes = self._written is not None and not self._written.done()
+        if steps >= self._sent + PART_STEPS and not writes:
             self._sent = steps
             part = self._snapshot(steps)
-            self._worker.submit(self._write, files.owned(PART), part)
+            self._written = self._worker.submit(self._write, files.owned(PART), part)
 
     def close(self) -> None:
         """Finish writing, and remove this process's part."""

@@ -18,6 +18,7 @@ from tlt_sglang.errors import EnvironmentProblem
 from tlt_sglang.harvest import announce, segments
 from tlt_sglang.observe.scalars import Scalars
 from tlt_sglang.training.progress import say
+from tlt_sglang.weights import files
 from tlt_sglang.weights.store import Store
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Sidecar:
                 return
             if self.options.coordinator is not None:
                 device = self.options.device_name or engine.device
-                member, key = f"sidecar@{os.getpid()}", self.options.coordinator_key
+                member, key = files.owned("sidecar"), self.options.coordinator_key
                 self._client = Client(self.options.coordinator, member, "trainer", device, key=key)
 
             # Imports torch, which takes seconds: not before there is an engine to train for.

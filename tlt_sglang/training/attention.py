@@ -60,7 +60,7 @@ def _causal(
 def _causal_flex(
     q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The same by FlexAttention with a mask of sequences, for CUDA. Not yet run on a GPU."""
+    """The same by FlexAttention with a mask of sequences, for CUDA; run there, not compared."""
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
     tokens = len(q)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import stat
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -89,13 +91,11 @@ def sync(folder: Path) -> None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, and the one that it is in, so that only this user may enter. Raises OSError.
-
-    `Path.mkdir` opens the parents that it makes to everybody, and a coordinator refuses a socket
-    in such a folder.
-    """
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make a folder that only this user may enter; one that is there has to be. Raises OSError."""
     folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(errno.EACCES, "open to others", str(folder))
 
 
 def check(root: Path) -> None:

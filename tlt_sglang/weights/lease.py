@@ -52,6 +52,8 @@ class Lease:
         self._last, self._beats = float("-inf"), 0
         self._seen: tuple[int, bytes] = (0, b"")
         self._since = clock()
+        self._renewed: dict[str, tuple[int, float]] = {}
+        """When each mark of a process that waits had changed, and when that was seen."""
 
     def hold(self, *, now: bool = False) -> bool:
         """Return whether this process has the lease; takes it where it is free.
@@ -88,12 +90,25 @@ class Lease:
                 (self._path(epoch) / files.owned(_HOLDER)).unlink(missing_ok=True)
 
     def _is_waited_for(self) -> bool:
+        """Return whether another process waits; one that waits renews its mark all the time."""
         for path in self._folder.glob(f"{_WAITING}@*"):
             if files.is_orphan(path) or files.is_old(path):
                 path.unlink(missing_ok=True)
-            elif path.name != files.owned(_WAITING):
+            elif path.name != files.owned(_WAITING) and self._is_renewed(path):
                 return True
         return False
+
+    def _is_renewed(self, mark: Path) -> bool:
+        """Return whether a mark has changed within the time of a lease, by this process's clock."""
+        try:
+            changed = mark.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        seen, since = self._renewed.get(mark.name, (None, 0.0))
+        if changed != seen:
+            since = self._clock()
+            self._renewed[mark.name] = changed, since
+        return self._clock() - since <= self._seconds
 
     def _take(self, epoch: int) -> None:
         try:

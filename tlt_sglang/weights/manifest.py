@@ -35,6 +35,10 @@ class BadManifest(BadVersion):
     """Its manifest or its notes cannot be read, or contradict its weights."""
 
 
+class Unreadable(BadVersion):
+    """This machine cannot read its weights now; others may, and it may later."""
+
+
 class Truncated(BadVersion):
     """Its weights are missing, or shorter or longer than published."""
 

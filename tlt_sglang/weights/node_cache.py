@@ -35,12 +35,17 @@ class NodeCache:
         cannot be used they are read from `origin`, with a warning. Raises OSError if that fails.
         """
         try:
+            # The coordinator's socket lies in the parent, too, and that has to be private.
+            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.make_private(self.folder)
             lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             return self._from_origin(origin, error)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel opens it when its holder is killed
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel opens it when its holder is killed
+            except OSError as error:
+                return self._from_origin(origin, error)
             path = self.folder / f"{sha256}{_SUFFIX}"
             if (cached := self._cached(path, sha256)) is not None:
                 return cached

@@ -37,6 +37,7 @@ from tlt_sglang.weights.manifest import (
     NoManifest,
     NoVersion,
     Truncated,
+    Unreadable,
 )
 from tlt_sglang.weights.node_cache import NodeCache
 
@@ -126,7 +127,7 @@ class Store:
         """Remove old versions; one that cannot be removed now is left to the next publisher."""
         for version in self.versions()[: -self.keep]:
             path = self.path(version)
-            if (path / PINNED).exists() or not all(map(files.is_orphan, path.glob(f"{USED}@*"))):
+            if (path / PINNED).exists() or any(map(_is_used, path.glob(f"{USED}@*"))):
                 continue
             # Renamed first, so that a reader sees all of a version or none of it.
             grave = self.root / files.owned(f"{_TEMPORARY}{path.name}")
@@ -193,8 +194,11 @@ class Store:
         manifest = self.manifest(version)
         try:
             data = self._read(self.path(version) / WEIGHTS, manifest.sha256)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise Truncated(version, f"its weights cannot be read ({error.strerror})") from error
+        except OSError as error:
+            why, remedy = f"its weights cannot be read ({error.strerror})", "it is tried again"
+            raise Unreadable(version, why, remedy) from error
         return tensors.from_bytes(data, manifest, expected)
 
     def _read(self, path: Path, sha256: str) -> bytes:
@@ -230,7 +234,11 @@ class Store:
         self._mark(version, PINNED, pinned)
 
     def use(self, version: int, used: bool = True) -> None:
-        """Keep `version` while this process lives, or until `used` is False. Raises NoVersion."""
+        """Keep `version` until `used` is False, or this process has ended. Raises NoVersion.
+
+        The mark has to be renewed every half an hour: other machines cannot see whether the process
+        lives.
+        """
         self._mark(version, files.owned(USED), used)
 
     def _mark(self, version: int, name: str, present: bool) -> None:
@@ -247,3 +255,8 @@ class Store:
     def path(self, version: int) -> Path:
         """Return the folder of a version."""
         return self.root / f"v{version:06d}"
+
+
+def _is_used(mark: Path) -> bool:
+    """Return whether a process that has marked a version lives; on other machines it renews it."""
+    return not (files.is_orphan(mark) or files.is_old(mark))

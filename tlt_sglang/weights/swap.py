@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tlt_sglang.errors import TltError
+from tlt_sglang.weights import files
 from tlt_sglang.weights.baseline import Baseline
 from tlt_sglang.weights.guard import Guard
 from tlt_sglang.weights.manifest import (
@@ -31,7 +32,9 @@ from tlt_sglang.weights.manifest import (
     Damaged,
     Expected,
     NotFinite,
+    NoVersion,
     Truncated,
+    Unreadable,
 )
 from tlt_sglang.weights.store import Store
 
@@ -42,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 """Time between two looks at the store."""
+MARK_SECONDS = files.OLD_SECONDS / 6
+"""Time between two renewals of the marks of versions in use."""
 AGREE_STEPS = 16
 """Decode steps after which ranks agree on a version to swap in."""
 
@@ -87,6 +92,10 @@ class Swap:
         self._copy_in, self._stage, self._agree, self._clock = copy_in, stage, agree, clock
         self._before = 0
         self._staged: Staged | None = None
+        self._unreadable = 0
+        """The version that could not be read at the last look."""
+        self._used, self._marked = set[int](), float("-inf")
+        """Versions that are marked as used, and when they were last."""
         self._guard: Guard | None = None
         self._baseline = Baseline()
         self._steps = 0
@@ -107,11 +116,30 @@ class Swap:
         self._look_now.set()
         if self._thread is not None:
             self._thread.join()
+        with _warn():
+            for version in self._used:
+                self._store.use(version, used=False)
+
+    def _mark(self) -> None:
+        """Mark the versions in use, and renew the marks at times; remove those of others.
+
+        Marks that are not renewed, those of killed engines on other machines, lose their force.
+        """
+        staged, now = self._staged, self._clock()
+        used = {self.version, self.version if staged is None else staged.version} - {0}
+        for version in self._used - used:
+            self._store.use(version, used=False)
+        is_due = now - self._marked > MARK_SECONDS
+        for version in used if is_due else used - self._used:
+            with contextlib.suppress(NoVersion):  # its weights are in memory all the same
+                self._store.use(version)
+        self._used, self._marked = used, now if is_due else self._marked
 
     def _watch(self) -> None:
         while not self._stop.is_set():
             try:
                 self.look()
+                self._mark()
             except Exception:  # the engine continues with the drafter that it has
                 logger.exception("The drafter store %s cannot be read", self._store.root)
             self._look_now.wait(LOOK_SECONDS)
@@ -138,7 +166,13 @@ class Swap:
             return self._stage(self._held[version])
         try:
             self._store.use(version)
+            self._used.add(version)
             return self._stage(self._store.load(version, self._expected))
+        except Unreadable as error:
+            if self._unreadable != version:
+                logger.warning("%s", error)
+            self._unreadable = version
+            return None
         except BadVersion as error:
             self.refused[version] = str(error)
             logger.warning("%s", error)
@@ -194,9 +228,6 @@ class Swap:
         self._held = {0: first, before: last, staged.version: staged.weights}
         self.swaps = [*self.swaps[-63:], (staged.version, seconds)]
         self._guard = Guard(self._baseline)
-        if before:
-            with _warn():
-                self._store.use(before, used=False)
         logger.info("Drafter version %d is in use (%.1f ms)", staged.version, 1000 * seconds)
 
     def observe(self, requests: Sequence[str], accepted: Sequence[int], strategy: str) -> None:

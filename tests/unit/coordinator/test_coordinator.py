@@ -151,13 +151,16 @@ def test_malformed_and_oversized_messages_are_dropped_and_counted(folder: Path) 
         assert status and status.dropped == served.dropped
 
 
-def test_a_name_that_is_taken_is_refused_until_its_owner_leaves(folder: Path, join: Join) -> None:
+def test_a_name_that_is_taken_is_refused_until_its_owner_leaves(
+    folder: Path, join: Join, caplog: pytest.LogCaptureFixture
+) -> None:
     at = f"ipc://{folder}/c"
     with serving(at):
         first, second = join("e", "engine", "a"), join("e", "engine", "b")
         settle(first)
         until(lambda: second.poll() or first.poll() or second.refusal)
         assert second.refusal and "taken" in second.refusal and not second.connected
+        assert caplog.text.count("The coordinator refuses e. The name e is taken") == 1
         first.close()
         settle(second)
         assert second.refusal is None

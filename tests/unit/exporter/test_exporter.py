@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,14 @@ from tlt_sglang.exporter.remote import RemoteReader
 from tlt_sglang.exporter.service import Exporter
 from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.announce import Announcement
+from tlt_sglang.harvest.layout import Geometry
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import END, PROMPT, Record, request_key
 from tlt_sglang.harvest.writer import Writer
 from tlt_sglang.launcher.child_process import wait_for
 from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
+from tlt_sglang.weights import files
 
 WIDTH = 64
 SECONDS = 20.0
@@ -331,3 +334,43 @@ def test_the_file_of_a_killed_exporter_is_removed(folder: Path, writer: Writer) 
         process.kill()
         process.wait()
     assert exports(store) == [] and os.listdir(store / announce.FOLDER) != []
+
+
+def test_an_exporter_removes_the_file_of_one_that_was_killed(folder: Path, writer: Writer) -> None:
+    """Readers are on other machines, and cannot tell that it was."""
+    store = announced(folder, writer)
+    with exporting(folder, store) as process:
+        process.kill()
+        process.wait()
+    (left,) = (store / announce.FOLDER).glob("export@*")
+    Exporter(store, f"ipc://{folder}/export").close()
+    assert not left.exists()
+
+
+def test_of_two_exports_of_a_log_the_newest_counts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = Geometry.fit(1 << 20, WIDTH, "bfloat16")
+    store = folder / "store"
+    for age, (name, address) in enumerate((("9", "tcp://b"), ("10", "tcp://a"), ("1", "tcp://c"))):
+        monkeypatch.setattr(files, "owned", lambda what, name=name: f"{what}@{name}@elsewhere")
+        path = Export(address, {"log": geometry}).write(store)
+        os.utime(path, (age, age))
+    assert [export.address for export in exports(store)] == ["tcp://b", "tcp://a", "tcp://c"]
+
+
+def test_announcements_of_other_machines_are_read_once(
+    folder: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many engines all exporters would read all their files from the shared store."""
+    store = folder / "store"
+    monkeypatch.setattr(files, "owned", lambda name: f"{name}@1@elsewhere")
+    there = Announcement("/dev/shm/tlt-harvest-elsewhere", "gpu:0", "m", "d", False)
+    there.write(store)
+    exporter = Exporter(store, f"ipc://{folder}/export")
+    try:
+        replace(there, harvest=str(writer.path)).write(store)
+        exporter._look()
+        assert exports(store) == [Export(exporter.address, {})]
+    finally:
+        exporter.close()

@@ -17,7 +17,7 @@ import pytest
 
 from tlt_sglang.coordinator.status import query_status
 from tlt_sglang.fleet import keeper, plan
-from tlt_sglang.fleet.keeper import Keeper
+from tlt_sglang.fleet.keeper import FleetStatus, Keeper, describe
 from tlt_sglang.fleet.plan import Member, Plan
 from tlt_sglang.launcher.child_process import wait_for
 from tlt_sglang.launcher.server_process import free_port
@@ -73,6 +73,36 @@ def test_it_ends_when_it_is_stopped(kept: Keeper, fleet: Plan) -> None:
     kept.stop()
     assert kept.status().state == "stopped" and pid is not None and not psutil.pid_exists(pid)
     assert list((fleet.store / "engines").glob("export@*")) == []
+
+
+def test_a_member_that_cannot_start_is_tried_again(
+    fleet: Plan, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the folder of its log is not there, as on a node where the store is not mounted."""
+    monkeypatch.setattr(keeper, "RESTART_SECONDS", (0.05,))
+    away = fleet.folder.with_name("away")
+    fleet.folder.rename(away)
+    one = Keeper(fleet, EXPORTER, "127.0.0.1", "node")
+    try:
+        assert wait_for(lambda: "No such file" in one.status().problem, SECONDS)
+        status = FleetStatus(fleet, [one.status()], [])
+        assert "No such file" in describe(status) and not status.is_up
+        away.rename(fleet.folder)
+        assert wait_for(lambda: "tlt export: at" in log(fleet), SECONDS)
+        assert one.status().problem == ""
+    finally:
+        one.stop()
+
+
+def test_a_place_that_others_may_enter_is_not_used(
+    kept: Keeper, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary.parent.chmod(0o777)
+    with keeper._temporary_files() as variables:
+        folder = Path(variables["TMPDIR"])
+        assert [*variables] == ["TMPDIR"] and temporary not in folder.parents
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
 
 
 def test_what_a_member_leaves_behind_is_removed(kept: Keeper, fleet: Plan, temporary: Path) -> None:

@@ -44,7 +44,7 @@ def test_an_engine_reports_to_the_coordinator_as_a_device_of_its_own() -> None:
     command = PLAN.command(Member("engine", "1"), "10.0.0.2", 8000)
     args, rest = _parser().parse_known_args(command[3:])
     assert args.adaptive_spec and args.model == "model"
-    assert rest == ["--host", "10.0.0.2", "--port", "8000", "--tp", "2"]
+    assert rest == ["--host", "10.0.0.2", "--port", "8000", "--enable-metrics", "--tp", "2"]
     values = flags.flag_values(args)
     assert values == {
         "store": "/shared/store",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,6 +100,28 @@ def test_a_helpers_work_is_averaged_by_steps(tmp_path: Path, join: Callable[[str
     assert leading.helpers == 1
     averaged = copied(first)
     assert wait_for(lambda: helping.follow() and same(copied(second), averaged), SECONDS)
+
+
+def test_a_helper_does_not_queue_parts_for_a_slow_store(
+    join: Callable[[str], Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, leading), (second, helping) = join(""), join("other")
+    train(first, 1)
+    leading.lead(EPOCH)
+    assert wait_for(helping.follow, SECONDS)
+    writes, may_write = list[int](), threading.Event()
+
+    def write(_: str, part: Snapshot) -> None:
+        writes.append(part.steps)
+        may_write.wait(SECONDS)
+
+    monkeypatch.setattr(helping, "_write", write)
+    for _ in range(60):
+        train(second, 1)
+        helping.contribute()
+    may_write.set()
+    assert wait_for(lambda: helping._written is not None and helping._written.done(), SECONDS)
+    assert len(writes) == 1
 
 
 def test_what_is_late_damaged_or_strange_is_left_out(

@@ -77,6 +77,16 @@ def test_a_silent_holder_loses_it_by_the_clock_of_who_waits(pair: tuple[Process,
     assert not one.hold() and one.lease.epoch is None
 
 
+def test_who_was_killed_on_another_machine_waits_no_longer(pair: tuple[Process, Process]) -> None:
+    one, two = pair
+    assert one.hold() and not two.hold()
+    for _ in range(int(LEASE_SECONDS)):
+        assert one.hold() and one.lease.is_wanted
+    assert one.hold(2 * RENEW_SECONDS) and not one.lease.is_wanted
+    two.hold()
+    assert one.hold() and one.lease.is_wanted
+
+
 def test_who_gives_up_waiting_leaves_nothing(pair: tuple[Process, Process], tmp_path: Path) -> None:
     one, two = pair
     assert one.hold() and not two.hold()

@@ -107,6 +107,15 @@ def test_a_folder_that_cannot_be_used_is_told(
     assert "cannot be used" in caplog.text
 
 
+def test_a_folder_that_others_may_enter_is_not_used(
+    cache: NodeCache, origin: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.folder.mkdir(parents=True)
+    cache.folder.chmod(0o755)
+    assert cache.read(digest(b"weights"), origin) == b"weights"
+    assert "open to others" in caplog.text and [*cache.folder.iterdir()] == []
+
+
 def test_a_store_with_a_cache(tmp_path: Path) -> None:
     """Only machines that have not read a version see that it is damaged."""
     store = Store(tmp_path / "store", cache=tmp_path / "one")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tlt_sglang.errors import TltError
+from tlt_sglang.launcher.child_process import wait_for
 from tlt_sglang.weights import swap as swapping
 from tlt_sglang.weights.manifest import Base, Expected, Spec
 from tlt_sglang.weights.store import WEIGHTS, Store
@@ -19,6 +22,7 @@ from tlt_sglang.weights.swap import AGREE_STEPS, Swap
 BASE = Base(hidden_size=4, vocab_size=9, draft_vocab_size=9, layers=2)
 EXPECTED = Expected("eagle3", BASE, {"fc.weight": Spec("F32", (2, 2))})
 CHAIN = "eagle3:3x1x4"
+SECONDS = 10.0
 
 
 def weights(value: float) -> dict[str, Tensor]:
@@ -149,6 +153,46 @@ def test_a_damaged_version_is_refused_once_and_the_one_before_stays(
     assert len(caplog.records) == 1
     assert "bytes" in one.status()["refused"]["2"]
     assert store.rejected(2)
+
+
+def test_what_one_machine_cannot_read_is_not_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, drafter = Store(tmp_path), Drafter()
+    one = swap(store, drafter)
+    publish(store, 1.0)
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "_read", fail)
+        assert not step(one) and not step(one)
+    assert caplog.text.count("it is tried again") == 1
+    assert store.notes(1) == [] and one.status()["refused"] == {}
+    assert step(one) and drafter.value == 1.0
+
+
+def test_a_version_is_marked_while_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swapping, "LOOK_SECONDS", 0.01)
+    store, drafter = Store(tmp_path), Drafter()
+    now = [0.0]
+    one = Swap(store, EXPECTED, weights(0.0), drafter.copy_in, clock=lambda: now[0])
+    one.begin()
+    try:
+        for value in (1.0, 2.0):
+            publish(store, value)
+            assert wait_for(one.swap_in, SECONDS) and drafter.value == value
+        assert wait_for(lambda: not [*store.path(1).glob("used@*")], SECONDS)
+        (mark,) = store.path(2).glob("used@*")
+        os.utime(mark, (0, 0))
+        now[0] += 2 * swapping.MARK_SECONDS
+        assert wait_for(lambda: mark.stat().st_mtime > 0, SECONDS)
+    finally:
+        one.end()
+    assert not mark.exists()
 
 
 def test_a_version_for_another_target_is_left_to_others(tmp_path: Path) -> None:

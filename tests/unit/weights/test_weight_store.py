@@ -135,6 +135,22 @@ def test_a_killed_engine_holds_no_version(tmp_path: Path) -> None:
     assert store.versions() == [2]
 
 
+def test_a_mark_of_another_machine_holds_a_version_while_it_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, keep=1)
+    publish(store)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(files, "owned", lambda name: f"{name}@1@elsewhere")
+        store.use(1)
+    publish(store)
+    assert store.versions() == [1, 2]
+    (mark,) = store.path(1).glob("used@*")
+    os.utime(mark, (0, time.time() - files.OLD_SECONDS - 1))
+    publish(store)
+    assert store.versions() == [3]
+
+
 def test_a_version_that_is_gone_cannot_be_marked(tmp_path: Path) -> None:
     for mark in (Store(tmp_path).pin, Store(tmp_path).use):
         with pytest.raises(manifest.NoVersion, match=r"version 3 is not used: .* not exist"):
