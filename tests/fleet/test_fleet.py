@@ -101,9 +101,13 @@ class Fleet:
 
     def targets(self) -> list[str]:
         """Return the addresses of the engines, as Prometheus finds them."""
+        return list(self.plan.urls().values())
+
+    @property
+    def plan(self) -> Plan:
         plan = Plan.read(self.store.root)
         assert plan is not None
-        return list(plan.urls().values())
+        return plan
 
     def expect_plain(self) -> None:
         """Expect what the first engine says without drafts, where nothing else is known."""
@@ -116,7 +120,12 @@ class Fleet:
     def force(self, url: str, strategy: str | None) -> None:
         """Have an engine use one strategy, or choose again."""
         body = {"strategy": strategy}
-        requests.post(f"{url}/tlt/strategy", json=body, timeout=60).raise_for_status()
+        assert requests.post(f"{url}/tlt/strategy", json=body, timeout=60).status_code == 401
+        key = self.plan.admin_key
+        assert key.stat().st_mode & 0o077 == self.plan.engine_config.stat().st_mode & 0o077 == 0
+        headers = {"Authorization": f"Bearer {key.read_text().strip()}"}
+        answer = requests.post(f"{url}/tlt/strategy", json=body, headers=headers, timeout=60)
+        answer.raise_for_status()
 
     def ask(self, url: str, prompt: int) -> None:
         """Have an engine answer a prompt; its answer is the target's."""
@@ -236,6 +245,14 @@ def test_a_drafter_is_trained_on_a_third_node_and_swapped_into_both(fleet: Fleet
         fleet.force(engine.url, "eagle3:3x1x4")
         for prompt in range(8):
             fleet.ask(engine.url, prompt)
+
+
+def test_another_store_needs_another_name(fleet: Fleet, tmp_path: Path) -> None:
+    words = ["--engines", "0", "--ray", fleet.nodes.address, "--tlt-store", str(tmp_path / "other")]
+    tlt = [sys.executable, "-m", "tlt_sglang.cli", "fleet"]
+    done = subprocess.run([*tlt, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "give this one another --name" in done.stderr, done.stderr
+    assert Plan.read(tmp_path / "other") is None and fleet.is_up()
 
 
 @pytest.mark.timeout(4 * 3600)

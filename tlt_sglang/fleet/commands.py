@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -75,6 +76,12 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--detach", action="store_true", help="Leave the fleet running, once it is up"
     )
+    parser.add_argument(
+        "--no-admin-key",
+        action="store_true",
+        help="Let whoever reaches an engine change its weights and settings; by default that takes "
+        "the key in STORE/fleet/keys/admin.key",
+    )
     flags.add_flags(parser.add_argument_group("training"), _training_settings())
     parser.add_argument("--status", action="store_true", help="Print the members, and exit")
     parser.add_argument("--stop", action="store_true", help="End the fleet of the store, and exit")
@@ -135,6 +142,7 @@ def _plan(args: argparse.Namespace, store: Path, engine_flags: tuple[str, ...]) 
         Size(args.trainer_cpus, args.trainer_gpus),
         engine_flags,
         tuple(flags.to_flags(flags.with_flags(Config(), chosen), _training_settings())),
+        protected=not args.no_admin_key,
     )
 
 
@@ -227,6 +235,10 @@ def _start(plan: Plan) -> None:
         plan.folder.mkdir(mode=0o700, exist_ok=True)
         if not plan.secret_key.exists():
             make_keys(plan.secret_key.parent)
+        if not plan.admin_key.exists():
+            key = secrets.token_hex(32)
+            files.write_private(plan.engine_config, f"admin-api-key: {key}\n".encode())
+            files.write_private(plan.admin_key, f"{key}\n".encode())
     here = ray.get_runtime_context().get_node_id()
     options = manager_class().options(
         name=plan.actor(MANAGER),

@@ -76,6 +76,8 @@ class Plan:
     """Further flags of `launch_server`; with `--tlt-sidecar idle` a trainer shares its device."""
     trainer_flags: tuple[str, ...] = ()
     """Further flags of `tlt sidecar`."""
+    protected: bool = True
+    """True if engines take admin commands from those alone who have the key `admin_key`."""
 
     @property
     def folder(self) -> Path:
@@ -106,6 +108,22 @@ class Plan:
     def secret_key(self) -> Path:
         """Return the key of whoever listens."""
         return self.folder / "keys" / "coordinator.key_secret"
+
+    @property
+    def admin_key(self) -> Path:
+        """Return the file with SGLang's --admin-api-key of all engines."""
+        return self.folder / "keys" / "admin.key"
+
+    @property
+    def engine_config(self) -> Path:
+        """Return the file with the same for SGLang's --config: `ps` shows flags to everybody."""
+        return self.folder / "keys" / "engine.yaml"
+
+    @property
+    def has_admin_key(self) -> bool:
+        """Return whether engines get that key: those that have one of their own do not."""
+        names = {flag.partition("=")[0] for flag in self.engine_flags}
+        return self.protected and not names & {"--config", "--api-key", "--admin-api-key"}
 
     def urls(self) -> dict[str, str]:
         """Return the address of each engine that answers, by its name."""
@@ -142,6 +160,7 @@ class Plan:
             own += [*self._store(), SETTINGS["store_cache"].flag, CACHE]
             own += [SETTINGS["coordinator"].flag, self.coordinator, *self._key(listens=False)]
             own += [SETTINGS["device_name"].flag, self.actor(member.name), "--enable-metrics"]
+            own += ["--config", str(self.engine_config)] if self.has_admin_key else []
             own += self.engine_flags
         else:
             own = [*self._store(), *self._key(listens=False), *self.trainer_flags]

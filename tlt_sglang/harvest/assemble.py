@@ -62,7 +62,7 @@ class Assembler:
     """
 
     def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+        self.most_bytes = most_bytes
         self._growing: dict[bytes, _Growing] = {}  # the one that grew last is last
         self._size = 0
 
@@ -82,7 +82,7 @@ class Assembler:
             finished.append(self._finish(growing, True, end))
         elif growing is not None:
             self._growing[record.request] = growing
-        while self._size > self._most:
+        while self._size > self.most_bytes:
             finished.append(self._finish(self._growing.pop(next(iter(self._growing))), False))
         return finished
 

@@ -62,7 +62,7 @@ class Feed:
         key: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`assembled` is the most bytes of unfinished requests to hold per engine.
+        """`assembled` is the most bytes of unfinished requests to hold, of all engines.
 
         `key` is the exporters' CURVE key. Raises ConfigError where it cannot be used.
         """
@@ -144,6 +144,8 @@ class Feed:
             self._sources[engine.harvest] = _Source(
                 reader, Assembler(self._assembled), engine.target_version, now
             )
+        for source in self._sources.values():
+            source.assembler.most_bytes = self._assembled // len(self._sources)
 
     def _open(self, path: str, export: Export | None) -> Reader | RemoteReader | None:
         """Return a reader of a log on this machine or of an exporter's, None if there is none."""

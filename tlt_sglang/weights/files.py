@@ -59,6 +59,14 @@ def write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only this user can read. Raises OSError."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(file, "wb") as opened:
+        os.fchmod(file, 0o600)
+        opened.write(data)
+
+
 def replace_owned(root: Path, folder: Path, name: str, data: bytes) -> Path:
     """Replace this process's file `name` in a folder of the store `root`, whole or not at all.
 

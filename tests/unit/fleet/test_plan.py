@@ -44,7 +44,8 @@ def test_an_engine_reports_to_the_coordinator_as_a_device_of_its_own() -> None:
     command = PLAN.command(Member("engine", "1"), "10.0.0.2", 8000)
     args, rest = _parser().parse_known_args(command[3:])
     assert args.adaptive_spec and args.model == "model"
-    assert rest == ["--host", "10.0.0.2", "--port", "8000", "--enable-metrics", "--tp", "2"]
+    key = ["--config", "/shared/store/fleet/keys/engine.yaml"]
+    assert rest == ["--host", "10.0.0.2", "--port", "8000", "--enable-metrics", *key, "--tp", "2"]
     values = flags.flag_values(args)
     assert values == {
         "store": "/shared/store",
@@ -53,6 +54,17 @@ def test_an_engine_reports_to_the_coordinator_as_a_device_of_its_own() -> None:
         "coordinator_key": "/shared/store/fleet/keys/coordinator.key",
         "device_name": "tlt/engine-1",
     }
+
+
+@pytest.mark.parametrize("flag", ["--api-key=x", "--admin-api-key", "--config"])
+def test_an_engine_with_a_key_of_its_own_keeps_it(flag: str) -> None:
+    plan = replace(PLAN, engine_flags=(flag, "x"))
+    assert str(plan.engine_config) not in plan.command(Member("engine", "1"), "10.0.0.2", 8000)
+
+
+def test_an_engine_may_be_open_to_everybody() -> None:
+    plan = replace(PLAN, protected=False)
+    assert "--config" not in plan.command(Member("engine", "1"), "10.0.0.2", 8000)
 
 
 def test_a_trainer_has_a_device_of_its_own_and_asks_nobody() -> None:

@@ -23,6 +23,7 @@ from tlt_sglang.sidecar.buffer import Buffer
 from tlt_sglang.sidecar.feed import Feed
 from tlt_sglang.sidecar.learner import Learner, cut
 from tlt_sglang.sidecar.learner_settings import LearnerSettings
+from tlt_sglang.weights import files
 
 WIDTH = 4 * SIZE
 SETTINGS = LearnerSettings(
@@ -124,6 +125,25 @@ def test_versions_that_were_not_announced_are_left_out(tmp_path: Path, writer: W
     write(writer, "b", [1, 2], version=1, flags=END)
     feed.pump()
     assert len(buffer) == 1 and buffer.target_version == 1
+    feed.close()
+
+
+def test_engines_share_the_memory_of_unfinished_requests(
+    tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Writer.create(1 << 20, WIDTH, "bfloat16", tmp_path)
+    announced(tmp_path, writer)
+    monkeypatch.setattr(files, "owned", lambda name: f"{name}@1@elsewhere")
+    announced(tmp_path, other)
+    monkeypatch.undo()
+    feed = Feed(tmp_path, Buffer(1 << 20), SIZE, 3, assembled=1000)
+    feed.pump()
+    assert [source.assembler.most_bytes for source in feed._sources.values()] == [500, 500]
+    other.close()
+    feed.pump()
+    feed._looked = float("-inf")
+    feed.pump()
+    assert [source.assembler.most_bytes for source in feed._sources.values()] == [1000]
     feed.close()
 
 
