@@ -36,6 +36,8 @@ LOOK_SECONDS = 0.2
 HEALTH_SECONDS = 2.0
 STOP_SECONDS = 60.0
 """Time that a process has to end before it is killed; an engine answers its requests first."""
+GROUP_SECONDS = 5.0
+"""Time that processes of a process that has ended have to end, before and after they are killed."""
 STEADY_SECONDS = 60.0
 """A process that has run for so long starts the pauses anew."""
 
@@ -145,13 +147,13 @@ class Keeper:
         if member.kind == "coordinator":
             self._write(self._plan.address_file, f"tcp://{status.host}:{port}")
         url = f"http://{status.host}:{port}" if member.kind == "engine" else None
-        while process.poll() is None:
-            if self._stop.wait(LOOK_SECONDS):
-                _end(process)
-                return
-            if status.state != "up" and (url is None or is_healthy(url, HEALTH_SECONDS)):
-                status.state, status.url = "up", url
-                self._announce()
+        try:
+            while process.poll() is None and not self._stop.wait(LOOK_SECONDS):
+                if status.state != "up" and (url is None or is_healthy(url, HEALTH_SECONDS)):
+                    status.state, status.url = "up", url
+                    self._announce()
+        finally:
+            _end(process)
 
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of the process; what torch has compiled is where the user says."""
@@ -205,10 +207,23 @@ def _temporary_files() -> Iterator[dict[str, str]]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that may have ended, and wait for it and for what it has started."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _signal(process.pid, signal.SIGKILL)
         process.wait()
+    for number in (0, signal.SIGKILL):
+        deadline = time.monotonic() + GROUP_SECONDS
+        while _signal(process.pid, number) and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS / 4)
+
+
+def _signal(group: int, number: int) -> bool:
+    """Send a signal, 0 for none, to a process group; return whether there is such a group."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True

@@ -94,9 +94,8 @@ def test_a_member_that_cannot_start_is_tried_again(
         one.stop()
 
 
-def test_a_place_that_others_may_enter_is_not_used(
-    kept: Keeper, temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_others_may_enter_is_not_used(temporary: Path) -> None:
+    temporary.parent.mkdir()
     temporary.parent.chmod(0o777)
     with keeper._temporary_files() as variables:
         folder = Path(variables["TMPDIR"])
