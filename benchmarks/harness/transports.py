@@ -40,7 +40,7 @@ AHEAD = 2
 
 
 class Received:
-    """What arrives of one log; subclasses fetch it."""
+    """A receiver of the records of one log; subclasses fetch them."""
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
@@ -180,8 +180,8 @@ def count_over_ray(count: Count, log: Path, taken: Path, seconds: float) -> int:
             reader = Reader.open(log)
             geometry = reader.geometry
             reader.close()
-            found: int = ray.get(counter.run.remote(count, exporter, geometry, taken, seconds))
-            return found
+            records: int = ray.get(counter.run.remote(count, exporter, geometry, taken, seconds))
+            return records
         finally:
             ray.shutdown()
             cluster.shutdown()

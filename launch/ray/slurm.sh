@@ -23,7 +23,7 @@ for node in "${nodes[@]:1}"; do
 done
 sleep 20
 
-# On the head, so that the coordinator stays there; Slurm's SIGTERM ends the fleet.
+# The fleet's program and its manager are on the head node; Slurm's SIGTERM ends the fleet.
 exec srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
   tlt fleet --ray "$address" --tlt-store "$STORE" --model "$MODEL" \
   --engines "${ENGINES:-$((${#nodes[@]} * gpus - 1))}" --engine-gpus 1 --trainers 1 --trainer-gpus 1 "$@"

@@ -279,7 +279,7 @@ def test_whatever_is_killed_engines_serve_and_training_goes_on(
 
 @dataclass
 class Kill:
-    """What followed when something was killed."""
+    """One kill, and what followed."""
 
     victim: str
     up_s: float

@@ -29,7 +29,7 @@ from tlt_sglang.weights import files
 TEMPORARY = Path(f"/tmp/tlt-{os.getuid()}/members")
 """Folders for temporary files of this node's members; SGLang leaves its sockets when it ends."""
 COMPILED = TEMPORARY.parent / "torchinductor"
-"""What torch has compiled, which outlives a member."""
+"""Folder for what torch has compiled, which outlives a member."""
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0)
 """Pauses before a process that has died is started again; the last one repeats."""
 LOOK_SECONDS = 0.2

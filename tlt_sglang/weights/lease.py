@@ -104,8 +104,8 @@ class Lease:
             changed = mark.stat().st_mtime_ns
         except FileNotFoundError:
             return False
-        seen, since = self._renewed.get(mark.name, (None, 0.0))
-        if changed != seen:
+        before, since = self._renewed.get(mark.name, (None, 0.0))
+        if changed != before:
             since = self._clock()
             self._renewed[mark.name] = changed, since
         return self._clock() - since <= self._seconds

@@ -46,14 +46,14 @@ def geometry(writer: Writer) -> Geometry:
 
 
 def collect(read: Callable[[], list[Record]], count: int) -> list[Record]:
-    found: list[Record] = []
-    while len(found) < count:
-        found += read()
-    return found
+    arrived: list[Record] = []
+    while len(arrived) < count:
+        arrived += read()
+    return arrived
 
 
-def assert_equal(found: list[Record], expected: list[Record]) -> None:
-    for one, other in zip(found, expected, strict=True):
+def assert_equal(arrived: list[Record], expected: list[Record]) -> None:
+    for one, other in zip(arrived, expected, strict=True):
         assert (one.request, one.start, one.version) == (other.request, other.start, other.version)
         np.testing.assert_array_equal(one.tokens, other.tokens)
         np.testing.assert_array_equal(one.features, other.features)
@@ -63,10 +63,10 @@ def test_records_arrive_over_arrow_flight(writer: Writer, records: list[Record])
     stop = threading.Event()
     with FlightService(writer.path, stop.is_set) as service:
         reader = FlightReader(f"grpc://127.0.0.1:{service.port}", geometry(writer))
-        found = collect(reader.read, len(records))
+        arrived = collect(reader.read, len(records))
         stop.set()
         reader.close()
-    assert_equal(found, records)
+    assert_equal(arrived, records)
     assert (reader.last, reader.overwritten, reader.torn) == (3, 0, 0)
 
 
