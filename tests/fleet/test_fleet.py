@@ -43,6 +43,7 @@ from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import Record
 from tlt_sglang.launcher.child_process import wait_for
+from tlt_sglang.weights.manifest import BadVersion
 from tlt_sglang.weights.store import Store
 
 MODEL, MODEL_VOCAB = "smollm2-135m", 49_152
@@ -67,6 +68,8 @@ class Fleet:
         self.prompts = torch.randint(3, vocab, (32, 6), generator=torch.Generator().manual_seed(3))
         self.expected = greedily(tiny.model, self.prompts, LENGTH) if tiny else []
         self.answered = 0
+        self.published: dict[int, tuple[int, str]] = {}
+        """Epoch of the lease, and SHA-256, of each version that was there at a look."""
         self.driver = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -141,6 +144,14 @@ class Fleet:
         answer.raise_for_status()
         output: list[int] = answer.json()["output_ids"]
         return output
+
+    def look_at_versions(self) -> None:
+        """Note what is published; a version that is there never changes."""
+        for version in self.store.versions():
+            with contextlib.suppress(BadVersion):  # it has just been removed
+                manifest = self.store.manifest(version)
+                facts = (manifest.epoch, manifest.sha256)
+                assert self.published.setdefault(version, facts) == facts
 
     def sidecar(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
@@ -271,10 +282,11 @@ def test_whatever_is_killed_engines_serve_and_training_goes_on(
             kills.append(_kill(fleet, victim, rng.uniform(0, 2)))
             print(f"round {number} of {rounds}: {kills[-1]}", flush=True)
         if path:
-            _write_kills(Path(path), number, kills, len(fleet.store.versions()))
-    versions = fleet.store.versions()
-    epochs = [fleet.store.manifest(version).epoch for version in versions]
-    assert epochs == sorted(epochs) and len(set(versions)) == len(versions)
+            _write_kills(Path(path), number, kills, len(fleet.published))
+    epochs, hashes = zip(
+        *(fleet.published[version] for version in sorted(fleet.published)), strict=True
+    )
+    assert list(epochs) == sorted(epochs) and len(set(hashes)) == len(hashes)
 
 
 @dataclass
@@ -325,13 +337,17 @@ def _kill(fleet: Fleet, victim: str, after: float) -> Kill:
         fleet.wait_until_up()
         up = time.monotonic() - began
         assert wait_for(lambda: fleet.answered > answered + 16, 60), fleet.describe()
-        assert wait_for(lambda: fleet.sidecar().get("step", 0) > step, TRAIN_SECONDS), (
-            fleet.describe()
-        )
+        assert wait_for(lambda: _trains(fleet, step), TRAIN_SECONDS), fleet.describe()
         trains = time.monotonic() - began
     assert not untouched & failed.keys(), (victim, failed)
     lost = sum(map(len, failed.values()))
     return Kill(victim, round(up, 1), round(trains, 1), fleet.answered - answered, lost)
+
+
+def _trains(fleet: Fleet, step: int) -> bool:
+    """Return whether the trainer has taken more optimizer steps than these."""
+    fleet.look_at_versions()
+    return int(fleet.sidecar().get("step", 0)) > step
 
 
 def _write_kills(path: Path, rounds: int, kills: list[Kill], versions: int) -> None:
