@@ -33,6 +33,9 @@ def kernels(session: Session, line: Line) -> None:
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     line |= json.loads(done.stdout.splitlines()[-1])
+    failed = [text for row in line["microseconds"] for text in row.values() if type(text) is str]
+    if failed:
+        raise RuntimeError(failed[0])
 
 
 def main() -> None:
@@ -72,12 +75,14 @@ def _equality() -> dict[str, object]:
     again = triton_noise.sample(**case)
     filtered = triton_noise.sample(**case, **on_device)
     torch.cuda.set_sync_debug_mode("default")
+    alone = triton_noise.sample(**{name: tensor[:1] for name, tensor in case.items()})
     z = case["logits"] / case["temperatures"].view(-1, 1)
     seeded = multinomial_with_seed(z, case["seeds"], case["positions"]).view(-1)
     on_host = {name: tensor.cpu() for name, tensor in case.items()}
     return {
         "rows": EQUALITY_ROWS,
         "again": int((sampled == again).sum()),
+        "alone": int((sampled[:1] == alone).sum()),
         "of_sglang": int((sampled == seeded).sum()),
         "of_the_cpu_kernel": int((sampled.cpu() == noise.sample(**on_host)).sum()),
         "filtered_of_the_cpu_kernel": int(

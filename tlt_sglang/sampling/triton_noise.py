@@ -245,7 +245,7 @@ def _best(  # type: ignore[no-untyped-def]
     return best, column, best_z, largest_z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # Triton makes a 1 a Python number, which has no `to`
 def _bests(  # type: ignore[no-untyped-def]
     logits,
     temperatures,
@@ -294,7 +294,7 @@ def _bests(  # type: ignore[no-untyped-def]
     tl.store(place + 3 * size, largest_z.to(tl.float64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # Triton makes a 1 a Python number, which has no `to`
 def _choice(  # type: ignore[no-untyped-def]
     logits,
     temperatures,

@@ -53,10 +53,13 @@ types = {
     "greedy": "*i1", "token_ids": "*i64", "width": "i32", "stride": "i32",
 }
 def check(kernel, types, **constants):
-    types = types | dict.fromkeys(constants, "constexpr")
-    kernel = compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", 90, 32))
-    assert kernel.asm["cubin"]
-    return kernel.asm["ptx"].replace("0x", "0d")
+    # Triton takes an argument that is 1 as a constant, unless the kernel says otherwise.
+    ones = [p.name for p in kernel.params if types.get(p.name) == "i32" and not p.do_not_specialize]
+    for known in [constants | dict.fromkeys(ones, 1)] * (not value) + [constants]:
+        source = ASTSource(kernel, types | dict.fromkeys(known, "constexpr"), known)
+        compiled = compile(source, target=GPUTarget("cuda", 90, 32))
+        assert compiled.asm["cubin"]
+    return compiled.asm["ptx"].replace("0x", "0d")
 
 for value in (False, True):
     flags = {"MAY_BE_GREEDY": value, "RENAMED": value}
