@@ -146,12 +146,14 @@ def _change_logits(
     processed, penalised = info.has_custom_logit_processor, info.acc_additive_penalties is not None
     if not (processed or penalised):
         return False
+    from tlt_sglang.engine import engine
     from tlt_sglang.sampling import logits
 
     rows = logits.processed_rows(info)
     if penalised and not on_cpu:
         rows |= logits.penalised_rows(batch.reqs)
     logits.cut_drafts(verify_input, rows)
+    engine.require().step.cut = rows
     if on_cpu:
         from tlt_sglang.cpu import head
 

@@ -32,8 +32,12 @@ def kernels(session: Session, line: Line) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    line |= json.loads(done.stdout.splitlines()[-1])
-    failed = [text for row in line["microseconds"] for text in row.values() if type(text) is str]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    line |= figures
+    equality = figures["equality"]
+    if set(equality.values()) != {EQUALITY_ROWS, 1} or equality["alone"] != 1:
+        raise RuntimeError(f"Not all tokens are those of the references: {equality}.")
+    failed = [text for row in figures["microseconds"] for text in row.values() if type(text) is str]
     if failed:
         raise RuntimeError(failed[0])
 

@@ -76,6 +76,12 @@ FLAGS: tuple[Refusal[object], ...] = (
         ("pool",),
         "a change of strategy would not reach the attention backends of its streams",
     ),
+    _flag(
+        "rl_on_policy_target",
+        (None,),
+        ("sampling",),
+        "SGLang then rounds log-probabilities before it samples, and verification would not",
+    ),
     _flag("enable_multi_layer_eagle", (False,), ("pool", "store", "sampling"), _NO_EAGLE),
     _flag(
         "speculative_algorithm",

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,8 +56,13 @@ class SpeculationStep:
     """The KV slots for drafts, which may be short."""
     accept_watch: AcceptWatch = field(default_factory=AcceptWatch)
     """The accept length before and after updates of the weights."""
-    _open: deque[list[Request]] = field(default_factory=lambda: deque(maxlen=IN_FLIGHT), repr=False)
-    """The requests of the steps whose accepted drafts are not known yet."""
+    cut: Collection[int] = ()
+    """The requests whose drafts the verification of this step has cut, whoever drafted."""
+    _open: deque[tuple[list[Request], Collection[int]]] = field(
+        default_factory=lambda: deque(maxlen=IN_FLIGHT), repr=False
+    )
+    """The requests of the steps whose accepted drafts are not known yet, and those of them that had
+    their drafts cut."""
 
     def choose(self, batch: Batch) -> None:
         """Begin the decode step of `batch`: take a new drafter version, choose the strategy."""
@@ -78,7 +83,8 @@ class SpeculationStep:
 
     def draft_extend(self, original: Callable[[], None], batch: Batch, result: StepResult) -> None:
         """Follow a verified step: log its hidden states and fill `result.next_draft_input`."""
-        self._open.append(list(batch.reqs))
+        self._open.append((list(batch.reqs), self.cut))
+        self.cut = ()
         if self.online_drafter is not None:
             self.online_drafter.log_verify_step(batch, result)
 
@@ -120,11 +126,12 @@ class SpeculationStep:
 
         What a step has computed of requests that the step before has ended does not count.
         """
-        requests = self._open.popleft() if self._open else []
+        requests, cut = self._open.popleft() if self._open else ([], ())
         rows = [row for row, one in enumerate(requests) if not (one.finished() or one.is_retracted)]
         kept = None if len(rows) == len(requests) else rows
         if kept is not None:
             requests, accepted = [requests[row] for row in kept], [accepted[row] for row in kept]
+            cut = [place for place, row in enumerate(kept) if row in cut]
         sampled = sampled_rows(requests)
         strategy: Strategy | None = None
         matched: Sequence[int] = ()
@@ -134,6 +141,8 @@ class SpeculationStep:
             strategy = next(iter(self.telemetry.tallies))
             self.telemetry.step(strategy, accepted, sampled)
         learned = strategy is not None and strategy.num_steps
+        if cut:  # that none is accepted says nothing of the drafter
+            matched = [*matched, *cut]
         if learned:
             self._watch([count for row, count in enumerate(accepted) if row not in matched])
         if self.online_drafter is not None:

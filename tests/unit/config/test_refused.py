@@ -67,6 +67,13 @@ ON_A_GPU: tuple[tuple[str, Config, str], ...] = (
         f"--pp-size 2 {WITH_SAMPLING} {STAGES}; use --pp-size 1, or use --tlt-sampling target.",
     ),
     (
+        "--rl-on-policy-target fsdp",
+        SAMPLING,
+        f"--rl-on-policy-target fsdp {WITH_SAMPLING} SGLang then rounds log-probabilities before it "
+        "samples, and verification would not; leave --rl-on-policy-target out, or use "
+        "--tlt-sampling target.",
+    ),
+    (
         "--enable-two-batch-overlap",
         CHAINS,
         f"--enable-two-batch-overlap {WITH_CHAINS} a change of strategy would replace the "

@@ -269,6 +269,28 @@ def test_what_a_step_computes_of_an_ended_request_does_not_count() -> None:
     assert (tally.sampled_verify_steps, tally.sampled_accepted) == (2, 5)
 
 
+def test_cut_drafts_do_not_tell_against_the_drafter() -> None:
+    counted: list[Any] = []
+    online: Any = SimpleNamespace(
+        log_verify_step=lambda batch, result: None,
+        count_accepted=lambda *arguments: counted.append(arguments),
+    )
+    one = SpeculationStep(telemetry=Telemetry([CHAIN]), online_drafter=online)
+    watched: list[list[int]] = []
+    one._watch = watched.append  # type: ignore[method-assign, assignment]
+    more: dict[str, Any] = {"sampling_params": SAMPLED, "is_retracted": False}
+    ended = SimpleNamespace(rid="ended", **more, finished=lambda: True)
+    others = [SimpleNamespace(rid=name, **more, finished=lambda: False) for name in "ab"]
+    stepped: Any = SimpleNamespace(reqs=[ended, *others])
+    one.cut = {0, 2}
+    one.draft_extend(lambda: None, stepped, stepped)
+    one.draft_extend(lambda: None, stepped, stepped)
+    for accepted in ([1, 3, 0], [1, 3, 2]):
+        one.verified(accepted)
+    assert watched == [[3], [3, 2]]
+    assert [matched for _, _, _, matched, _ in counted] == [[1], ()]
+
+
 def test_matches_of_an_ended_request_do_not_count_either() -> None:
     """With overlap scheduling n-grams have drafted for it before its end is known."""
     policy = RecordingPolicy(CHAIN)
