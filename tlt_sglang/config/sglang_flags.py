@@ -59,6 +59,7 @@ class Flags:
     enable_lora: bool = False
     lora_paths: str | None = None
     disaggregation_mode: str = "null"
+    rl_on_policy_target: str | None = None
     warmups: str | None = None
 
 

@@ -92,6 +92,8 @@ class PendingTokens:
         self.nbytes += features.nbytes
         for row, request in enumerate(requests):
             self._requests.setdefault(request, []).append((block, row))
+        if self.nbytes > self._limit:  # perhaps of requests that have ended
+            self.keep(requests)
         return self.nbytes > self._limit
 
     def take(self, requests: Sequence[str], last_steps: int = 0) -> PendingBatch | None:
@@ -109,11 +111,12 @@ class PendingTokens:
         ]
         counts = [[part.stop - part.start for _, part in parts] for parts in taken]
         all_pending = all(len(parts) >= last_steps for parts in taken)
+        features, tokens = _gathered([part for parts in taken for part in parts])
         return PendingBatch(
             rows,
             [sum(steps) for steps in counts],
-            torch.cat([block.features[part] for parts in taken for block, part in parts]),
-            torch.cat([block.tokens[part] for parts in taken for block, part in parts]),
+            features,
+            tokens,
             [sum(steps[len(steps) - last_steps :]) for steps in counts] if all_pending else None,
         )
 
@@ -138,3 +141,30 @@ class PendingTokens:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+
+def _gathered(parts: Sequence[tuple[_Block, slice]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features and tokens of these parts of blocks, one after the other.
+
+    Copies block by block, of which there is one for each step, and not part by part.
+    """
+    wanted: dict[int, tuple[_Block, list[int], list[int]]] = {}
+    total = 0
+    for block, part in parts:
+        _, rows, places = wanted.setdefault(id(block), (block, [], []))
+        rows += range(part.start, part.stop)
+        places += range(total, total + part.stop - part.start)
+        total += part.stop - part.start
+    first = parts[0][0]
+    every = [row for _, rows, _ in wanted.values() for row in rows]
+    every += [place for _, _, places in wanted.values() for place in places]
+    index = to_device(every, first.features.device)
+    features = first.features.new_empty(total, *first.features.shape[1:])
+    tokens = first.tokens.new_empty(total)
+    done = 0
+    for block, rows, _ in wanted.values():
+        end = done + len(rows)
+        source, target = index[done:end], index[total + done : total + end]
+        features[target], tokens[target] = block.features[source], block.tokens[source]
+        done = end
+    return features, tokens

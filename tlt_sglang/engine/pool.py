@@ -151,7 +151,8 @@ class Pool:
         self.driver.calibrate((self._allowed or (lambda size: everything)) if on else None)
 
     def flush(self) -> None:
-        """Forget the n-grams, as SGLang forgets prefixes."""
+        """Forget the n-grams and what is pending, as SGLang forgets prefixes; no request runs."""
+        self.deferred.pending.keep(())
         if self.ngrams is not None:
             self.ngrams.index.clear()
 

@@ -122,6 +122,26 @@ def test_plain_decoding_of_a_pool_has_more_requests_than_sglang_speculates_for()
     assert "max_running_requests" not in native_fields(both, args, "cuda")
 
 
+@pytest.mark.parametrize(
+    ("strategies", "values", "backend"),
+    [
+        ("off,eagle3:3x4x8", {}, "triton"),
+        ("off,eagle3:3x4x8", {"attention_backend": "fa3"}, None),
+        ("off,eagle3:3x1x4", {}, None),
+        ("eagle3:3x4x8", {}, None),
+    ],
+)
+def test_pools_with_trees_do_not_wait_for_lengths(
+    tmp_path: Path, strategies: str, values: dict[str, Any], backend: str | None
+) -> None:
+    """SGLang's own choice, FlashInfer, waits for them in each step."""
+    for more, expected in (({}, backend), ({"kv_lora_rank": 512}, None)):
+        args = Flags(save(tmp_path / f"{len(more)}", **more), **values)
+        args.speculative_draft_model_path = save_drafter(tmp_path / "d", "eagle3")
+        fields = native_fields(Config(tuple(strategies.split(","))), args, "cuda")
+        assert fields.get("attention_backend") == expected
+
+
 def test_a_drafter_keeps_its_weights_while_memory_is_released() -> None:
     args = Flags(HUB, speculative_draft_model_path="some/drafter")
     backup = "enable_draft_weights_cpu_backup"

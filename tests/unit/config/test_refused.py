@@ -69,8 +69,8 @@ ON_A_GPU: tuple[tuple[str, Config, str], ...] = (
     (
         "--rl-on-policy-target fsdp",
         SAMPLING,
-        f"--rl-on-policy-target fsdp {WITH_SAMPLING} SGLang then rounds log-probabilities before it "
-        "samples, and verification would not; leave --rl-on-policy-target out, or use "
+        f"--rl-on-policy-target fsdp {WITH_SAMPLING} SGLang then rounds log-probabilities before "
+        "it samples, and verification would not; leave --rl-on-policy-target out, or use "
         "--tlt-sampling target.",
     ),
     (

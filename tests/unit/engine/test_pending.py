@@ -75,6 +75,14 @@ def test_ended_requests_are_dropped() -> None:
     assert len(pending) == 1
 
 
+def test_what_ended_requests_have_left_does_not_reach_the_limit() -> None:
+    """In the tail of a rollout requests end one by one while the engine decodes plainly."""
+    pending = PendingTokens(4 * 3 * 4)
+    full = [pending.put([name], features(1, 2), torch.arange(2), [2]) for name in "abcd"]
+    assert full == [False] * 4 and len(pending) <= 2
+    assert pending.put(["d"], features(1, 2, 3, 4), torch.arange(4), [4])
+
+
 def test_tokens_of_the_last_steps() -> None:
     """Requests do not hold the tokens of steps in flight themselves."""
     pending = PendingTokens(1000)
