@@ -10,6 +10,7 @@ Runs in the scheduler process, on every tensor-parallel rank; rank 0 harvests an
 from __future__ import annotations
 
 import contextlib
+import time
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from tlt_sglang.upstream.weight_updates import UpdateManager
 
 VERSION_KEY = "drafter_version"
+UPDATE_SECONDS = 1.0
+"""Time after an update of the target in which an idle engine expects another part of it: a version
+would begin with each part, and the next part would wait until embedding and head are copied."""
 """Key in a request's `meta_info`: the versions that drafted for it, in order."""
 
 
@@ -62,7 +66,7 @@ class OnlineDrafter:
         """Present on rank 0, unless harvesting is off."""
         self._harvests = config.harvests
         self._committed = 0
-        self._target_updated = False
+        self._target_updated, self._updated = False, float("-inf")
         self._cleanup = contextlib.ExitStack()
 
         # Describe what runs: the sidecar comes to the same description from the same folder.
@@ -152,7 +156,8 @@ class OnlineDrafter:
         """
         if self.tap is not None:
             self.tap.drain()
-        if self.swap.is_single_rank and drafter_weights.writable(updater):
+        more_may_come = self._target_updated and time.monotonic() - self._updated < UPDATE_SECONDS
+        if self.swap.is_single_rank and drafter_weights.writable(updater) and not more_may_come:
             self.swap_in()
 
     def log_prefill(
@@ -206,7 +211,7 @@ class OnlineDrafter:
 
     def mark_target_updated(self) -> None:
         """Note that target weights have changed; more may follow before the next step."""
-        self._target_updated = True
+        self._target_updated, self._updated = True, time.monotonic()
 
     def _begin_target_version(self) -> None:
         self._target_updated = False

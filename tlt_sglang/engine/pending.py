@@ -148,21 +148,21 @@ def _gathered(parts: Sequence[tuple[_Block, slice]]) -> tuple[torch.Tensor, torc
 
     Copies block by block, of which there is one for each step, and not part by part.
     """
-    wanted: dict[int, tuple[_Block, list[int], list[int]]] = {}
+    by_block: dict[int, tuple[_Block, list[int], list[int]]] = {}
     total = 0
     for block, part in parts:
-        _, rows, places = wanted.setdefault(id(block), (block, [], []))
+        _, rows, places = by_block.setdefault(id(block), (block, [], []))
         rows += range(part.start, part.stop)
         places += range(total, total + part.stop - part.start)
         total += part.stop - part.start
     first = parts[0][0]
-    every = [row for _, rows, _ in wanted.values() for row in rows]
-    every += [place for _, _, places in wanted.values() for place in places]
+    every = [row for _, rows, _ in by_block.values() for row in rows]
+    every += [place for _, _, places in by_block.values() for place in places]
     index = to_device(every, first.features.device)
     features = first.features.new_empty(total, *first.features.shape[1:])
     tokens = first.tokens.new_empty(total)
     done = 0
-    for block, rows, _ in wanted.values():
+    for block, rows, _ in by_block.values():
         end = done + len(rows)
         source, target = index[done:end], index[total + done : total + end]
         features[target], tokens[target] = block.features[source], block.tokens[source]

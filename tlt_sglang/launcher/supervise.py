@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 RESTART_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Pauses before the sidecar is started again; the last one repeats."""
+STEADY_SECONDS = 300.0
+"""A process that has run for so long starts the pauses anew."""
 END_SECONDS = 10.0
 
 
@@ -120,6 +123,7 @@ def _keep(command: list[str], stop: threading.Event) -> None:
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     starts = 0
     while not stop.is_set():
+        began = time.monotonic()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
         while process.poll() is None and not stop.wait(0.2):
             pass
@@ -133,6 +137,8 @@ def _keep(command: list[str], stop: threading.Event) -> None:
             return
         if stop.is_set():
             return
+        if time.monotonic() - began > STEADY_SECONDS:
+            starts = 0
         pause = RESTART_SECONDS[min(starts, len(RESTART_SECONDS) - 1)]
         starts += 1
         logger.warning(

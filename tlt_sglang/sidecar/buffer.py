@@ -64,6 +64,8 @@ class Buffer:
         """The length of each request's prompt; 0 if it is not known."""
         self._held_lengths: dict[int, bool] = {}
         """True for lengths of prompts that are held out, in the order of their arrival."""
+        self._chosen: int | None = None
+        """The length that is held out where chance has held out none."""
         self._bytes = 0
         self.tokens = 0
         """Tokens of all sequences."""
@@ -85,13 +87,14 @@ class Buffer:
             self._drop("replaced", sequence.request)
         if not self._kept:
             self._held_lengths.clear()
+            self._chosen = None
         self._kept[sequence.request] = sequence
         self._prompts[sequence.request] = prompt
         if self._falls_out(sequence.request):
             self._held_out.add(sequence.request)
         if prompt and prompt not in self._held_lengths:
-            needed = len(self._held_lengths) > 0 and not any(self._held_lengths.values())
-            self._held_lengths[prompt] = needed or self._falls_out(str(prompt))
+            self._held_lengths[prompt] = self._falls_out(str(prompt))
+            self._choose(prompt)
         self._bytes += sequence.nbytes
         self.tokens += len(sequence)
         while self._bytes > self.limit:
@@ -112,6 +115,12 @@ class Buffer:
             self._drop_where(
                 "outdated", lambda d: d.rl_step < before or d.response_length < self._long
             )
+
+    def clear(self) -> None:
+        """Begin anew: with any version of the target and any step."""
+        self._drop_where("outdated", lambda sequence: True)
+        self.target_version = self.step = -1
+        self._long = 0
 
     def sample(self, token_budget: int) -> list[TokenSequence[Tensor]]:
         """Return different sequences to train on, with at most `token_budget` tokens in all.
@@ -143,6 +152,21 @@ class Buffer:
         if prompt and len(self._held_lengths) > 1:
             return self._held_lengths[prompt]
         return request in self._held_out
+
+    def _choose(self, prompt: int) -> None:
+        """Hold out a new length of prompts, if no other is, or perhaps in place of that one.
+
+        Any that has arrived is held out with the same chance (a reservoir of one): the first are
+        prompts with short answers. What has been trained on is never held out.
+        """
+        others = [length for length, held in self._held_lengths.items() if held]
+        if others and others != [self._chosen]:
+            return
+        count = len(self._held_lengths) - 1
+        if count and self._hash(f"{self.target_version} {prompt}") % count == 0:
+            if self._chosen is not None:
+                self._held_lengths[self._chosen] = False
+            self._held_lengths[prompt], self._chosen = True, prompt
 
     def _falls_out(self, name: str) -> bool:
         return self._hash(f"held out {name}") % HELD_OUT == 0

@@ -31,8 +31,10 @@ from tlt_sglang.training.step import TrainingStep
 LEAST_CUT = 32
 """Smallest window of a cut sequence, in tokens."""
 LEAST_BATCH = 64
-MOST_EVALUATED = 512
+MOST_JUDGED = 512
 """Largest window of a held-out sequence, in tokens."""
+UNDECIDED = 4
+"""Part of the usual steps after which the next gate comes, where one had too little to judge by."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,13 @@ class Learner:
         """Moving average of the share of right first drafts in training."""
         self.restarts = 0
         """How often training began again from other weights."""
+        self.skipped = 0
+        """Optimizer steps whose gradients were not finite."""
         self._running = _copied(drafter)
-        self._gated = 0
+        self._gate_at = settings.gate_steps
+        """Optimizer step from which on a gate is due."""
+        self._fresh_at = 0
+        """Optimizer step at which the optimizer began without moments."""
         self._rng = random.Random(settings.seed)
         self.training = TrainingStep(drafter, settings.step_settings(), device)
 
@@ -121,8 +128,9 @@ class Learner:
 
     def _update(self) -> None:
         settings = self.settings
-        rate = settings.learning_rate * min(1.0, (self.step + 1) / settings.warmup)
-        self.training.update(rate)
+        warm = min(1.0, (self.step - self._fresh_at + 1) / settings.warmup)
+        if not self.training.update(settings.learning_rate * warm):
+            self.skipped += 1
         self.step += 1
 
     def draw(self) -> list[TokenSequence[Tensor]]:
@@ -141,7 +149,7 @@ class Learner:
 
     def gate_is_due(self) -> bool:
         """Return whether the candidate has been trained enough for the next gate."""
-        return self.step - self._gated >= self.settings.gate_steps
+        return self.step >= self._gate_at
 
     def gate(self, may_continue: Callable[[], bool] = lambda: True) -> Gate | None:
         """Compare the candidate with the version in use; return None without held-out sequences.
@@ -161,11 +169,13 @@ class Learner:
                     drafter, self.frozen, [sequence], steps=steps, temperature=temperature
                 )
                 length.join(measured)
-        self._gated = self.step
+        # Without enough to judge by, the next gate is soon.
+        decides, steps = _enough(running), self.settings.gate_steps
+        self._gate_at = self.step + (steps if decides else max(1, steps // UNDECIDED))
         if not sequences:
             return None
         passed = candidate.mean > running.mean * (1 + self.settings.margin)
-        return Gate(running.mean, candidate.mean, passed and _enough(running), running.verify_steps)
+        return Gate(running.mean, candidate.mean, passed and decides, running.verify_steps)
 
     def published(self) -> None:
         """Make the candidate the version in use."""
@@ -176,19 +186,25 @@ class Learner:
         self.drafter.take(weights)
         self.training.reset_optimizer()
         self._running = _copied(self.drafter)
-        self._gated = self.step
+        self._gate_at, self._fresh_at = self.step + self.settings.gate_steps, self.step
         self.restarts += 1
 
     def _held_out(self) -> list[TokenSequence[Tensor]]:
         chosen: list[TokenSequence[Tensor]] = []
         room = self.settings.gate_tokens
         for recorded in reversed(self.buffer.held_out()):
-            sequence = beginning(recorded)
-            if chosen and len(sequence) > room:
-                break
-            chosen.append(sequence)
-            room -= len(sequence)
+            sequence = judged(recorded, self._judged_tokens)
+            if not chosen or len(sequence) <= room:
+                chosen.append(sequence)
+                room -= len(sequence)
         return chosen
+
+    @property
+    def _judged_tokens(self) -> int:
+        """Return the largest window that a gate evaluates; it takes about a micro-batch's time."""
+        if self.settings.micro_seconds is None:
+            return MOST_JUDGED
+        return min(MOST_JUDGED, 2 * self.batch_tokens)
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -221,7 +237,7 @@ class Learner:
         """Continue from a state; the version in use stays the same."""
         self.training.restore(state)
         self.step, self.tokens = state["progress"]["step"], state["progress"]["tokens"]
-        self._gated = self.step
+        self._gate_at, self._fresh_at = self.step + self.settings.gate_steps, 0
         self.restarts += 1
 
     def leave(self) -> None:
@@ -231,10 +247,9 @@ class Learner:
             torch.cuda.empty_cache()
 
 
-def beginning(sequence: TokenSequence[Tensor]) -> TokenSequence[Tensor]:
-    """Return the window that is evaluated: the start of the response and the prompt before it."""
-    start = max(0, sequence.response_start - MOST_EVALUATED // 2)
-    return sequence.window(start, MOST_EVALUATED)
+def judged(sequence: TokenSequence[Tensor], most: int) -> TokenSequence[Tensor]:
+    """Return the window that is evaluated, the same one each time: somewhere in the response."""
+    return cut(sequence, most, random.Random(sequence.request))
 
 
 def cut(sequence: TokenSequence[Tensor], most: int, rng: random.Random) -> TokenSequence[Tensor]:

@@ -73,7 +73,8 @@ class TrainingSession:
 
         # The training, from where an earlier process stopped.
         torch.manual_seed(options.seed)
-        self.target = TargetFollower(engine, draft_ids, config.vocab_size, self.device)
+        own_head = describe.own_head(folder) if algorithm == "eagle3" else None
+        self.target = TargetFollower(draft_ids, own_head, config.vocab_size, self.device)
         self.learner = Learner(
             drafter.to(self.device),
             self.target.load(engine),
@@ -192,8 +193,12 @@ class TrainingSession:
         frozen = self.target.update(self.feed.engines)
         if frozen is not None:
             self.learner.frozen = frozen
+            if self.target.version < self.buffer.target_version:
+                self.buffer.clear()  # all engines have started again, and count from 0
             self.buffer.move_on(self.target.version, self.feed.rl_step)
             log(f"the target is at version {self.target.version}")
+            if self._epoch is not None:
+                self.publisher.follow()  # perhaps engines have rejected what training goes on from
 
     def _save(self) -> None:
         self._saved = time.monotonic()
@@ -209,6 +214,7 @@ class TrainingSession:
             "step": learner.step,
             "tokens": learner.tokens,
             "seconds": round(learner.seconds, 1),
+            "skipped": learner.skipped,
             "loss": round(learner.loss, 4),
             "version": publisher.version,
             "published": publisher.published,

@@ -1,12 +1,11 @@
 """The target as the sidecar trains against it: the embedding and head that engines announce.
 
-When the target's weights are updated, an engine publishes its new embedding and head. The drafter
-keeps the head it has always had; what it learns to predict is the new one.
+When the target's weights are updated, an engine publishes its new embedding and head. A drafter
+whose checkpoint has a head keeps that, as in the engine, and what it learns to predict is the
+target's; one without a head has the target's.
 """
 
 from __future__ import annotations
-
-from functools import cached_property
 
 import torch
 from safetensors.torch import load_file
@@ -20,27 +19,34 @@ from tlt_sglang.weights import describe
 class TargetFollower:
     """Loads the embedding and head of the newest version of the target that is announced.
 
-    `draft_ids` [D] are the drafter's tokens in the target's vocabulary.
+    `draft_ids` [D] are the drafter's tokens in the target's vocabulary, `own_head` [D, N] is the
+    head of its checkpoint, None where it has none.
     """
 
     def __init__(
-        self, first: Announcement, draft_ids: torch.Tensor, vocab_size: int, device: torch.device
+        self,
+        draft_ids: torch.Tensor,
+        own_head: torch.Tensor | None,
+        vocab_size: int,
+        device: torch.device,
     ) -> None:
         self.version = -1
         """Version of the target that was loaded last."""
         self._path: str | None = None
-        self._model = first.model
-        self._draft_ids, self._vocab_size, self._device = draft_ids, vocab_size, device
+        self._draft_ids, self._own_head = draft_ids, own_head
+        self._vocab_size, self._device = vocab_size, device
 
     def load(self, engine: Announcement) -> Frozen:
         """Load what `engine` announces. Raises OSError or TltError."""
-        own_head = None
         if engine.embed_and_head:
             weights = load_file(engine.embed_and_head)
             embedding = weights["embedding"]
-            head, own_head = weights.get("head", embedding), self._own_head
+            head = weights.get("head", embedding)
         else:
             embedding, head = describe.embedding_and_head(engine.model)
+        own_head = self._own_head
+        if own_head is not None and torch.equal(own_head.bfloat16(), _rows(head, self._draft_ids)):
+            own_head = None  # one tensor instead of two
         frozen = Frozen.of(embedding[: self._vocab_size], head, self._draft_ids, own_head)
         self.version, self._path = engine.target_version, engine.embed_and_head
         return frozen.to(self._device, torch.float32)
@@ -59,7 +65,6 @@ class TargetFollower:
         except (OSError, TltError):
             return None  # replaced by a newer version just now
 
-    @cached_property
-    def _own_head(self) -> torch.Tensor:
-        """The drafter's head [D, N], which is that of the target that the engine began with."""
-        return describe.embedding_and_head(self._model)[1][self._draft_ids]
+
+def _rows(head: torch.Tensor, draft_ids: torch.Tensor) -> torch.Tensor:
+    return head[draft_ids].bfloat16()

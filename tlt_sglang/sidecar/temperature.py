@@ -11,15 +11,17 @@ from tlt_sglang.harvest.sequence import TokenSequence
 from tlt_sglang.training.batches import PackedBatch
 from tlt_sglang.training.simulate import Frozen
 
-GREEDY_SHARE = 0.95
-"""Share of a response's tokens that are the target's likeliest, from which on it counts as greedy.
-Rounding makes it less than 1; at temperature 1 it is about a half."""
+SAMPLED_NATS = 0.5
+"""Distance of a token from the target's likeliest from which on it was sampled. Rounding in the log
+makes it a few hundredths for the tokens of a greedy response."""
 
 
 def temperature_of(sequence: TokenSequence[Tensor], frozen: Frozen) -> float:
     """Return 0.0 for a response that was greedy, and 1.0, the temperature of RL, for others.
 
-    Only tokens of the drafter's vocabulary count; without any the response counts as greedy.
+    Also where the target is nearly certain of most tokens, a sampled response has some that are not
+    the likeliest; one without any says as much as a greedy one. Only tokens of the drafter's
+    vocabulary count.
     """
     batch = PackedBatch.of([sequence]).to(frozen.target_head.device)
     first = max(1, sequence.response_start)
@@ -27,6 +29,6 @@ def temperature_of(sequence: TokenSequence[Tensor], frozen: Frozen) -> float:
     inside = labels >= 0
     if not inside.any():
         return 0.0
-    logits = nn.functional.linear(batch.last[first - 1 : -1][inside], frozen.target_head)
-    share = float((logits.argmax(-1) == labels[inside]).float().mean())
-    return 0.0 if share >= GREEDY_SHARE else 1.0
+    logits = nn.functional.linear(batch.last[first - 1 : -1][inside], frozen.target_head).float()
+    chosen = logits.gather(-1, labels[inside].unsqueeze(-1)).squeeze(-1)
+    return 1.0 if bool((logits.amax(-1) - chosen > SAMPLED_NATS).any()) else 0.0

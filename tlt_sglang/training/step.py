@@ -71,13 +71,19 @@ class TrainingStep:
         self._added += share
         return loss
 
-    def update(self, learning_rate: float) -> None:
-        """Clip the gradients, take the optimizer step and start over with no gradients."""
+    def update(self, learning_rate: float) -> bool:
+        """Clip the gradients, take the optimizer step and start over with no gradients.
+
+        Gradients that are not finite are dropped, and False is returned.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
+        is_finite = bool(norm.isfinite())
+        if is_finite:
+            self.optimizer.step()
         self.drop_gradients()
+        return is_finite
 
     def drop_gradients(self) -> None:
         """Free the gradients of the micro-batches added since the last optimizer step."""
@@ -85,18 +91,22 @@ class TrainingStep:
         self._added = 0.0
 
     def reset_optimizer(self) -> None:
-        """Forget the optimizer's moments; for weights that come from elsewhere."""
+        """Forget moments and gradients; for weights that come from elsewhere."""
         self.optimizer.state.clear()
+        self.drop_gradients()
 
     # -- state -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Return trainable weights and optimizer state, for torch.distributed.checkpoint."""
+        if not self.optimizer.state:
+            self.drop_gradients()  # while there are some, torch makes no state for it to fill in
         model, optimizer = get_state_dict(self.drafter, self.optimizer)
         return {"drafter": model, "optimizer": optimizer}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state, as `checkpoints.load` fills it in."""
+        self.drop_gradients()
         set_state_dict(
             self.drafter,
             self.optimizer,

@@ -42,6 +42,17 @@ def draft_ids(folder: Path, vocab_size: int) -> Tensor:
     return _draft_ids(_tensors(folder), vocab_size)
 
 
+def own_head(folder: Path) -> Tensor | None:
+    """Return the head [D, N] that an EAGLE-3 drafter's checkpoint has, which no version replaces.
+
+    None where SGLang gives it the target's: without a vocabulary of its own. Raises ConfigError.
+    """
+    config = checkpoint.read_config(str(folder), "drafter") or {}
+    if config.get("draft_vocab_size") is None:
+        return None
+    return _tensors(folder).get("lm_head.weight")
+
+
 def _trained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         published: tensor

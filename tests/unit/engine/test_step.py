@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from tlt_sglang.engine.driver import Driver
@@ -325,6 +326,32 @@ def test_greedy_and_sampled_requests_are_compared_apart_after_a_swap() -> None:
         [3, 1, 2, 0], ["a", "b", "c", "d"], "chain", [3], [False, True, False, True]
     )
     assert observed == [(["a", "c"], [3, 2], "chain"), (["b"], [1], "chain sampled")]
+
+
+def test_an_idle_engine_waits_for_the_other_parts_of_an_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, begun = [0.0], list[float]()
+    monkeypatch.setattr("tlt_sglang.engine.online_drafter.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tlt_sglang.engine.drafter_weights.writable", lambda updater: True)
+    online, updater = object.__new__(OnlineDrafter), SimpleNamespace()
+    swap: Any = SimpleNamespace(
+        is_single_rank=True, swap_in=lambda: None, target_changed=lambda: begun.append(now[0])
+    )
+    online.swap, online.harvester, online._harvests = swap, None, False
+    for now[0] in (0.0, 0.4, 0.8):  # three buckets
+        online.mark_target_updated()
+        online.idle(updater)
+    now[0] = 1.7
+    online.idle(updater)
+    assert begun == []
+    now[0] = 1.9
+    online.idle(updater)
+    assert begun == [1.9]
+    now[0] = 2.0
+    online.mark_target_updated()
+    online.swap_in()  # a step: what it computes is of the new version
+    assert begun == [1.9, 2.0]
 
 
 def test_the_policy_knows_which_requests_are_sampled() -> None:

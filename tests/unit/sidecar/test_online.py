@@ -283,6 +283,36 @@ def test_an_optimizer_step_of_small_micro_batches_takes_more_of_them() -> None:
     assert steps == [0, 1, 1, 1, 1, 1, 1, 2]
 
 
+def test_a_gate_without_enough_to_judge_by_is_repeated_soon() -> None:
+    learner = Learner(drafter(), frozen(), filled(count=2), SETTINGS, torch.device("cpu"))
+    while not learner.gate_is_due():
+        assert learner.micro_step()
+    assert learner.gate() is None or learner.settings.gate_steps > 1
+    due = learner.step
+    while not learner.gate_is_due():
+        assert learner.micro_step()
+    assert 1 <= learner.step - due < learner.settings.gate_steps
+
+
+def test_the_rate_rises_again_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, warmup=4, accumulate=1)
+    learner = Learner(drafter(), frozen(), filled(), settings, torch.device("cpu"))
+    rates: list[float] = []
+
+    def update(rate: float) -> bool:
+        rates.append(rate)
+        return True
+
+    monkeypatch.setattr(learner.training, "update", update)
+    for _ in range(6):
+        learner.micro_step()
+    learner.begin_again(drafter(seed=9).state_dict())
+    for _ in range(2):
+        learner.micro_step()
+    shares = [rate / settings.learning_rate for rate in rates]
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.25, 0.5])
+
+
 def test_a_gate_gives_way() -> None:
     learner = Learner(drafter(), frozen(), filled(), SETTINGS, torch.device("cpu"))
     for _ in range(6):

@@ -199,6 +199,32 @@ def test_of_two_prompts_one_is_held_out(seed: int) -> None:
         assert len(held) == 1 and len(buffer.sample(1 << 30)) == 8
 
 
+def test_any_prompt_may_be_the_one_that_is_held_out() -> None:
+    """The first to arrive have short answers, so that the gate would see the easiest text."""
+    places = []
+    for seed in range(200):
+        buffer = Buffer(1 << 30, seed)
+        trained: set[int] = set()
+        for prompt in range(2, 10):
+            buffer.add(recorded(f"{prompt}", prompt=prompt))
+            trained |= (
+                {one.prompt_length for one in buffer.sample(1 << 30)} if prompt > 2 else set()
+            )
+        held = {one.prompt_length for one in buffer.held_out()}
+        assert held and not held & trained
+        places += [min(held)] * (len(held) == 1)
+    share = {place: places.count(place) / len(places) for place in range(2, 10)}
+    assert max(share.values()) < 0.25 and min(share[place] for place in range(3, 10)) > 0.05
+
+
+def test_it_begins_anew() -> None:
+    buffer = filled({"a": 10}, version=5, step=2)
+    assert not buffer.add(recorded("b", version=0))
+    buffer.clear()
+    assert buffer.add(recorded("b", version=0)) and everything(buffer) == {"b"}
+    assert buffer.target_version == 0
+
+
 def test_a_later_piece_of_a_response_belongs_to_its_prompt() -> None:
     buffer = filled({f"a{i}": 10 for i in range(4)})
     for i in range(4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,19 @@ def response(greedy: bool, seed: int = 0) -> TokenSequence[torch.Tensor]:
 def test_a_response_shows_whether_it_was_sampled(greedy: bool, temperature: float) -> None:
     for seed in range(8):
         assert temperature_of(response(greedy, seed), frozen()) == temperature
+
+
+def test_a_response_of_a_nearly_certain_target_shows_it_too() -> None:
+    """One token of many that is not the likeliest is enough; rounding moves none so far."""
+    greedy = response(greedy=True)
+    for place in range(PROMPT + 1, LENGTH):
+        ids = greedy.ids.clone()
+        logits = HEAD @ greedy.last[place - 1]  # type: ignore[index]
+        inside = frozen().draft_ids
+        ids[place] = inside[logits[inside].argmin()]
+        assert temperature_of(replace(greedy, ids=ids), frozen()) == 1.0
+    rounded = replace(greedy, last=greedy.last.bfloat16().float())  # type: ignore[union-attr]
+    assert temperature_of(rounded, frozen()) == 0.0
 
 
 def test_the_gate_follows_the_rule_of_each_response(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,3 +100,39 @@ def test_dropped_gradients_do_not_count() -> None:
             step.add(frozen(), batch, 2)
         step.update(1e-2)
     assert_equal(one, other)
+
+
+def test_gradients_that_are_not_finite_are_dropped() -> None:
+    batch = PackedBatch.of(sequences([9, 14]))
+    model, same = drafter(), drafter()
+    step = TrainingStep(model, SETTINGS, CPU)
+    step.add(frozen(), batch, 2)
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad[:] = torch.nan
+        break
+    assert not step.update(1e-2)
+    assert_equal(model, same)
+    step.add(frozen(), batch, 2)
+    assert step.update(1e-2) and all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_state_is_restored_in_the_middle_of_a_step() -> None:
+    """A sidecar that has helped another one goes on in its place."""
+    batch = PackedBatch.of(sequences([9, 14]))
+    one = TrainingStep(drafter(), SETTINGS, CPU)
+    one.add(frozen(), batch, 2)
+    one.update(1e-2)
+    state = copy.deepcopy(one.state())
+    other = TrainingStep(drafter(seed=5), SETTINGS, CPU)
+    other.add(frozen(), batch, 2)  # gradients that belong to other weights
+    template = other.state()
+    assert template["optimizer"]["state"].keys() == state["optimizer"]["state"].keys() != set()
+    other.add(frozen(), batch, 2)
+    other.restore(state)
+    for step in (one, other):
+        step.add(frozen(), batch, 2)
+        step.add(frozen(), batch, 2)
+        assert step.is_complete
+        step.update(1e-2)
+    assert_equal(one.drafter, other.drafter)
