@@ -25,7 +25,7 @@ def update_finish_state(
     from tlt_sglang.engine import shield
     from tlt_sglang.engine.finishing import FINISHING
 
-    with shield.finishing(request):
+    with shield.Examination(request):
         FINISHING.update(original, request, new_accepted_len)
 
 

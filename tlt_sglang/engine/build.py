@@ -52,8 +52,15 @@ def draft_noise(config: Config, device: Device, worker: EagleWorker) -> DraftNoi
 
 
 def _captured_sizes() -> Sequence[int]:
-    """Return the batch sizes that SGLang captures, or on CPU those that it would."""
-    return upstream.current().captured_sizes() or BATCH_SIZES
+    """Return the batch sizes to capture: those of SGLang, or on CPU those that it would.
+
+    Of a long list, as SGLang's default one, these are the sizes for which memory is reserved: a
+    pool captures several graphs for each, and a start would take minutes longer.
+    """
+    sizes = upstream.current().captured_sizes() or BATCH_SIZES
+    if len(sizes) <= len(BATCH_SIZES):
+        return sizes
+    return [size for size in sizes if size in BATCH_SIZES or size == max(sizes)]
 
 
 def drafter_capture(

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -268,25 +268,40 @@ def _describe(result: object) -> str:
 # ---- examining an answer -------------------------------------------------------------------------
 
 
-@contextmanager
-def finishing(request: AnsweredRequest) -> Iterator[None]:
-    """End one request with a message if examining its answer raises, or its grammar has failed."""
-    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+class Examination:
+    """Ends one request with a message if examining its answer raises, or its grammar has failed.
 
-    ending = request.to_finish
-    if isinstance(ending, FINISH_ABORT) and ending.message.startswith(GRAMMAR_FAILED):
-        request.to_finish = FINISH_ABORT(
-            grammar_sentence(request), HTTPStatus.BAD_REQUEST, err_type="BadRequestError"
-        )
-    try:
-        yield
-    except Exception as error:
-        if not is_of_request(error):
-            raise
-        _log(request.rid, error)
-        request.finished_reason = FINISH_ABORT(
+    A context for each request in each step, so it does little where nothing is wrong.
+    """
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: AnsweredRequest) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        ending = self._request.to_finish
+        if ending is None:
+            return
+        from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+        if isinstance(ending, FINISH_ABORT) and ending.message.startswith(GRAMMAR_FAILED):
+            self._request.to_finish = FINISH_ABORT(
+                grammar_sentence(self._request), HTTPStatus.BAD_REQUEST, err_type="BadRequestError"
+            )
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or not is_of_request(error):
+            return False
+        from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+        _log(self._request.rid, error)
+        self._request.finished_reason = FINISH_ABORT(
             sentence(error), HTTPStatus.BAD_REQUEST, err_type="BadRequestError"
         )
+        return True
 
 
 GRAMMAR_FAILED = "Grammar accept_token failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tlt_sglang.engine.driver import Driver
 from tlt_sglang.engine.step import SpeculationStep
 from tlt_sglang.engine.telemetry import Telemetry
 from tlt_sglang.graphs import states
-from tlt_sglang.graphs.model_plan import plan_for_model
+from tlt_sglang.graphs.model_plan import BATCH_SIZES, plan_for_model
 from tlt_sglang.strategy import policies
 from tlt_sglang.strategy.strategies import parse
 
@@ -52,3 +53,19 @@ def test_the_drafter_captures_nothing_for_the_flags_of_a_pool(
     assert build.drafter_capture(Config(("eagle3:3x1x4",)), "cuda", step) is not nothing
     step.telemetry = Telemetry(CHAINS)  # from now on the pool builds its states
     assert build.drafter_capture(config, "cuda", step) is not nothing
+
+
+@pytest.mark.parametrize(
+    ("of_sglang", "captured"),
+    [
+        ([], list(BATCH_SIZES)),
+        ([1, 3, 7], [1, 3, 7]),
+        ([*range(1, 301)], [*BATCH_SIZES, 300]),
+    ],
+)
+def test_a_pool_captures_no_more_sizes_than_it_has_memory_for(
+    monkeypatch: pytest.MonkeyPatch, of_sglang: list[int], captured: list[int]
+) -> None:
+    sglang = SimpleNamespace(captured_sizes=lambda: of_sglang)
+    monkeypatch.setattr(build.upstream, "current", lambda: sglang)
+    assert [*build._captured_sizes()] == captured

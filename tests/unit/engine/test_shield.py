@@ -276,11 +276,11 @@ def test_rows_from_which_no_token_can_be_drawn(value: float) -> None:
 
 def test_an_answer_whose_examination_raises_ends() -> None:
     request = scheduled()
-    with shield.finishing(request):
+    with shield.Examination(request):
         raise IndexError("pattern")
     assert request.finished_reason.status_code == 400
     assert "IndexError: pattern" in request.finished_reason.message
-    with pytest.raises(MemoryError), shield.finishing(request):
+    with pytest.raises(MemoryError), shield.Examination(request):
         raise MemoryError
 
 
@@ -291,14 +291,14 @@ def test_a_grammar_that_ends_before_the_fewest_tokens() -> None:
     grammar = SimpleNamespace(accepted_tokens=[33, 34, 35])
     request = scheduled(output_ids=[33, 34, 35, 0], to_finish=failed, grammar=grammar)
     request.sampling_params.min_new_tokens = 8
-    with shield.finishing(request):
+    with shield.Examination(request):
         pass
     assert request.to_finish.status_code == 400
     assert request.to_finish.message.startswith(
         "min_new_tokens is 8, but the grammar of the request ends after 3 tokens"
     )
     request = scheduled(output_ids=[], to_finish=failed)
-    with shield.finishing(request):
+    with shield.Examination(request):
         pass
     assert "allows no token after 0 tokens" in request.to_finish.message
 
@@ -308,6 +308,6 @@ def test_other_ends_stay() -> None:
 
     ending = FINISH_ABORT("Aborted by AbortReq.")
     request = scheduled(to_finish=ending)
-    with shield.finishing(request):
+    with shield.Examination(request):
         pass
     assert request.to_finish is ending
