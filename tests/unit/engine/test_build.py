@@ -67,5 +67,5 @@ def test_a_pool_captures_no_more_sizes_than_it_has_memory_for(
     monkeypatch: pytest.MonkeyPatch, of_sglang: list[int], captured: list[int]
 ) -> None:
     sglang = SimpleNamespace(captured_sizes=lambda: of_sglang)
-    monkeypatch.setattr(build.upstream, "current", lambda: sglang)
+    monkeypatch.setattr("tlt_sglang.upstream.current", lambda: sglang)
     assert [*build._captured_sizes()] == captured
