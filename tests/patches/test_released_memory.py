@@ -26,6 +26,7 @@ class Online(OnlineDrafter):
     swap: Any = field(default_factory=lambda: SimpleNamespace(is_single_rank=True))
     harvester: Any = None
     swaps: int = 0
+    _target_updated: bool = False
 
     def swap_in(self) -> None:
         self.swaps += 1
