@@ -182,8 +182,9 @@ def fleet(
             left = end_those_left(str(running.store.root))
         actors = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
         assert left == [], (left, running.describe())
-        targets = running.store.root / "fleet" / "targets"
-        assert actors == [] and [*targets.iterdir()] == [] and exports(running.store.root) == []
+        folders = [running.store.root / "fleet" / name for name in ("targets", "keepers")]
+        assert actors == [] and [file for folder in folders for file in folder.iterdir()] == []
+        assert exports(running.store.root) == []
         assert announce.read(running.store.root) == []
         assert Plan.read(running.store.root) is None
     ours = {name for name in set(os.listdir("/dev/shm")) - shared if "tlt" in name}

@@ -262,7 +262,7 @@ def _start(plan: Plan) -> None:
 
 def _keep(plan: Plan) -> None:
     """Write the plan where --status and --stop find it."""
-    files.replace(plan.store, plan.folder / "plan.json", plan.to_json())
+    files.replace(plan.store, plan.file, plan.to_json())
 
 
 def _expect(plan: Plan, status: FleetStatus) -> None:
@@ -334,5 +334,5 @@ def _stop(plan: Plan) -> None:
     with contextlib.suppress(RayActorError):
         ray.get(manager.stop.remote(), timeout=STOP_SECONDS)
     ray.kill(manager, no_restart=True)
-    for path in (plan.folder / "plan.json", *plan.targets.glob("*.json")):
-        path.unlink(missing_ok=True)
+    for path in (plan.file, *plan.owners.glob("*"), *plan.targets.glob("*.json")):
+        path.unlink(missing_ok=True)  # keepers that nobody reaches end themselves then

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ LOOK_SECONDS = 0.2
 HEALTH_SECONDS = 2.0
 STOP_SECONDS = 60.0
 """Time that a process has to end before it is killed; an engine answers its requests first."""
+OWNER_SECONDS = 5.0
+"""Time between two looks at who keeps the member."""
 GROUP_SECONDS = 5.0
 """Time that processes of a process that has ended have to end, before and after they are killed."""
 STEADY_SECONDS = 60.0
@@ -98,6 +101,7 @@ class Keeper:
         self._plan, self._member = plan, member
         self._status = MemberStatus(member.name, "starting", host, node, None, None, 0)
         self._stop = threading.Event()
+        self._token, self._has_claimed, self._looked = uuid.uuid4().hex, False, float("-inf")
         # The kernel watches the thread that has started the process, so this one stays.
         self._thread = threading.Thread(target=self._keep, name=f"keep-{member.name}", daemon=True)
         self._thread.start()
@@ -114,7 +118,7 @@ class Keeper:
 
     def _keep(self) -> None:
         starts = 0
-        while not self._stop.is_set():
+        while self._goes_on(0):
             began = time.monotonic()
             try:
                 with _temporary_files() as variables:
@@ -127,6 +131,35 @@ class Keeper:
             self._status.state, self._status.pid = "restarting", None
             self._stop.wait(RESTART_SECONDS[min(starts, len(RESTART_SECONDS) - 1)])
             starts += 1
+        self._status.state = "stopped"
+
+    def _goes_on(self, seconds: float) -> bool:
+        """Wait for so long, and return whether the member is still this keeper's.
+
+        Ray may take a node for dead that lives, and have another one keep the member; and nobody
+        reaches this keeper then to end it with the fleet.
+        """
+        if self._stop.wait(seconds):
+            return False
+        now = time.monotonic()
+        if now - self._looked > OWNER_SECONDS:
+            self._looked = now
+            if self._is_superseded():
+                self._stop.set()
+        return not self._stop.is_set()
+
+    def _is_superseded(self) -> bool:
+        """Return whether another keeper has taken the member, or the fleet has ended."""
+        if self._has_claimed:
+            try:
+                return self._owner().read_text().strip() != self._token
+            except FileNotFoundError:
+                if not self._plan.file.exists():
+                    return True
+            except OSError:
+                return False  # the store is away
+        self._has_claimed = self._write(self._owner(), self._token)
+        return False
 
     def _run(self, variables: Mapping[str, str]) -> None:
         """Run the process once, until it ends or has to. Raises OSError where it cannot start."""
@@ -148,7 +181,7 @@ class Keeper:
             self._write(self._plan.address_file, f"tcp://{status.host}:{port}")
         url = f"http://{status.host}:{port}" if member.kind == "engine" else None
         try:
-            while process.poll() is None and not self._stop.wait(LOOK_SECONDS):
+            while process.poll() is None and self._goes_on(LOOK_SECONDS):
                 if status.state != "up" and (url is None or is_healthy(url, HEALTH_SECONDS)):
                     status.state, status.url = "up", url
                     self._announce()
@@ -170,16 +203,24 @@ class Keeper:
         }
         self._write(self._target(), json.dumps([target], indent=1))
 
-    def _write(self, path: Path, text: str) -> None:
-        """Write a file of the store, whole or not at all."""
-        with contextlib.suppress(EnvironmentProblem):  # the member serves without the store, too
+    def _write(self, path: Path, text: str) -> bool:
+        """Write a file of the store, whole or not at all; return whether it is there."""
+        if not self._plan.folder.is_dir():
+            return False  # the store is not here; the member serves without it, too
+        try:
             files.replace(self._plan.store, path, f"{text}\n".encode())
+        except EnvironmentProblem:
+            return False
+        return True
 
     def _forget(self) -> None:
         self._status.url = None
         if self._member.kind == "engine":
             with contextlib.suppress(OSError):
                 self._target().unlink(missing_ok=True)
+
+    def _owner(self) -> Path:
+        return self._plan.owners / self._member.name
 
     def _target(self) -> Path:
         return self._plan.targets / f"{self._member.name}.json"

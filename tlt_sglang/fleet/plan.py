@@ -95,6 +95,16 @@ class Plan:
         return f"file://{self.address_file}"
 
     @property
+    def file(self) -> Path:
+        """Return the file with the plan, which is there while the fleet is."""
+        return _file(self.store)
+
+    @property
+    def owners(self) -> Path:
+        """Return the folder with a file for each member, which says who keeps it."""
+        return self.folder / "keepers"
+
+    @property
     def targets(self) -> Path:
         """Return the folder with the addresses of the engines that answer."""
         return self.folder / "targets"
@@ -180,7 +190,7 @@ class Plan:
     @staticmethod
     def read(store: Path) -> Plan | None:
         """Return the plan of the fleet of a store, None without one. Raises ConfigError."""
-        path = store / "fleet" / "plan.json"
+        path = _file(store)
         try:
             return msgspec.json.decode(path.read_bytes(), type=Plan, dec_hook=_to_path)
         except FileNotFoundError:
@@ -189,6 +199,10 @@ class Plan:
             raise ConfigError(
                 f"The plan {path} cannot be read; remove it, and start the fleet again."
             ) from error
+
+
+def _file(store: Path) -> Path:
+    return store / "fleet" / "plan.json"
 
 
 def _to_path(kind: type, value: object) -> Path:

@@ -94,6 +94,39 @@ def test_a_member_that_cannot_start_is_tried_again(
         one.stop()
 
 
+def test_it_ends_once_another_keeper_has_its_member(
+    fleet: Plan, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when Ray takes a node for dead that lives."""
+    monkeypatch.setattr(keeper, "OWNER_SECONDS", 0.05)
+    first = Keeper(fleet, EXPORTER, "127.0.0.1", "node")
+    assert wait_for(lambda: first.status().state == "up", SECONDS)
+    pid = first.status().pid
+    second = Keeper(fleet, EXPORTER, "127.0.0.1", "other")
+    try:
+        assert wait_for(lambda: first.status().state == "stopped", SECONDS)
+        assert pid is not None and not psutil.pid_exists(pid)
+        assert wait_for(lambda: second.status().state == "up", SECONDS)
+    finally:
+        second.stop()
+
+
+def test_it_ends_with_a_fleet_that_does_not_reach_it(
+    fleet: Plan, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "OWNER_SECONDS", 0.05)
+    fleet.file.write_bytes(fleet.to_json())
+    one = Keeper(fleet, EXPORTER, "127.0.0.1", "node")
+    assert wait_for(lambda: one.status().state == "up", SECONDS)
+    owner = fleet.owners / EXPORTER.name
+    owner.unlink()  # somebody has tidied up
+    assert wait_for(owner.exists, SECONDS) and one.status().state == "up"
+    fleet.file.unlink()
+    owner.unlink()
+    assert wait_for(lambda: one.status().state == "stopped", SECONDS)
+    assert [*temporary.iterdir()] == []
+
+
 def test_a_place_that_others_may_enter_is_not_used(temporary: Path) -> None:
     temporary.parent.mkdir()
     temporary.parent.chmod(0o777)
