@@ -156,7 +156,7 @@ def test_it_ends_with_its_keeper(fleet: Plan) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
         "from tlt_sglang.fleet import keeper\nfrom tlt_sglang.fleet.plan import *\n"
-        "keeper.TEMPORARY = Path(sys.argv[1]) / 'members'\n"
+        "keeper.TEMPORARY = Path(sys.argv[1]) / 'fleet' / 'members'\n"
         "plan, member = Plan.read(Path(sys.argv[1])), Member('exporter', 'here')\n"
         "keeper = keeper.Keeper(plan, member, '127.0.0.1', '')\n"
         "while keeper.status().pid is None: time.sleep(0.01)\n"
