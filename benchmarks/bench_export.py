@@ -51,7 +51,13 @@ from benchmarks.harness import program, provenance
 from benchmarks.harness.program import BenchmarkError, say
 from benchmarks.harness.prompts import PROMPTS, Prompt, load_prompts
 from benchmarks.harness.server import Server
-from benchmarks.harness.transports import ADDRESS, FlightReader, count_over_ray, serve_flight
+from benchmarks.harness.transports import (
+    ADDRESS,
+    FlightReader,
+    count_over_ray,
+    geometry_of,
+    serve_flight,
+)
 from tlt_sglang.exporter.messages import exports
 from tlt_sglang.exporter.remote import RemoteReader
 from tlt_sglang.exporter.service import Exporter
@@ -161,9 +167,7 @@ def open_reader(store: Path, log: Path, way: str) -> Readable | None:
     if way == "flight":
         if not (store / ADDRESS).exists():
             return None
-        local = Reader.open(log)
-        local.close()
-        return FlightReader((store / ADDRESS).read_text(), local.geometry)
+        return FlightReader((store / ADDRESS).read_text(), geometry_of(log))
     for one in exports(store):
         for path, geometry in one.logs.items():
             return RemoteReader(one.address, path, geometry)

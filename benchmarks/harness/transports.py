@@ -39,6 +39,13 @@ AHEAD = 2
 """Batches that are asked for before they are read."""
 
 
+def geometry_of(log: Path) -> Geometry:
+    """Return the dimensions of a log."""
+    reader = Reader.open(log)
+    reader.close()
+    return reader.geometry
+
+
 class Received:
     """A receiver of the records of one log; subclasses fetch them."""
 
@@ -177,10 +184,8 @@ def count_over_ray(count: Count, log: Path, taken: Path, seconds: float) -> int:
             actor = ray.remote(num_cpus=1)
             exporter = actor(RayExporter).options(resources={"here": 1}).remote(log)
             counter = actor(_Counter).options(resources={"there": 1}).remote()
-            reader = Reader.open(log)
-            geometry = reader.geometry
-            reader.close()
-            records: int = ray.get(counter.run.remote(count, exporter, geometry, taken, seconds))
+            run = counter.run.remote(count, exporter, geometry_of(log), taken, seconds)
+            records: int = ray.get(run)
             return records
         finally:
             ray.shutdown()

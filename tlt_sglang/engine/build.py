@@ -60,7 +60,7 @@ def _captured_sizes() -> Sequence[int]:
     sizes = upstream.current().captured_sizes() or BATCH_SIZES
     if len(sizes) <= len(BATCH_SIZES):
         return sizes
-    return [size for size in sizes if size in BATCH_SIZES or size == max(sizes)]
+    return sorted({*sizes} & {*BATCH_SIZES, max(sizes)})
 
 
 def drafter_capture(

@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from tlt_sglang.upstream.weight_updates import UpdateManager
 
 VERSION_KEY = "drafter_version"
+"""Key in a request's `meta_info`: the versions that drafted for it, in order."""
 UPDATE_SECONDS = 1.0
 """Time after an update of the target in which an idle engine expects another part of it: a version
 would begin with each part, and the next part would wait until embedding and head are copied."""
-"""Key in a request's `meta_info`: the versions that drafted for it, in order."""
 
 
 class OnlineDrafter:

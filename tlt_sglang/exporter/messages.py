@@ -62,16 +62,24 @@ class Export(Struct, frozen=True):
         return files.replace_owned(store, store / FOLDER, "export", encode(self))
 
 
+def export_files(store: Path) -> list[Path]:
+    """Return the files of a store's exports; remove those of exporters that were killed here."""
+    paths = []
+    for path in (store / FOLDER).glob("export@*"):
+        if files.is_orphan(path):
+            path.unlink(missing_ok=True)
+        else:
+            paths.append(path)
+    return paths
+
+
 def exports(store: Path) -> list[Export]:
     """Return the exports of a store, the newest last; remove the files of killed exporters.
 
     Those that were killed on another machine cannot be told from the others, but for their age.
     """
     served: list[tuple[float, str, Export]] = []
-    for path in (store / FOLDER).glob("export@*"):
-        if files.is_orphan(path):
-            path.unlink(missing_ok=True)
-            continue
+    for path in export_files(store):
         with contextlib.suppress(OSError):
             export = decode(path.read_bytes(), Export)
             if export is not None:

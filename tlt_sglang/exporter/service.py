@@ -22,7 +22,7 @@ import zmq
 from tlt_sglang.coordinator import endpoints
 from tlt_sglang.errors import ConfigError, EnvironmentProblem
 from tlt_sglang.exporter import messages
-from tlt_sglang.exporter.messages import Batch, Export, Request, exports
+from tlt_sglang.exporter.messages import Batch, Export, Request
 from tlt_sglang.harvest import announce
 from tlt_sglang.harvest.layout import Geometry
 from tlt_sglang.harvest.reader import Reader
@@ -116,7 +116,7 @@ class Exporter:
     def _look(self) -> None:
         """Find the logs of this machine, say what is served, and close what nobody reads."""
         self._looked = now = time.monotonic()
-        exports(self.store)  # removes the files of exporters that were killed here
+        messages.export_files(self.store)  # removes those of exporters that were killed here
         logs = {}
         for path, engine in announce.read_files(self.store, self._elsewhere).items():
             if not Path(engine.harvest).exists():

@@ -304,18 +304,17 @@ def _status(plan: Plan, stopped: threading.Event | None = None) -> FleetStatus:
     import ray
     from ray.exceptions import RayActorError
 
-    began = time.monotonic()
+    end = time.monotonic() + (ANSWER_SECONDS if stopped is None else float("inf"))
+    stopped = stopped or threading.Event()
     while True:
         manager = _manager(plan)
         try:
             status: FleetStatus = ray.get(manager.status.remote())
         except RayActorError as error:
-            late = time.monotonic() - began > ANSWER_SECONDS
-            if late if stopped is None else stopped.wait(LOOK_SECONDS):
+            if stopped.wait(LOOK_SECONDS) or time.monotonic() > end:
                 raise NoAnswerError(
                     f"The manager of the fleet {plan.name} does not answer; try again."
                 ) from error
-            time.sleep(LOOK_SECONDS)
             continue
         if status.plan.store != plan.store:
             raise ConfigError(

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from tlt_sglang.config.settings import VARIABLE
 from tlt_sglang.errors import EnvironmentProblem
-from tlt_sglang.fleet.plan import Member, Plan
+from tlt_sglang.fleet.plan import CACHE, Member, Plan
 from tlt_sglang.launcher.parent_death import end_with_parent
 from tlt_sglang.launcher.server_process import free_port, is_healthy
 from tlt_sglang.weights import files
 
-TEMPORARY = Path(f"/tmp/tlt-{os.getuid()}/members")
+TEMPORARY = Path(CACHE).with_name("members")
 """Folders for temporary files of this node's members; SGLang leaves its sockets when it ends."""
 COMPILED = TEMPORARY.parent / "torchinductor"
 """Folder for what torch has compiled, which outlives a member."""
@@ -257,7 +257,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
     for number in (0, signal.SIGKILL):
         deadline = time.monotonic() + GROUP_SECONDS
-        while _signal(process.pid, number) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if not _signal(process.pid, number):
+                return
             time.sleep(LOOK_SECONDS / 4)
 
 

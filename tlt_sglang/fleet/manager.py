@@ -124,6 +124,8 @@ class Manager:
                 self._keep(member, self._in_bundle(member, bundle))
         left = {node["NodeManagerHostname"] for node in ray.nodes() if not node["Alive"]}
         left -= {node["NodeManagerHostname"] for node in nodes}
+        if not left:
+            return
         store = self._plan.store
         with contextlib.suppress(OSError):
             for folder in (store / announce.FOLDER, store / FOLDER, *store.glob("v*")):

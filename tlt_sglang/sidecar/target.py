@@ -45,7 +45,8 @@ class TargetFollower:
         else:
             embedding, head = describe.embedding_and_head(engine.model)
         own_head = self._own_head
-        if own_head is not None and torch.equal(own_head.bfloat16(), _rows(head, self._draft_ids)):
+        rows = head[self._draft_ids].bfloat16()
+        if own_head is not None and torch.equal(own_head.bfloat16(), rows):
             own_head = None  # one tensor instead of two
         frozen = Frozen.of(embedding[: self._vocab_size], head, self._draft_ids, own_head)
         self.version, self._path = engine.target_version, engine.embed_and_head
@@ -64,7 +65,3 @@ class TargetFollower:
             return self.load(newest)
         except (OSError, TltError):
             return None  # replaced by a newer version just now
-
-
-def _rows(head: torch.Tensor, draft_ids: torch.Tensor) -> torch.Tensor:
-    return head[draft_ids].bfloat16()

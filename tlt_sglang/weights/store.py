@@ -236,8 +236,8 @@ class Store:
     def use(self, version: int, used: bool = True) -> None:
         """Keep `version` until `used` is False, or this process has ended. Raises NoVersion.
 
-        The mark has to be renewed every half an hour: other machines cannot see whether the process
-        lives.
+        The mark has to be renewed before it is `files.OLD_SECONDS` old: other machines cannot see
+        whether the process lives.
         """
         self._mark(version, files.owned(USED), used)
 

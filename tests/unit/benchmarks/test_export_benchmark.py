@@ -10,8 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from benchmarks.bench_export import compress
-from benchmarks.harness.transports import FlightReader, FlightService, Received
-from tlt_sglang.harvest.layout import Geometry
+from benchmarks.harness.transports import FlightReader, FlightService, Received, geometry_of
 from tlt_sglang.harvest.reader import Reader
 from tlt_sglang.harvest.record import Record, request_key
 from tlt_sglang.harvest.writer import Writer
@@ -39,12 +38,6 @@ def records(writer: Writer) -> list[Record]:
     return made
 
 
-def geometry(writer: Writer) -> Geometry:
-    reader = Reader.open(writer.path)
-    reader.close()
-    return reader.geometry
-
-
 def collect(read: Callable[[], list[Record]], count: int) -> list[Record]:
     arrived: list[Record] = []
     while len(arrived) < count:
@@ -62,7 +55,7 @@ def assert_equal(arrived: list[Record], expected: list[Record]) -> None:
 def test_records_arrive_over_arrow_flight(writer: Writer, records: list[Record]) -> None:
     stop = threading.Event()
     with FlightService(writer.path, stop.is_set) as service:
-        reader = FlightReader(f"grpc://127.0.0.1:{service.port}", geometry(writer))
+        reader = FlightReader(f"grpc://127.0.0.1:{service.port}", geometry_of(writer.path))
         arrived = collect(reader.read, len(records))
         stop.set()
         reader.close()
@@ -80,7 +73,7 @@ def test_a_damaged_record_is_counted(writer: Writer, records: list[Record]) -> N
         def fetch(self) -> list[npt.NDArray[np.uint8]]:
             return data
 
-    damaged = Damaged(geometry(writer))
+    damaged = Damaged(geometry_of(writer.path))
     assert_equal(damaged.read(), [records[0], records[2]])
     assert damaged.torn == 1
 
