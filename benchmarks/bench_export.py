@@ -11,6 +11,7 @@ all.
 
 local_gb_s           A reader on the same machine, records of 512 tokens.
 tcp_gb_s             Through an exporter over TCP.
+curve_gb_s           Over TCP, encrypted with CURVE keys.
 ipc_gb_s             Through an exporter over a Unix socket.
 flight_gb_s          Over Arrow Flight, in the place of an exporter.
 ray_gb_s             Through Ray's object store, in the place of an exporter.
@@ -58,6 +59,7 @@ from benchmarks.harness.transports import (
     geometry_of,
     serve_flight,
 )
+from tlt_sglang.coordinator.endpoints import make_keys
 from tlt_sglang.exporter.messages import exports
 from tlt_sglang.exporter.remote import RemoteReader
 from tlt_sglang.exporter.service import Exporter
@@ -122,9 +124,9 @@ def write(store: Path, tokens: int, path: Path, stop: Event) -> None:
         writer.close()
 
 
-def export(store: Path, address: str, stop: Event) -> None:
+def export(store: Path, address: str, stop: Event, key: Path | None = None) -> None:
     """Run an exporter."""
-    exporter, end = Exporter(store, address), threading.Event()
+    exporter, end = Exporter(store, address, key), threading.Event()
     thread = threading.Thread(target=exporter.run, args=(end,))
     thread.start()
     stop.wait()
@@ -137,10 +139,11 @@ def measure(way: str, tokens: int, seconds: float) -> float:
     with TemporaryDirectory(prefix="tlt-", dir="/tmp") as folder:
         store, stop, taken = Path(folder) / "store", spawn.Event(), Path(folder) / "taken"
         opened(taken)
-        address = "tcp://127.0.0.1:*" if way == "tcp" else f"ipc://{folder}/export"
+        address = f"ipc://{folder}/export" if way == "ipc" else "tcp://127.0.0.1:*"
+        key, secret = make_keys(Path(folder) / "keys") if way == "curve" else (None, None)
         processes = [spawn.Process(target=write, args=(store, tokens, taken, stop))]
-        if way in ("tcp", "ipc"):
-            processes.append(spawn.Process(target=export, args=(store, address, stop)))
+        if way in ("tcp", "curve", "ipc"):
+            processes.append(spawn.Process(target=export, args=(store, address, stop, secret)))
         for process in processes:
             process.start()
         try:
@@ -151,7 +154,7 @@ def measure(way: str, tokens: int, seconds: float) -> float:
             if way == "ray":
                 records = count_over_ray(count, log, taken, seconds)
             else:
-                reader = wait_for(partial(open_reader, store, log, way))
+                reader = wait_for(partial(open_reader, store, log, way, key))
                 records = count(reader, taken, seconds)
         finally:
             stop.set()
@@ -160,7 +163,7 @@ def measure(way: str, tokens: int, seconds: float) -> float:
     return records * tokens * FEATURES * 2 / seconds / 1e9
 
 
-def open_reader(store: Path, log: Path, way: str) -> Readable | None:
+def open_reader(store: Path, log: Path, way: str, key: Path | None = None) -> Readable | None:
     """Return a reader of the log; None while what serves it is not there yet."""
     if way == "local":
         return Reader.open(log)
@@ -170,7 +173,7 @@ def open_reader(store: Path, log: Path, way: str) -> Readable | None:
         return FlightReader((store / ADDRESS).read_text(), geometry_of(log))
     for one in exports(store):
         for path, geometry in one.logs.items():
-            return RemoteReader(one.address, path, geometry)
+            return RemoteReader(one.address, path, geometry, key)
     return None
 
 
@@ -293,6 +296,7 @@ def _benchmark(argv: Sequence[str], logs: Path) -> None:
     cases = {
         "local_gb_s": ("local", LARGE),
         "tcp_gb_s": ("tcp", LARGE),
+        "curve_gb_s": ("curve", LARGE),
         "ipc_gb_s": ("ipc", LARGE),
         "flight_gb_s": ("flight", LARGE),
         "ray_gb_s": ("ray", LARGE),

@@ -20,6 +20,8 @@ from tlt_sglang.weights import files
 
 MAX_REQUEST_BYTES = 1 << 16
 """ZMQ hangs up on a peer that sends a longer request."""
+LARGE = 1 << 16
+"""Bytes from which on a record is a frame by itself, and not copied once more at either end."""
 SOCKET_BYTES = 4 << 20
 """Buffer of the operating system at either end of a connection."""
 

@@ -53,6 +53,8 @@ class RemoteReader:
         self._log, self._clock = log, clock
         self._asked, self._waiting = float("-inf"), False
         self._complete = False
+        self._news = True
+        """False after an answer that brought nothing."""
         self._frames: deque[npt.NDArray[np.uint8]] = deque()
         self._next: deque[npt.NDArray[np.uint8]] = deque()
         self._context = zmq.Context()
@@ -120,8 +122,9 @@ class RemoteReader:
         size = min(size, self.geometry.record_size(count))
         if size < len(frame):
             self._frames.appendleft(frame[size:])
-        # A copy, so that a record that is kept does not keep the whole frame.
-        return layout.unpack(self.geometry, frame[:size].copy(), number)
+        # Small ones share a frame: each is copied, so that one that is kept does not keep them all.
+        data = frame[:size].copy() if size < messages.LARGE else frame[:size]
+        return layout.unpack(self.geometry, data, number)
 
     def _fetch(self) -> None:
         """Receive an answer and ask for the next one, if there is room for it."""
@@ -130,7 +133,7 @@ class RemoteReader:
         now = self._clock()
         if self._waiting and now - self._asked > AGAIN_SECONDS:
             self._waiting = False
-        nothing_new = not self._frames and now - self._asked < QUIET_SECONDS
+        nothing_new = not self._news and now - self._asked < QUIET_SECONDS
         if self._waiting or self._complete or self._next or nothing_new:
             return
         try:
@@ -149,6 +152,6 @@ class RemoteReader:
             return  # malformed, or the second answer to a request that was repeated
         self._waiting = False
         self._next = deque(np.frombuffer(frame.buffer, np.uint8) for frame in frames)
-        self.last, self._complete = batch.last, batch.ended
+        self.last, self._complete, self._news = batch.last, batch.ended, batch.last > batch.after
         self.overwritten += batch.overwritten
         self.torn += batch.torn

@@ -29,8 +29,6 @@ from tlt_sglang.harvest.reader import Reader
 
 BATCH_BYTES = 8 << 20
 """Bytes of records from which on an answer takes no further one."""
-LARGE = 1 << 16
-"""Bytes from which on a record is sent without being copied once more."""
 LOOK_SECONDS = 1.0
 """Time between two looks at the announcements."""
 IDLE_SECONDS = 60.0
@@ -178,7 +176,7 @@ class Exporter:
 def in_frames(records: Sequence[npt.NDArray[np.uint8]]) -> list[memoryview]:
     """Return the bytes of the records, the small ones that follow each other as one."""
     frames: list[memoryview] = []
-    for small, group in itertools.groupby(records, lambda record: len(record) < LARGE):
+    for small, group in itertools.groupby(records, lambda record: len(record) < messages.LARGE):
         following = list(group)
         frames += [one.data for one in ([np.concatenate(following)] if small else following)]
     return frames

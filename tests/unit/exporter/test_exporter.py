@@ -205,6 +205,29 @@ def test_a_reader_that_nobody_answers_waits_for_nothing(folder: Path, writer: Wr
     reader.close()
 
 
+def test_the_next_answer_is_asked_for_at_once_while_there_are_records(
+    folder: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one answer per QUIET_SECONDS arrives; the clock stands still here."""
+    monkeypatch.setattr(service, "BATCH_BYTES", 1)
+    monkeypatch.chdir(folder / "engine")
+    store = announced(folder, writer)
+    for number in range(50):
+        writer.write(record(number))
+    stop = threading.Event()
+    exporter = Exporter(store, f"ipc://{folder}/export")
+    thread = threading.Thread(target=exporter.run, args=(stop,))
+    thread.start()
+    geometry = exports(store)[0].logs[writer.path.name]
+    reader = RemoteReader(exporter.address, writer.path.name, geometry, clock=lambda: 0.0)
+    try:
+        collect(reader, lambda records: len(records) == 50)
+    finally:
+        reader.close()
+        stop.set()
+        thread.join()
+
+
 def test_keys_keep_others_out(folder: Path, writer: Writer) -> None:
     store = announced(folder, writer)
     public, secret = make_keys(folder / "keys")
