@@ -1,4 +1,4 @@
-"""sglang.srt.managers.scheduler, in the scheduler process: slots for drafts."""
+"""sglang.srt.managers.scheduler, in the scheduler process: steps that cannot overlap."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 @wraps_upstream(
     "sglang.srt.managers.scheduler:Scheduler.update_running_batch",
     why="where slots for drafts are short, the next step waits for the outcome of the one in "
-    "flight, and no request is retracted",
-    remove_when="SGLang finishes with speculation every request that it finishes without",
+    "flight, and no request is retracted; with penalties and custom logit processors it waits, "
+    "too, as they would count its tokens one step late",
+    remove_when="SGLang finishes with speculation every request that it finishes without, and "
+    "counts penalised tokens in the forward pass",
     process="scheduler",
 )
 def update_running_batch(

@@ -7,7 +7,8 @@ used, and reserves what is free. The drafts that have no slot of their own write
 and are not accepted, so that graphs and kernels stay as they are.
 
 Where steps overlap, a short pool first waits for the step in flight: until its outcome is known, so
-is neither the length of a request nor the slots that it needs.
+is neither the length of a request nor the slots that it needs. A step whose sampling depends on the
+tokens of the one before, by penalties or a custom logit processor, waits likewise.
 
 Runs in the scheduler process.
 """
@@ -63,8 +64,17 @@ class KvSlots:
     # -- what the scheduler asks -----------------------------------------------------------------
 
     def waits(self, scheduler: Scheduler, batch: DecodeBatch) -> bool:
-        """Return True if the next step has to wait for the one in flight."""
-        if not _in_flight(scheduler) or batch.is_empty() or not _reserves(batch):
+        """Return True if the next step has to wait for the one in flight.
+
+        It does where slots are short, and where the tokens of the step in flight decide what is
+        sampled next: those are not known to penalties and custom logit processors before.
+        """
+        if not _in_flight(scheduler) or batch.is_empty():
+            return False
+        info = batch.sampling_info
+        if info.penalizer_orchestrator.is_required or info.has_custom_logit_processor:
+            return True
+        if not _reserves(batch):
             return False
         # Enough free slots, without a look at what the cache holds: the usual case.
         allocator = batch.token_to_kv_pool_allocator

@@ -89,6 +89,20 @@ class SlotTable(Protocol):
     req_to_token: torch.Tensor  # [requests, context], KV slots
 
 
+class Penalizers(Protocol):
+    """`sglang.srt.sampling.penaltylib.BatchedPenalizerOrchestrator`."""
+
+    is_required: bool
+    """True if a request of the batch has a penalty."""
+
+
+class BatchSampling(Protocol):
+    """`sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo`."""
+
+    penalizer_orchestrator: Penalizers
+    has_custom_logit_processor: bool
+
+
 class DecodeBatch(Protocol):
     """`sglang.srt.managers.schedule_batch.ScheduleBatch` before a decode step."""
 
@@ -98,6 +112,7 @@ class DecodeBatch(Protocol):
     req_to_token_pool: SlotTable
     tree_cache: PrefixCache
     hisparse_coordinator: object
+    sampling_info: BatchSampling
 
     def is_empty(self) -> bool:
         """Return whether it has no requests."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tlt_sglang.engine import kv_slots
 from tlt_sglang.engine.kv_slots import KvSlots
 from tlt_sglang.strategy.strategies import parse
 
@@ -76,6 +77,24 @@ def test_a_request_is_not_judged_while_a_step_is_in_flight() -> None:
     slots, scheduler = KvSlots(), SimpleNamespace(result_queue=["a step"])
     assert not slots.fits(upstream, scheduler, SimpleNamespace())
     assert answers == [16]
+
+
+@pytest.mark.parametrize("what", ["penalties", "a processor", "neither"])
+def test_tokens_that_decide_what_follows_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Whether a step was in flight would show in the answer."""
+    monkeypatch.setattr(kv_slots, "_reserves", lambda batch: False)
+    info = SimpleNamespace(
+        penalizer_orchestrator=SimpleNamespace(is_required=what == "penalties"),
+        has_custom_logit_processor=what == "a processor",
+    )
+    batch = SimpleNamespace(sampling_info=info, is_empty=lambda: False)
+    slots = KvSlots()
+    assert slots.waits(SimpleNamespace(result_queue=["a step"]), batch) == (what != "neither")
+    assert not slots.waits(SimpleNamespace(result_queue=[]), batch)
+    batch.is_empty = lambda: True
+    assert not slots.waits(SimpleNamespace(result_queue=["a step"]), batch)
 
 
 def test_slots_of_a_pool_are_those_of_its_largest_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
