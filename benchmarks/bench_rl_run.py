@@ -25,8 +25,11 @@ rollout_share_plain      Share of rollouts in the time of the plain system.
 tail_speedup             Time of all tails (an eighth of the responses unfinished, or fewer): plain
                          over the last system.
 tail_share_plain         Share of the tails in the rollouts of the plain system.
-accept_len_frozen_last   Accept length of the frozen drafter's system, in the last quarter of steps.
-accept_len_adapted_last  Accept length of the trained drafter's system, in the same steps.
+accept_len_frozen_first  Accept length of the frozen drafter in the first quarter of steps, with the
+                         strategies of all its steps (benchmarks/rl_run/acceptance.py).
+accept_len_frozen_last   The same, in the last quarter of steps.
+accept_len_adapted_last  That of the trained drafter, in the last quarter of steps, as if it had
+                         been in those strategies.
 accept_len_held_out_...  Of a full run: accept length on problems of the same families that were
                          in no training, with the policy at the end and one strategy: of the drafter
                          `shipped` with this package, of the one that the run began with (`frozen`),
@@ -37,7 +40,6 @@ logprob_gap              Largest difference of the servers' logprobs from the tr
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -50,6 +52,7 @@ from benchmarks.harness import program, provenance
 from benchmarks.harness.program import UsageError, say
 from benchmarks.harness.server import default_threads
 from benchmarks.plots import rl_run as plots
+from benchmarks.rl_run.acceptance import Yardstick
 from benchmarks.rl_run.faults import LEAST_STEPS, faults
 from benchmarks.rl_run.settings import Settings, Step
 from benchmarks.rl_run.systems import ADAPTIVE, PLAIN, SIDECAR, SYSTEMS, System
@@ -85,14 +88,17 @@ def summarise(
             return None
         return round(total(PLAIN, seconds) / total(system, seconds), 4)
 
-    def accepted(system: str) -> float | None:
-        own = steps.get(system, ())
-        quarter = own[-max(1, len(own) // 4) :]
-        return round(statistics.mean(s.accept_length for s in quarter), 4) if quarter else None
+    yardstick = yardstick_of(steps)
+
+    def accepted(system: str, part: slice) -> float | None:
+        length = yardstick.accept_length(steps.get(system, ())[part])
+        return None if length is None else round(length, 4)
 
     def share(part: Callable[[Step], float], whole: Callable[[Step], float]) -> float | None:
         return round(total(PLAIN, part) / total(PLAIN, whole), 4) if PLAIN in steps else None
 
+    quarter = max(1, max(map(len, steps.values())) // 4)
+    first, end = slice(quarter), slice(-quarter, None)
     tokens = {tuple(step.rollout for step in own) for own in steps.values()}
     return {
         "rollouts_identical": float(len(tokens) == 1),
@@ -104,10 +110,16 @@ def summarise(
         "rollout_share_plain": share(_rollout, _whole),
         "tail_speedup": ratio(_tail, last),
         "tail_share_plain": share(_tail, _rollout),
-        "accept_len_frozen_last": accepted(ADAPTIVE),
-        "accept_len_adapted_last": accepted(SIDECAR),
+        "accept_len_frozen_first": accepted(ADAPTIVE, first),
+        "accept_len_frozen_last": accepted(ADAPTIVE, end),
+        "accept_len_adapted_last": accepted(SIDECAR, end),
         "logprob_gap": round(max(step.gap for own in steps.values() for step in own), 7),
     }
+
+
+def yardstick_of(steps: Mapping[str, Sequence[Step]]) -> Yardstick:
+    """Return the frozen drafter's, or that of the trained one where there is no other."""
+    return Yardstick(steps.get(ADAPTIVE) or steps.get(SIDECAR, ()))
 
 
 def _rollout(step: Step) -> float:
@@ -213,7 +225,7 @@ def _benchmark(options: Options, logs: Path) -> None:
         steps=[{"system": name, **asdict(step)} for name, own in steps.items() for step in own],
     )
     provenance.write_json(options.json, document)
-    plots.plot(steps, options.json.with_suffix(".png"))
+    plots.plot(steps, yardstick_of(steps).each(steps), options.json.with_suffix(".png"))
     figures = [(name, "-" if value is None else f"{value:.3f}") for name, value in summary.items()]
     print(program.table(("figure", "value"), figures))
     say(f"written to {options.json}")

@@ -25,13 +25,18 @@ class StepValues(Protocol):
     @property
     def reward(self) -> float: ...
     @property
-    def accept_length(self) -> float: ...
-    @property
     def drafter_version(self) -> int: ...
 
 
-def plot(systems: Mapping[str, Sequence[StepValues]], path: Path) -> None:
-    """Write the picture to `path`; the systems are in the order of their legend."""
+def plot(
+    systems: Mapping[str, Sequence[StepValues]],
+    accept_lengths: Mapping[str, Sequence[float]],
+    path: Path,
+) -> None:
+    """Write the picture to `path`; the systems are in the order of their legend.
+
+    `accept_lengths` are those of each step, of the systems with a drafter.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,14 +51,15 @@ def plot(systems: Mapping[str, Sequence[StepValues]], path: Path) -> None:
         rewards.plot(numbers, values, color=f"C{index}", linewidth=width, label=name)
         minutes = [at / 60 for at in itertools.accumulate(sum(_parts(step)) for step in steps)]
         sooner.plot(minutes, values, color=f"C{index}", label=name)
-        accept.plot(numbers, [step.accept_length for step in steps], color=f"C{index}", label=name)
-        _draw_versions(accept, steps, index)
+        if name in accept_lengths:
+            accept.plot(numbers, accept_lengths[name], color=f"C{index}", label=name)
+            _draw_versions(accept, steps, accept_lengths[name], index)
     _draw_phases(phases, systems)
     for axes, title, label in (
         (rewards, "mean reward, over steps", "step"),
         (sooner, "mean reward, over time", "minutes"),
         (phases, "time by phase", ""),
-        (accept, "accept length; a dot is a new drafter version", "step"),
+        (accept, "accept length, by strategy; a dot is a new version", "step"),
     ):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
@@ -81,11 +87,13 @@ def _draw_phases(axes: Axes, systems: Mapping[str, Sequence[StepValues]]) -> Non
     axes.set_ylabel("minutes")
 
 
-def _draw_versions(axes: Axes, steps: Sequence[StepValues], index: int) -> None:
+def _draw_versions(
+    axes: Axes, steps: Sequence[StepValues], accept_lengths: Sequence[float], index: int
+) -> None:
     """Mark the steps that a new version of the drafter reached."""
     before = [0, *(step.drafter_version for step in steps)]
     new = [
-        (number, step.accept_length)
+        (number, accept_lengths[number - 1])
         for number, step in enumerate(steps, 1)
         if step.drafter_version > before[number - 1]
     ]

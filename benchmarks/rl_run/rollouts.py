@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import requests
 import torch
 from areal.api import AsyncRewardWrapper, ModelRequest
 from areal.api.cli_args import GenerationHyperparameters, InferenceEngineConfig
@@ -20,6 +21,7 @@ from benchmarks.rl_run.settings import Settings
 NAMES = {"experiment_name": "rl_run", "trial_name": "one"}
 SEED = "sampling_seed"
 REQUEST_SECONDS = 1800.0
+STATUS_SECONDS = 60.0
 
 
 @dataclass
@@ -40,6 +42,20 @@ class Answers:
         self.verify_steps += meta.get("spec_verify_ct") or meta["completion_tokens"]
         versions = [int(version) for version in meta.get("drafter_version") or []]
         self.drafter_version = max([self.drafter_version, *versions])
+
+
+def strategy_counts(addresses: list[str]) -> dict[str, list[int]]:
+    """Return verify steps and accepted drafts of sampled requests so far, by strategy."""
+    counts: dict[str, list[int]] = {}
+    for address in addresses:
+        answer = requests.get(f"http://{address}/tlt/status", timeout=STATUS_SECONDS)
+        answer.raise_for_status()
+        (scheduler,) = answer.json()["schedulers"]
+        for name, tally in scheduler["strategies"].items():
+            both = counts.setdefault(name, [0, 0])
+            both[0] += tally["sampled_verify_steps"]
+            both[1] += tally["sampled_accepted"]
+    return counts
 
 
 class SeededBackend(SGLangBackend):
@@ -136,7 +152,7 @@ def workflow(settings: Settings, tokenizer: Any) -> SeededWorkflow:
     return SeededWorkflow(sampling, tokenizer)
 
 
-def requests(settings: Settings, step: int, tokenizer: Any) -> list[dict[str, Any]]:
+def bodies_of(settings: Settings, step: int, tokenizer: Any) -> list[dict[str, Any]]:
     """Return the requests of one step, in the order of problems and samples."""
     bodies: list[dict[str, Any]] = []
     problems_of_step = problems.of_step(settings.seed, step, settings.problems)

@@ -70,6 +70,10 @@ class Step:
     update_seconds: float
     reward: float
     accept_length: float
+    """Tokens of a verify step, over all strategies; 1 without drafts."""
+    strategies: dict[str, list[int]]
+    """For each strategy, verify steps and accepted drafts; a step of a batch counts for each
+    request."""
     tokens: int
     trained_tokens: int
     """Tokens of the responses that were trained on."""

@@ -137,6 +137,10 @@ def _packed_attention(
     ), None
 
 
+def _difference(after: list[int], before: list[int]) -> list[int]:
+    return [one - other for one, other in zip(after, before, strict=True)]
+
+
 def _length(one: dict[str, Any]) -> int:
     """Return the number of tokens of a response."""
     return int(one["loss_mask"].sum())
@@ -158,6 +162,7 @@ class Run:
 
     def __init__(self, folder: Path, addresses: list[str], coordinator: str | None) -> None:
         self.folder, self.settings = folder, Settings.read(folder)
+        self.addresses = addresses
         self.tokenizer = AutoTokenizer.from_pretrained(self.settings.policy)
         responses = self.settings.problems * self.settings.group
         self.client = rollouts.client(addresses, folder, responses)
@@ -188,7 +193,8 @@ class Run:
     def step(self, number: int) -> Step:
         """Generate, train, and hand the weights over."""
         self.client.backend.answers = answers = Answers()
-        bodies = rollouts.requests(self.settings, number, self.tokenizer)
+        bodies = rollouts.bodies_of(self.settings, number, self.tokenizer)
+        before = rollouts.strategy_counts(self.addresses)
         self._tell("release_device", "rollout_begins")
         began = time.perf_counter()
         batch = self.actor.rollout_batch(bodies, workflow=self.workflow)
@@ -200,6 +206,7 @@ class Run:
         updated = time.perf_counter()
         self._hand_over(number + 1)
         ended = time.perf_counter()
+        after = rollouts.strategy_counts(self.addresses)
         responses = [one["input_ids"][0][one["loss_mask"][0].bool()].tolist() for one in batch]
         lengths = sorted(len(one) for one in responses)
         in_tail = answers.ended[-1 - len(bodies) // TAIL]
@@ -211,6 +218,7 @@ class Run:
             update_seconds=ended - updated,
             reward=statistics.mean(float(one["rewards"]) for one in batch),
             accept_length=answers.tokens / answers.verify_steps,
+            strategies={name: _difference(after[name], before[name]) for name in after},
             tokens=sum(lengths),
             trained_tokens=trained,
             longest=lengths[-1],

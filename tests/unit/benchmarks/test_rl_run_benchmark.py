@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,20 @@ from benchmarks import bench_rl_run as bench
 from benchmarks.harness.program import UsageError
 from benchmarks.plots.rl_run import plot
 from benchmarks.rl_run import problems, settings
+from benchmarks.rl_run.acceptance import Yardstick
 from benchmarks.rl_run.faults import faults
 from benchmarks.rl_run.settings import Settings, Step
 from benchmarks.rl_run.systems import ADAPTIVE, PLAIN, SIDECAR, System
 
+CHAIN, LONG_CHAIN = "eagle3:3x1x4", "eagle3:7x1x8"
+
 
 def step(number: int, rollout: float, accept: float, tokens: str = "a") -> Step:
-    tail = rollout - 6.0
-    return Step(number, tokens, rollout, 4.0, 1.0, 0.5, accept, 900, 800, 300, 60.0, tail, 1e-5, 0)
+    """Return a step with an accept length, of a chain where it is above 1."""
+    tail, drafts = rollout - 6.0, round(500 * (accept - 1))
+    counts = {"off": [400, 0]} | ({CHAIN: [500, drafts]} if drafts else {})
+    rest = (900, 800, 300, 60.0, tail, 1e-5, 0)
+    return Step(number, tokens, rollout, 4.0, 1.0, 0.5, accept, counts, *rest)
 
 
 def test_every_solution_is_right() -> None:
@@ -99,11 +106,12 @@ def test_figures(tmp_path: Path) -> None:
         "rollout_share_plain": 0.8,
         "tail_speedup": 3.5,
         "tail_share_plain": 0.7,
+        "accept_len_frozen_first": 1.8,
         "accept_len_frozen_last": 1.8,
         "accept_len_adapted_last": 2.45,
         "logprob_gap": 1e-5,
     }
-    plot(steps, tmp_path / "x.png")
+    plot(steps, bench.yardstick_of(steps).each(steps), tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
     steps[ADAPTIVE][3] = step(3, 12.0, 1.8, "b")
     other = bench.summarise(steps, {PLAIN: "x", ADAPTIVE: "y", SIDECAR: "x"})
@@ -114,6 +122,24 @@ def test_figures_of_one_system() -> None:
     summary = bench.summarise({PLAIN: [step(0, 15.0, 1.0)]}, {PLAIN: "x"})
     assert summary["rollout_share_plain"] == 0.75
     assert summary["run_speedup"] is summary["accept_len_frozen_last"] is None
+
+
+def test_drafters_are_compared_strategy_by_strategy() -> None:
+    """A drafter is no better because its system chose the longer chain more often."""
+    mostly_short = {"off": [900, 0], CHAIN: [800, 800], LONG_CHAIN: [200, 400], "ngram:8": [9, 63]}
+    mostly_long = {CHAIN: [200, 200], LONG_CHAIN: [800, 1600], "eagle3:5x1x6": [7, 0]}
+    better = {CHAIN: [200, 250], LONG_CHAIN: [800, 1800]}
+
+    def steps(strategies: dict[str, list[int]]) -> list[Step]:
+        return [replace(step(0, 9.0, 1.0), strategies=strategies)]
+
+    yardstick = Yardstick(steps(mostly_short))
+    assert yardstick.accept_length(steps(mostly_short)) == pytest.approx(2.2)
+    assert yardstick.accept_length(steps(mostly_long)) == pytest.approx(2.2)
+    assert yardstick.accept_length(steps(better)) == pytest.approx(2.2 * 3050 / 2800)
+    assert yardstick.accept_length(steps({"off": [100, 0]})) is None
+    drawn = yardstick.each({PLAIN: steps({"off": [9, 0]}), SIDECAR: [*steps(better), *steps({})]})
+    assert drawn.keys() == {SIDECAR} and math.isnan(drawn[SIDECAR][1])
 
 
 def test_faults_are_one_of_each_kind() -> None:
