@@ -86,7 +86,7 @@ def on_idle(original: Upstream, scheduler: Scheduler) -> None:
 
     online_drafter = engine.require().step.online_drafter
     if online_drafter is not None:
-        online_drafter.idle(scheduler.weight_updater)
+        online_drafter.idle()
     original(scheduler)
 
 

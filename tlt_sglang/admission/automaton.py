@@ -7,6 +7,8 @@ to the same match. Runs anywhere; pure.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ ANY = (1 << 256) - 1
 """The set of all characters: a bit for each up to U+00FE, and one for all others."""
 MAX_STATES = 600
 MAX_PAIRS = 100_000
+MAX_STEPS = 1_000_000
 
 
 class TooLarge(Exception):
@@ -36,6 +39,9 @@ class Automaton:
     def __init__(self) -> None:
         self.characters: list[int] = []
         self.edges: list[list[int]] = []
+        self.empty_choices = 0
+        """Places where nothing can be matched in several ways."""
+        self._beginnings: list[tuple[int, ...]] = []
 
     # -- building it -------------------------------------------------------------------------------
 
@@ -63,6 +69,7 @@ class Automaton:
 
     def either(self, fragments: Sequence[Fragment]) -> Fragment:
         """Return a fragment that matches one of several."""
+        self.empty_choices += sum(each.empty for each in fragments) > 1
         return Fragment(
             _twice(tuple(state for each in fragments for state in each.first)),
             _twice(tuple(state for each in fragments for state in each.last)),
@@ -78,7 +85,8 @@ class Automaton:
         return Fragment(inner.first, inner.last, min(inner.empty + (not at_least_once), 1))
 
     def finish(self, fragment: Fragment) -> None:
-        """Take a whole pattern; nothing needs to be added for its end."""
+        """Take a whole pattern, or one that is searched by itself inside another."""
+        self._beginnings.append(fragment.first)
 
     def _connect(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         if len(sources) * len(targets) > MAX_PAIRS:
@@ -113,6 +121,43 @@ class Automaton:
                 if loop & after[index] and masks[index] & masks[other]:
                     counts[index] = max(counts[index], 1 + counts[other])
         return max(counts, default=0)
+
+    def has_more_ways(self, limit: int) -> bool:
+        """Return whether a text may have more than so many ways, each loop taken as one character.
+
+        Two ways of one text are a pair of paths whose states have a character in common at every
+        step. So a text with n ways has n * n such pairs, and they are counted.
+        """
+        loops = self.loops()
+        node = list(range(len(self.edges)))
+        for loop in loops:
+            for state in loop:
+                node[state] = min(loop)
+        masks = dict(enumerate(self.characters))
+        after = {s: Counter(node[t] for t in edges) for s, edges in enumerate(self.edges)}
+        for loop in loops:
+            masks[min(loop)] = self._union(loop)
+            outside = {node[t] for s in loop for t in self.edges[s]} - {min(loop)}
+            after[min(loop)] = Counter(outside)
+        order = {state: len(self._reachable(state) | {state}) for state in set(node)}
+        pairs: dict[int, Counter[tuple[int, int]]] = defaultdict(Counter)
+        total = visited = 0
+        steps = [(Counter(node[s] for s in first),) * 2 + (1,) for first in self._beginnings]
+        while steps or pairs:
+            for ones, others, count in steps:
+                visited += len(ones) * len(others)
+                for (one, n), (other, m) in itertools.product(ones.items(), others.items()):
+                    if masks[one] & masks[other]:
+                        total += n * m * count
+                        pairs[order[one] + order[other]][one, other] += n * m * count
+                if total > limit * limit:
+                    return True
+                if visited > MAX_STEPS:
+                    raise TooLarge
+            # Every step leads to states from which fewer can be reached.
+            nearest = pairs.pop(max(pairs)) if pairs else {}
+            steps = [(after[one], after[other], n) for (one, other), n in nearest.items()]
+        return False
 
     def _is_ambiguous(self, loop: set[int]) -> bool:
         edges = {state: [each for each in self.edges[state] if each in loop] for state in loop}

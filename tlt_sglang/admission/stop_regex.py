@@ -4,7 +4,8 @@ Python's `re` backtracks, and a search that takes exponential time holds up all 
 engine. It does if a pattern can match one text in many ways: (a+)+b, (a|a)*b, (a{1,2})+b. So the
 pattern becomes an automaton with one state for each character that it can match, which is searched
 for two different ways through a loop with the same text (exponential ambiguity, Weber and Seidl
-1991, "On the degree of ambiguity of finite automata"). References to groups count as a character.
+1991, "On the degree of ambiguity of finite automata"), and for too many of them outside of loops.
+References to groups count as a character.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ LONG = 8
 """A repeat of more than so many times counts as a loop."""
 MAX_LOOPS = 3
 """Loops in a row that can match the same text; each raises the power of its length in the time."""
+MAX_WAYS = 4096
+"""Ways to match one text without its loops; .?.?.?b has four ways to match three characters."""
+MAX_EMPTY_CHOICES = 8
 
 _EXPONENTIAL = "it can match the same text in many ways, which can take exponential time"
 _POLYNOMIAL = f"more than {MAX_LOOPS} of its repeats in a row can match the same text"
@@ -43,6 +47,8 @@ def why_not(pattern: str) -> str | None:
         translation = Translation(automaton, bool(parsed.state.flags & re.IGNORECASE))
         automaton.finish(translation.sequence(parsed))
         if translation.repeats_nothing or automaton.is_exponential():
+            return _EXPONENTIAL
+        if automaton.empty_choices > MAX_EMPTY_CHOICES or automaton.has_more_ways(MAX_WAYS):
             return _EXPONENTIAL
         return _POLYNOMIAL if automaton.loops_in_a_row() > MAX_LOOPS else None
     except (TooLarge, RecursionError):
@@ -86,7 +92,11 @@ class Translation:
             # It is searched by itself, and matches no character of the text around it.
             automaton.finish(self.sequence(operand[1]))
             return automaton.nothing()
-        # ANY, a reference, and what is matched without backtracking into it: as one character.
+        if operator in (op.ATOMIC_GROUP, op.POSSESSIVE_REPEAT):
+            # It is searched by itself until it first matches, and then it is one character.
+            inner = operand if operator is op.ATOMIC_GROUP else [(op.MAX_REPEAT, operand)]
+            automaton.finish(self.sequence(inner))
+        # Those, ANY, and a reference.
         return automaton.character(ANY)
 
     def repeat(self, low: int, high: int, items: Any) -> Fragment:

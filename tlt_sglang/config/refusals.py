@@ -15,7 +15,7 @@ from tlt_sglang.strategy.strategies import Strategy
 
 T = TypeVar("T")
 
-FeatureName = Literal["any", "pool", "deferring", "store", "sampling"]
+FeatureName = Literal["any", "pool", "deferring", "store", "sampling", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ def _sampling(config: Config) -> str | None:
     return "--tlt-sampling coupled" if config.sampling == "coupled" else None
 
 
+def _timeout(config: Config) -> str | None:
+    limit = config.client_timeout_s
+    return None if limit is None else f"--tlt-client-timeout-s {limit:g}"
+
+
 FEATURES: Mapping[FeatureName, Feature] = {
     "any": Feature("TLT", "", lambda config: "TLT"),
     "pool": Feature("several strategies", "name one strategy in --tlt-strategies", _pool),
@@ -58,6 +63,7 @@ FEATURES: Mapping[FeatureName, Feature] = {
     ),
     "store": Feature("`--tlt-store`", "leave --tlt-store out", _store),
     "sampling": Feature("`--tlt-sampling coupled`", "use --tlt-sampling target", _sampling),
+    "timeout": Feature("`--tlt-client-timeout-s`", "leave --tlt-client-timeout-s out", _timeout),
 }
 
 

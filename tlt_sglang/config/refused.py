@@ -59,6 +59,13 @@ FLAGS: tuple[Refusal[object], ...] = (
     _flag("speculative_accept_threshold_acc", (1,), ("any",), _LOSSY, devices=EVERYWHERE),
     _flag("speculative_use_rejection_sampling", (False,), ("any",), _DRAWN, devices=EVERYWHERE),
     _flag("speculative_use_block_verification", (False,), ("any",), _DRAWN, devices=EVERYWHERE),
+    _flag(
+        "tokenizer_worker_num",
+        (1,),
+        ("timeout",),
+        "a worker that a client does not call would take it for silent",
+        devices=EVERYWHERE,
+    ),
     _flag("attn_dp_size", (1,), ("pool", "store"), _GROUPS),
     _flag("enable_dp_attention", (False,), ("pool", "store"), _GROUPS),
     _flag(

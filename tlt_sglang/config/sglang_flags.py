@@ -26,6 +26,7 @@ class Flags:
     dtype: str = "auto"
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
+    tokenizer_worker_num: int = 1
     tp_size: int = 1
     dp_size: int = 1
     attn_dp_size: int = 1

@@ -78,7 +78,7 @@ class Answers:
         if not self._coupled or parameters is None or parameters.n == 1:
             return
         # The request that fills the prefix cache before the samples has no token.
-        if parameters.sampling_seed is not None and parameters.max_new_tokens:
+        if parameters.sampling_seed is not None and parameters.max_new_tokens != 0:
             _set_seed(manager.rid_to_state[tokenized.rid].obj, parameters.sampling_seed)
             parameters.sampling_seed = next_seed(parameters.sampling_seed)
 

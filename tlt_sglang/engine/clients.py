@@ -249,9 +249,15 @@ class Clients:
 
     async def _time_out(self, silent: float) -> None:
         """End what a silent client has left, unless it has released the engine's memory: an engine
-        without weights or KV cache waits for the end of training."""
+        without weights or KV cache waits for the end of training.
+
+        Nor where the scheduler answers late, or a call has come meanwhile: then a client is there.
+        Of calls that are not `CALLS`, such as an update from disk, only that is known.
+        """
+        asked = self._clock()
         updates = await self._updates()
-        if updates.get("released"):
+        late = self._clock() - asked > BUSY_SECONDS
+        if updates.get("released") or late or self._in_flight or self._last_call > asked:
             self._last_call = self._clock()
             return
         logger.warning(

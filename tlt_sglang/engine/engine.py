@@ -126,7 +126,7 @@ class Engine:
             strategy = parse(str(_speculation(scheduler)["strategy"]))
             self.step.telemetry = build.telemetry(self.config, [strategy])
         if self.step.online_drafter is not None:
-            self.step.online_drafter.begin()
+            self.step.online_drafter.begin(scheduler.weight_updater)
             if first_rank.is_first():
                 self.step.online_drafter.report_load(self.config, scheduler)
 

@@ -39,6 +39,26 @@ def exchange() -> Callable[[int], int] | None:
     return broadcast
 
 
+def agreement() -> Callable[[int], bool] | None:
+    """Return a function that says whether all ranks pass the same number; None for a single rank.
+
+    Every rank has to call that function as often as the others.
+    """
+    import torch
+    from sglang.srt.runtime_context import get_parallel
+
+    group = get_parallel().tp_group
+    if group.world_size == 1:
+        return None
+
+    def agree(own: int) -> bool:
+        least = torch.tensor([own, -own])
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group=group.cpu_group)
+        return least.tolist() == [own, -own]
+
+    return agree
+
+
 def gather(part: torch.Tensor) -> torch.Tensor | None:
     """Return on the first rank the rows of all ranks' `part` [V / ranks, N] on CPU; None elsewhere.
 

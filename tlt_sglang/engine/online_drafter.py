@@ -66,6 +66,7 @@ class OnlineDrafter:
         """Present on rank 0, unless harvesting is off."""
         self._harvests = config.harvests
         self._committed = 0
+        self._updater: UpdateManager | None = None
         self._target_updated, self._updated = False, float("-inf")
         self._cleanup = contextlib.ExitStack()
 
@@ -88,7 +89,7 @@ class OnlineDrafter:
             describe.load(folder),
             drafter_weights.copier(worker, device),
             stage=drafter_weights.stager(device),
-            agree=first_rank.exchange(),
+            agree=first_rank.agreement(),
         )
         self.swap.look()
         self.swap_in()
@@ -115,11 +116,12 @@ class OnlineDrafter:
         """Return what fills the harvest log; None where this rank does not harvest."""
         return None if self.harvester is None else self.harvester.tap
 
-    def begin(self) -> None:
-        """Start watching the store; SGLang has captured its graphs.
+    def begin(self, updater: UpdateManager) -> None:
+        """Start watching the store; SGLang has captured its graphs, and updates with `updater`.
 
         While CUDA captures, no other thread may allocate memory.
         """
+        self._updater = updater
         self.swap.begin()
         self._cleanup.callback(self.swap.end)
 
@@ -143,21 +145,26 @@ class OnlineDrafter:
     def swap_in(self) -> None:
         """Take a new version of the target or of the drafter, before a decode step or a prefill.
 
-        Every rank has to call it as often as the others, as they agree on a version by counting.
+        Not while weights are released or being updated: that may be between two buckets, and the
+        drafter would be of two versions. Every rank has to call it as often as the others, as they
+        agree on a version by counting; they have the same updates.
         """
+        if not self._writable:
+            return
         if self._target_updated:
             self._begin_target_version()
         self.swap.swap_in()
 
-    def idle(self, updater: UpdateManager) -> None:
-        """Use the time in which nothing runs: log the ends of requests, take a new version.
+    @property
+    def _writable(self) -> bool:
+        return self._updater is None or drafter_weights.writable(self._updater)
 
-        Weights that are released, or being updated, are left alone.
-        """
+    def idle(self) -> None:
+        """Use the time in which nothing runs: log the ends of requests, take a new version."""
         if self.tap is not None:
             self.tap.drain()
         more_may_come = self._target_updated and time.monotonic() - self._updated < UPDATE_SECONDS
-        if self.swap.is_single_rank and drafter_weights.writable(updater) and not more_may_come:
+        if self.swap.is_single_rank and not more_may_come:
             self.swap_in()
 
     def log_prefill(

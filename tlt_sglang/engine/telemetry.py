@@ -137,7 +137,7 @@ class EventLog:
     def __init__(self, path: str, clock: Callable[[], float] = time.time) -> None:
         """Open the file; raise EnvironmentProblem if it cannot be written."""
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             raise EnvironmentProblem(
                 f"The event log {path} cannot be written ({error.strerror}); give --tlt-events "

@@ -10,6 +10,9 @@ from tlt_sglang.config import sglang_flags
 from tlt_sglang.errors import EXIT_REPORTED, EnvironmentProblem, TltError
 from tlt_sglang.launcher import leftovers, prefork, supervise
 
+OTHER_SERVERS = ("encoder_only", "smg_grpc_mode", "grpc_mode", "use_ray")
+"""Flags of servers that are not the HTTP server; the fork server serves that one."""
+
 
 def run(argv: list[str], forked: bool) -> int:
     """Run SGLang's server until it is stopped; return the exit status.
@@ -30,7 +33,7 @@ def run(argv: list[str], forked: bool) -> int:
         load_plugins()
         sglang_flags.check(argv)
         args = prepare_server_args(argv)
-        if forked:
+        if forked and not any(getattr(args, name, False) for name in OTHER_SERVERS):
             _launch_forked(args)
         else:
             run_server(args)

@@ -31,9 +31,16 @@ def default_drafter(model: str) -> Path | None:
         source = HERE / alias
         if not (source / WEIGHTS).exists():
             continue
-        if model == alias or Path(model).expanduser() == prepare(alias):
+        if model == alias or _is_prepared(model, alias):
             return _prepared(alias, source)
     return None
+
+
+def _is_prepared(model: str, alias: str) -> bool:
+    """Return whether a model is the prepared folder of an alias; prepare none for any other."""
+    path = Path(model).expanduser()
+    may_be = path.parent == cache_root() / "models" and path.name.startswith(f"{alias}-")
+    return may_be and path == prepare(alias)
 
 
 def _prepared(alias: str, source: Path) -> Path:

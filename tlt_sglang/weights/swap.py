@@ -9,7 +9,7 @@ The version to use is the pinned one, else the newest that nobody has rejected; 
 rejection. After each swap a guard watches the accept length (`weights.guard`). Where it fell, the
 previous weights, which are kept in memory, are copied back at once.
 
-Runs in the scheduler process, on every tensor-parallel rank; the first one decides.
+Runs in the scheduler process, on every tensor-parallel rank; they swap at the same step.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LOOK_SECONDS = 0.5
 MARK_SECONDS = files.OLD_SECONDS / 6
 """Time between two renewals of the marks of versions in use."""
 AGREE_STEPS = 16
-"""Decode steps after which ranks agree on a version to swap in."""
+"""Decode steps after which ranks swap in the version that all of them have staged."""
 
 Weights = Mapping[str, "Tensor"]
 
@@ -75,11 +75,11 @@ class Swap:
         copy_in: Callable[[Weights], None],
         *,
         stage: Callable[[Weights], Weights] = lambda weights: weights,
-        agree: Callable[[int], int] | None = None,
+        agree: Callable[[int], bool] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`copy_in` writes weights into the drafter; `stage` prepares them for it; `agree`
-        takes this rank's choice and returns the first rank's, where there are several."""
+        """`copy_in` writes weights into the drafter; `stage` prepares them for it; `agree` takes
+        this rank's number and returns whether it is that of all, where there are several ranks."""
         self.version = 0
         self.pinned: int | None = None
         self.swaps: list[tuple[int, float]] = []
@@ -191,7 +191,7 @@ class Swap:
     def swap_in(self) -> bool:
         """Swap in the staged version; return whether there was one.
 
-        Every rank has to call it once a step, as they agree on the version every AGREE_STEPS.
+        Every rank has to call it once a step, as they compare versions every AGREE_STEPS.
         """
         if self._agree is None:
             staged = self._staged
@@ -199,20 +199,11 @@ class Swap:
             self._steps += 1
             if self._steps % AGREE_STEPS:
                 return False
-            ready = self._staged
-            version = self._agree(-1 if ready is None else ready.version)
-            if version < 0 or version == self.version:
+            staged = self._staged
+            # Whoever is late, or cannot read the store now, has all wait for the next time.
+            if not self._agree(-1 if staged is None else staged.version):
                 return False
-            if ready is None or ready.version != version:
-                weights = self._load(version)  # this rank is late, and waits for the file
-                if weights is None:
-                    raise TltError(
-                        f"Drafter version {version} was read by one rank and not by another; "
-                        "restart the engine with a store that all of its machines can read."
-                    )
-                ready = Staged(version, weights)
-            staged = ready
-        if staged is None:
+        if staged is None or staged.version == self.version:
             return False
         self._staged = None
         self._put(staged)

@@ -69,11 +69,13 @@ def test_requests_that_share_their_parameters_get_a_seed_each() -> None:
     assert shared == {"temperature": 1.0}
 
 
-def test_each_sample_is_named_the_seed_that_it_was_sent_with() -> None:
+@pytest.mark.parametrize("limit", [8, None])
+def test_each_sample_is_named_the_seed_that_it_was_sent_with(limit: int | None) -> None:
+    """Also without a limit, as chat completions send it: else all samples would be the same."""
     answers, at, seeds = Answers(True, None), manager(), []
     parameters = SimpleNamespace(n=3, max_new_tokens=0, sampling_seed=7)
     answers.sent(at, SimpleNamespace(rid="prefix", sampling_params=parameters))
-    parameters.max_new_tokens = 8
+    parameters.max_new_tokens = limit
     for name in "abc":
         at.rid_to_state[name] = SimpleNamespace(obj=request(sampling_params={SEED: 7}))
         answers.sent(at, SimpleNamespace(rid=name, sampling_params=parameters))

@@ -36,6 +36,8 @@ class Manager:
         self.groups: list[str] = []
         self.released: list[str] = []
         self.calls: list[str] = []
+        self.late = 0.0
+        """Seconds that the scheduler takes to answer."""
 
     async def get_internal_state(self) -> list[dict[str, Any]]:
         updates = {
@@ -43,6 +45,9 @@ class Manager:
             "process_groups": list(self.groups),
             "released": self.released,
         }
+        clock = self.clients._clock
+        assert isinstance(clock, Clock)
+        clock.now += self.late
         return [{"tlt": {"weight_updates": updates}}]
 
     async def continue_generation(self, obj: Any) -> None:
@@ -228,6 +233,25 @@ def test_an_engine_that_has_released_memory_is_not_timed_out(
             await yield_once()
         assert manager.is_pause and manager.calls == []
         manager.released = []
+        assert clients._watch is not None
+        await clients._watch
+
+    run(calls())
+    assert manager.calls == ["continue"]
+
+
+def test_a_client_whose_call_the_scheduler_carries_out_is_not_timed_out(
+    clients: Clients, manager: Manager
+) -> None:
+    """As an update from disk, which is not among the calls that are known here."""
+
+    async def calls() -> None:
+        manager.pause(timeout=5)
+        manager.late = 30.0
+        for _ in range(30):
+            await yield_once()
+        assert manager.is_pause and manager.calls == []
+        manager.late = 0.0
         assert clients._watch is not None
         await clients._watch
 

@@ -66,11 +66,11 @@ def test_the_store_is_watched_once_the_engine_stands(monkeypatch: pytest.MonkeyP
     """Until then SGLang captures graphs, in which no other thread may allocate memory."""
     monkeypatch.setattr(first_rank, "is_first", lambda: False)
     calls: list[str] = []
-    online: Any = SimpleNamespace(begin=lambda: calls.append("begin"))
+    online: Any = SimpleNamespace(begin=calls.append)
     patcher: Any = SimpleNamespace(verify=lambda: None)
-    scheduler: Any = SimpleNamespace(draft_worker=None)
+    scheduler: Any = SimpleNamespace(draft_worker=None, weight_updater="updater")
     one = Engine(Config(), "cuda", patcher)
     one.step.online_drafter = online
     assert calls == []
     one.attach(scheduler)
-    assert calls == ["begin"]
+    assert calls == ["updater"]

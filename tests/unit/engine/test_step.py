@@ -333,25 +333,42 @@ def test_an_idle_engine_waits_for_the_other_parts_of_an_update(
 ) -> None:
     now, begun = [0.0], list[float]()
     monkeypatch.setattr("tlt_sglang.engine.online_drafter.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("tlt_sglang.engine.drafter_weights.writable", lambda updater: True)
-    online, updater = object.__new__(OnlineDrafter), SimpleNamespace()
+    online = object.__new__(OnlineDrafter)
     swap: Any = SimpleNamespace(
         is_single_rank=True, swap_in=lambda: None, target_changed=lambda: begun.append(now[0])
     )
     online.swap, online.harvester, online._harvests = swap, None, False
+    online._updater = None
     for now[0] in (0.0, 0.4, 0.8):  # three buckets
         online.mark_target_updated()
-        online.idle(updater)
+        online.idle()
     now[0] = 1.7
-    online.idle(updater)
+    online.idle()
     assert begun == []
     now[0] = 1.9
-    online.idle(updater)
+    online.idle()
     assert begun == [1.9]
     now[0] = 2.0
     online.mark_target_updated()
     online.swap_in()  # a step: what it computes is of the new version
     assert begun == [1.9, 2.0]
+
+
+def test_nothing_is_taken_inside_a_session_of_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step between two buckets would leave a drafter that is half the client's."""
+    writable, taken = [False], list[str]()
+    monkeypatch.setattr("tlt_sglang.engine.drafter_weights.writable", lambda _: writable[0])
+    online: Any = object.__new__(OnlineDrafter)
+    online.swap = SimpleNamespace(
+        swap_in=lambda: taken.append("swap"), target_changed=lambda: taken.append("target")
+    )
+    online._updater, online._harvests = SimpleNamespace(), False
+    online.mark_target_updated()
+    online.swap_in()
+    assert taken == []
+    writable[0] = True
+    online.swap_in()
+    assert taken == ["target", "swap"]
 
 
 def test_the_policy_knows_which_requests_are_sampled() -> None:

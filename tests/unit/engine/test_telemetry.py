@@ -80,6 +80,8 @@ def test_the_event_log_has_changes_and_seconds(tmp_path: Path) -> None:
         "strategy_switch",
         "summary",
     ]
+    EventLog(str(tmp_path / "new.jsonl"))  # requests in it are nobody else's business
+    assert (tmp_path / "new.jsonl").stat().st_mode & 0o077 == 0
     assert {event["pid"] for event in events} == {os.getpid()}
     assert events[0]["strategy"] == "eagle:3x1x4"
     assert events[0]["running_requests"] == 2

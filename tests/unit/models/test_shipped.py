@@ -21,9 +21,10 @@ VOCAB, SIZE, KNOWN = 20, 8, [1, 4, 5, 17]
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The prepared folder of an alias `small`, for which a drafter is shipped."""
-    source, folder = tmp_path / "shipped" / "small", tmp_path / "small-0123"
+    source, models = tmp_path / "shipped" / "small", tmp_path / "cache" / "models"
+    folder = models / "small-0123"
     source.mkdir(parents=True)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     torch.manual_seed(0)
     embedding = torch.randn(VOCAB, SIZE)
     save_file({"model.embed_tokens.weight": embedding}, folder / "model.safetensors")
@@ -34,7 +35,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (source / "training.json").write_text('{"made by": "hand"}')
     monkeypatch.setattr(shipped, "HERE", source.parent)
     monkeypatch.setattr(shipped, "ALIASES", {"small": None, "other": None})
-    monkeypatch.setattr(shipped, "prepare", lambda alias: tmp_path / f"{alias}-0123")
+    monkeypatch.setattr(shipped, "prepare", lambda alias: models / f"{alias}-0123")
     monkeypatch.setenv("TLT_CACHE", str(tmp_path / "cache"))
     return folder
 
@@ -89,7 +90,9 @@ def test_checkpoints_that_are_not_shipped(tmp_path: Path, monkeypatch: pytest.Mo
     assert not into.exists()
 
 
-def test_other_models_have_none(model: Path) -> None:
+def test_other_models_have_none(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is prepared for them: the weights of an alias may not be installed."""
+    monkeypatch.setattr(shipped, "prepare", lambda alias: pytest.fail(alias))
     assert shipped.default_drafter("other") is None
     assert shipped.default_drafter(str(model.parent)) is None
     assert shipped.default_drafter("some/hub-id") is None
@@ -99,7 +102,7 @@ def test_a_drafter_of_another_model(model: Path) -> None:
     save_file({"model.embed_tokens.weight": torch.zeros(3, SIZE)}, model / "model.safetensors")
     with pytest.raises(EnvironmentProblem, match="does not fit the model"):
         shipped.default_drafter("small")
-    assert list((model.parent / "cache" / "drafters").iterdir()) == []
+    assert list((model.parents[1] / "drafters").iterdir()) == []
 
 
 @pytest.mark.parametrize(
