@@ -93,15 +93,16 @@ class Rollout:
     def play(self, system: str, repetition: int) -> RolloutResult:
         """Submit all requests at once and wait for all of them."""
         self.server.flush()
-        threads = [
-            threading.Thread(target=self._submit, args=(index, request))
-            for index, request in enumerate(self.requests)
-        ]
         over = threading.Event()
         curve: list[CurvePoint] = []
         began = time.perf_counter()
         watcher = threading.Thread(target=self._watch, args=(began, curve, over))
         watcher.start()
+        # One after the other: with another order the last requests would be others.
+        threads = [
+            threading.Thread(target=self._receive, args=(index, self._send(index, request)))
+            for index, request in enumerate(self.requests)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -125,8 +126,8 @@ class Rollout:
             curve,
         )
 
-    def _submit(self, index: int, request: Request) -> None:
-        """Wait for one answer and record its time, in a thread of its own."""
+    def _send(self, index: int, request: Request) -> http.client.HTTPConnection:
+        """Send a request, and return the connection on which its answer will come."""
         body = {
             "input_ids": self.prompts[request.prompt],
             "sampling_params": {
@@ -140,6 +141,13 @@ class Rollout:
         try:
             headers = {"Content-Type": "application/json"}
             connection.request("POST", "/generate", json.dumps(body), headers)
+        except (OSError, http.client.HTTPException) as error:
+            self.problems.append(f"a request could not be sent: {error}")
+        return connection
+
+    def _receive(self, index: int, connection: http.client.HTTPConnection) -> None:
+        """Wait for one answer and record its time, in a thread of its own."""
+        try:
             answer = json.loads(connection.getresponse().read())
             at = time.perf_counter()
             with self._lock:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tlt_sglang import upstream
 from tlt_sglang.engine import first_rank
 from tlt_sglang.engine.deferred import DeferredDrafter, request_ids
 from tlt_sglang.engine.ngram_drafting import NgramDrafting, matched_rows
@@ -94,7 +95,15 @@ class Pool:
         draft_input = batch.spec_info
         draft_input.topk_p = draft_input.topk_p[:, :topk].contiguous()
         draft_input.topk_index = draft_input.topk_index[:, :topk].contiguous()
-        return original(batch)
+        drafter = self.states.worker._draft_worker
+        if self.states.current.num_steps > 1 or topk > 1 or drafter.device != "cpu":
+            return original(batch)
+        # The only draft is known already. SGLang would prepare a forward pass that nobody runs; on
+        # CUDA what it prepares is read later.
+        drafts = draft_input.topk_index
+        if drafter.hot_token_id is not None:
+            drafts = drafter.hot_token_id[drafts]
+        return upstream.current().chain_to_verify(drafter, batch, drafts)
 
     def draft_extend(self, original: Callable[[], None], batch: Batch, result: StepResult) -> None:
         """Let the drafter see a verified step, or defer that; fills `result.next_draft_input`."""

@@ -43,6 +43,9 @@ DERIVED_NOISE = 0.2
 """The noise of a cost that was derived from others, or that is STALE."""
 SMALL_BATCH = 2
 """Largest batch in which every change of a match length ends the dwell time."""
+MANY = 4
+"""A batch's share of requests, as one in so many, by which the number of trusted matches may change
+within the dwell time."""
 STALE = 1000.0
 """Steps after which a cost that was not measured again is as uncertain as a derived one."""
 
@@ -51,7 +54,7 @@ class CostModel:
     """The policy; raises ValueError without strategies.
 
     `dwell` is the least number of steps that a choice is kept, unless it is only a trial, the batch
-    grows, or the number of requests with a trusted match changes. Where match lengths are known,
+    grows, or the number of requests with a trusted match changes by a quarter of the batch. Where match lengths are known,
     n-grams are not kept, nor is anything for the last requests of a batch if a match length has
     changed. `allowed` maps a batch size to the strategies that can run there.
     """
@@ -94,19 +97,21 @@ class CostModel:
             self._keep_until = self._now + TRIAL
             return self._current
         # Another strategy has to be better than the current one by a margin.
+        before, least = self._current, WORTH_A_TRIAL * max(expected.values())
         samples = {
             strategy: self.expected_throughput(
                 strategy, batch_size, mix, self._sample_shift(), self._sample_shift()
             )
-            for strategy in candidates
+            for strategy, throughput in expected.items()
+            if throughput >= least or strategy == before
         }
-        best = max(candidates, key=lambda strategy: samples[strategy])
+        best = max(samples, key=lambda strategy: samples[strategy])
         margin = CATCH_UP_MARGIN if best.num_steps and not self._current.num_steps else MARGIN
         current_is_out = self._current not in candidates
         if current_is_out or samples[best] > samples[self._current] * (1 + margin):
             self._current = best
-        # A choice that is not expected to be the best is a trial, and a short one.
-        trial = expected[self._current] < max(expected.values())
+        # Another strategy that is not expected to be the best is tried, for a short time.
+        trial = self._current != before and expected[self._current] < max(expected.values())
         self._keep_until = self._now + (min(TRIAL, self._dwell) if trial else self._dwell)
         return self._current
 
@@ -157,7 +162,9 @@ class CostModel:
         shortest = 1 if few else TRUSTED_MATCH
         matches = [length if few else 1 for length in match_lengths if length >= shortest]
         size = bucket(batch_size)
-        same_batch = matches == self._matches and size <= self._size
+        # Of a large batch, a few matches more or less change little.
+        same = abs(len(matches) - len(self._matches)) <= batch_size // MANY
+        same_batch = (matches == self._matches if few else same) and size <= self._size
         kept = self._now < self._keep_until
         kept = kept and not (match_lengths and self._current.drafter == "ngram")
         self._matches, self._size = matches, size

@@ -48,6 +48,9 @@ RECENT = 5
 """Measurements that are compared with those before them in the window."""
 NEW_ERA = math.log(1.3)
 """Change of the log of a cost that ends an era."""
+FRESH = 64
+"""Steps for which a measurement stands: with longer contexts a step costs more, and how much more
+differs between strategies."""
 
 
 @dataclass(slots=True)
@@ -99,6 +102,10 @@ class Costs:
         self._drifts: dict[Strategy, float] = {}
         """The log of present over calibrated costs, by what was measured in this era: for all
         strategies, and for those that were."""
+        self._is_dirty = False
+        """True if something was measured since those were computed."""
+        self._now = 0
+        """The step of the last measurement."""
         self._era = 0
         self._era_size = 0
         """The bucket in which the change was seen that began the era; 0 for the first era."""
@@ -117,17 +124,16 @@ class Costs:
         cells, size = self._cells.setdefault(strategy, {}), bucket(batch_size)
         is_new = size not in cells
         cell = cells.setdefault(size, _Cell())
-        cell.updated = now
         if calibrates:
             cell.calibrated.append(seconds)
             cell.calibration = statistics.median(cell.calibrated)
         else:
+            if now - cell.updated > FRESH:
+                cell.seconds.clear()
             self._add(cell, size, seconds)
-        if cell.calibrated:
-            self._drift, self._drifts = self._median_drifts()
+        cell.updated = self._now = now
+        self._is_dirty = True
         self._unfitted += REFIT if is_new else 1
-        if self._unfitted >= REFIT:
-            self._fit()
 
     def seconds(
         self, strategy: Strategy, batch_size: int, now: int
@@ -142,7 +148,7 @@ class Costs:
         # Enough measurements stand alone.
         size = bucket(batch_size)
         cell = self._cells.get(strategy, {}).get(size)
-        measured = 0 if cell is None else self._measured(cell)
+        measured = 0 if cell is None else self._fresh(cell)
         if cell is not None and measured >= TRUSTED:
             return cell.median, measured, now - cell.updated
         # Otherwise the cost is derived from the calibration, or from the model.
@@ -182,13 +188,17 @@ class Costs:
         """Return how many measurements a cell has of this era."""
         return len(cell.seconds) if cell.era == self._era else 0
 
+    def _fresh(self, cell: _Cell) -> int:
+        """Return how many measurements stand: those of this era, unless they are old."""
+        return self._measured(cell) if self._now - cell.updated <= FRESH else 0
+
     def _median_drifts(self) -> tuple[float, dict[Strategy, float]]:
         """Return the log of present over calibrated costs, as far as this era tells."""
         drifts = {
             strategy: [
                 cell.drift
                 for cell in cells.values()
-                if cell.era == self._era and cell.drift is not None
+                if self._fresh(cell) and cell.drift is not None
             ]
             for strategy, cells in self._cells.items()
         }
@@ -200,7 +210,7 @@ class Costs:
 
     def _present(self, strategy: Strategy, cell: _Cell) -> float:
         """Return the present cost of a cell's steps as far as it is known."""
-        if self._measured(cell):
+        if self._fresh(cell):
             return cell.median
         if cell.calibrated:
             return self._corrected(strategy, cell)
@@ -208,9 +218,14 @@ class Costs:
 
     def _corrected(self, strategy: Strategy, cell: _Cell) -> float:
         """Return the calibrated cost, corrected by the drift since then."""
+        if self._is_dirty:
+            self._drift, self._drifts = self._median_drifts()
+            self._is_dirty = False
         return cell.calibration * math.exp(self._drifts.get(strategy, self._drift))
 
     def _modelled(self, strategy: Strategy, size: int) -> float:
+        if self._unfitted >= REFIT:
+            self._fit()
         return float(_features(strategy, size) @ self._coefficients)
 
     def _model_error(self, strategy: Strategy, size: int) -> float:
