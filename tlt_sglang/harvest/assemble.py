@@ -18,6 +18,9 @@ from tlt_sglang.harvest.sequence import TokenSequence
 
 OVERHEAD = 1024
 """Bytes counted for a record in addition to its arrays."""
+GROWTH = 1.5
+"""Length of a growing response, over that at which it was returned last, from which on it is
+returned again; so what is copied of it in all is at most three times its length."""
 
 
 LoggedSequence = TokenSequence[npt.NDArray[Any]]
@@ -29,12 +32,16 @@ class _Growing:
     records: list[Record] = field(default_factory=list)
     prompt: int = 0
     size: int = 0
+    tokens: int = 0
+    returned: int = 0
+    """Tokens of the response as it was returned last."""
 
     def add(self, record: Record) -> None:
         if record.flags & PROMPT and (not self.records or self.records[-1].flags & PROMPT):
             self.prompt += len(record)
         self.records.append(record)
         self.size += _size(record)
+        self.tokens += len(record)
 
     def goes_on_with(self, record: Record) -> bool:
         last = self.records[-1]
@@ -42,7 +49,20 @@ class _Growing:
 
     def finish(self, ended: bool, end: int | None) -> LoggedSequence:
         first = self.records[0]
-        count = None if end is None else max(0, end - first.start)
+        return self._join(None if end is None else max(0, end - first.start), ended)
+
+    def so_far(self, least: int) -> LoggedSequence | None:
+        """Return what is there without the newest record, which may be computed beyond the end;
+        None if the response has not grown enough."""
+        count = self.tokens - len(self.records[-1])
+        response = count - self.prompt
+        if response < max(self.returned + least, GROWTH * self.returned):
+            return None
+        self.returned = response
+        return self._join(count, ended=False)
+
+    def _join(self, count: int | None, ended: bool) -> LoggedSequence:
+        first = self.records[0]
         return TokenSequence(
             np.concatenate([record.tokens for record in self.records])[:count],
             np.concatenate([record.features for record in self.records])[:count],
@@ -85,6 +105,12 @@ class Assembler:
         while self._size > self.most_bytes:
             finished.append(self._finish(self._growing.pop(next(iter(self._growing))), False))
         return finished
+
+    def grown(self, least: int) -> list[LoggedSequence]:
+        """Return the sequences so far of requests whose response has grown by at least so many
+        tokens since it was returned here; they go on growing."""
+        sequences = (growing.so_far(least) for growing in self._growing.values())
+        return [sequence for sequence in sequences if sequence is not None]
 
     def flush(self) -> list[LoggedSequence]:
         """Finish and return every sequence."""

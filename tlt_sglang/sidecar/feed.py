@@ -1,5 +1,8 @@
 """From the harvest logs of a store's engines to the sidecar's buffer.
 
+Responses are taken while they grow, too: those of the long tail end when the rollout does, and then
+the target changes.
+
 It opens the log of every announced engine, and again when an engine returns; that of an engine on
 another machine through the exporter there. It takes only records
 of the target version that the engine has announced: a newer version cannot be trained on before its
@@ -29,6 +32,10 @@ from tlt_sglang.sidecar.buffer import Buffer
 
 QUIET_SECONDS = 2.0
 """Time without new records after which unfinished requests are taken as they are."""
+GROWN_SECONDS = 2.0
+"""Time between two looks at responses that grow."""
+GROWN_TOKENS = 128
+"""Tokens by which a response has grown when it is taken once more."""
 LOOK_SECONDS = 1.0
 """Time between two looks at the announcements."""
 AT_ONCE = 256
@@ -74,7 +81,7 @@ class Feed:
         self._features = hidden_size * features
         self._width = self._features + (hidden_size if features > 1 else 0)
         self._sources: dict[str, _Source] = {}
-        self._looked = float("-inf")
+        self._looked = self._taken_growing = float("-inf")
 
     def pump(self) -> int:
         """Read new records into the buffer; return their number. Never waits."""
@@ -82,12 +89,17 @@ class Feed:
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
             self._look(now)
+        takes_growing = now - self._taken_growing >= GROWN_SECONDS
+        if takes_growing:
+            self._taken_growing = now
         read = 0
         for path, source in list(self._sources.items()):
             records = source.reader.read(AT_ONCE)
             read += len(records)
             for record in records:
                 self._take(source, source.assembler.add(record))
+            if takes_growing:
+                self._take(source, source.assembler.grown(GROWN_TOKENS))
             if records:
                 source.last_record, source.dirty = now, True
             elif source.dirty and now - source.last_record > QUIET_SECONDS:

@@ -54,9 +54,9 @@ class CostModel:
     """The policy; raises ValueError without strategies.
 
     `dwell` is the least number of steps that a choice is kept, unless it is only a trial, the batch
-    grows, or the number of requests with a trusted match changes by a quarter of the batch. Where match lengths are known,
-    n-grams are not kept, nor is anything for the last requests of a batch if a match length has
-    changed. `allowed` maps a batch size to the strategies that can run there.
+    grows, or the number of requests with a trusted match changes by a quarter of the batch. Where
+    match lengths are known, n-grams are not kept, nor is anything for the last requests of a batch
+    if a match length has changed. `allowed` maps a batch size to the strategies that can run there.
     """
 
     def __init__(

@@ -470,6 +470,24 @@ def test_records_that_follow_each_other_make_a_span() -> None:
     assert assembler.size == 0 and assembler.flush() == []
 
 
+def test_a_response_is_returned_while_it_grows() -> None:
+    """But for its newest record, and seldom enough that little is copied twice."""
+    assembler, returned = Assembler(1 << 24), list[LoggedSequence]()
+    assembler.add(record(0, 50, flags=PROMPT))
+    for start in range(50, 1050, 5):
+        assert assembler.add(record(start, 5)) == []
+        returned += assembler.grown(20)
+    assert assembler.grown(20) == []
+    for one in returned:
+        assert content(one) == content(record(0, len(one)))
+        assert (one.prompt_length, one.ended) == (50, False)
+    lengths = [one.response_length for one in returned]
+    assert lengths[:3] == [20, 40, 60] and lengths[-1] > 1000 / 1.5
+    assert sum(lengths) < 3 * 1000
+    (whole,) = assembler.add(record(1050, 0, flags=END))
+    assert content(whole) == content(record(0, 1050)) and assembler.size == 0
+
+
 def test_a_gap_another_version_or_a_step_back_begins_another_span() -> None:
     assembler = Assembler(1 << 20)
     sequences = [

@@ -113,6 +113,26 @@ def test_what_is_unfinished_is_taken_when_nothing_more_comes(
     feed.close()
 
 
+def test_a_long_response_is_taken_before_it_ends(tmp_path: Path, writer: Writer) -> None:
+    """The last ones of a rollout end with it, just before the target changes."""
+    now, buffer = [0.0], Buffer(1 << 20)
+    announced(tmp_path, writer)
+    feed = Feed(tmp_path, buffer, SIZE, 3, assembled=1 << 20, clock=lambda: now[0])
+    write(writer, "a", [1, 2], flags=PROMPT)
+    for start in range(2, 302, 4):
+        write(writer, "a", [3, 4, 5, 6], start=start)
+        now[0] += 0.1
+        feed.pump()
+    (sequence,) = [*buffer.sample(1000), *buffer.held_out()]
+    assert len(sequence) > 150 and not sequence.ended and sequence.prompt_length == 2
+    write(writer, "a", [], flags=END)
+    feed.pump()
+    (sequence,) = [*buffer.sample(1000), *buffer.held_out()]
+    assert len(sequence) == 302 and sequence.ended
+    assert buffer.status()["replaced"] >= 1
+    feed.close()
+
+
 def test_versions_that_were_not_announced_are_left_out(tmp_path: Path, writer: Writer) -> None:
     buffer = Buffer(1 << 20)
     reports = announced(tmp_path, writer)
