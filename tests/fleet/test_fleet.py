@@ -320,6 +320,8 @@ def _kill(fleet: Fleet, victim: str, after: float) -> Kill:
             nodes.add()
         elif victim == "node":
             node = members["coordinator"].node
+            if node == nodes.head:
+                node = members["engine-1"].node
             untouched -= {one.url for one in members.values() if one.node == node}
             nodes.kill(node)
             nodes.add()

@@ -36,6 +36,8 @@ class Nodes:
         self.cluster = Cluster(shutdown_at_exit=False)
         self.cluster.add_node(num_cpus=0, object_store_memory=STORE_BYTES, include_dashboard=False)
         self.address: str = self.cluster.address
+        self.head: str = self.cluster.head_node.node_id
+        """The node of this process: it ends with that node's raylet, as Ray has it."""
         self.processes: list[subprocess.Popen[bytes]] = []
         ray.init(self.address, namespace="tlt", log_to_driver=False, logging_level="ERROR")
 
@@ -106,7 +108,9 @@ class Nodes:
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started."""
+    """End a process and all that it started, unless it has ended: its number may be another's."""
+    if process.poll() is not None:
+        return
     with contextlib.suppress(psutil.NoSuchProcess):
         tree = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
