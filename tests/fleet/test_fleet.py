@@ -347,9 +347,10 @@ def _kill(fleet: Fleet, victim: str, after: float) -> Kill:
 
 
 def _trains(fleet: Fleet, step: int) -> bool:
-    """Return whether the trainer has taken more optimizer steps than these."""
+    """Return whether a trainer that lives has taken more optimizer steps than these."""
     fleet.look_at_versions()
-    return int(fleet.sidecar().get("step", 0)) > step
+    status = fleet.sidecar()
+    return int(status.get("step", 0)) > step and psutil.pid_exists(status["pid"])
 
 
 def _write_kills(path: Path, rounds: int, kills: list[Kill], versions: int) -> None:

@@ -102,6 +102,10 @@ class OnlineDrafter:
                 model=str(Path(args.model_path).resolve()),
                 drafter=str(folder.resolve()),
                 seed=self.is_seed,
+                depth=max(
+                    (strategy.num_steps for strategy in config.pool),
+                    default=worker._draft_worker.speculative_num_steps,
+                ),
             )
             hidden_size = target_config["hidden_size"]
             width = features_width(draft_runner, expected.architecture, hidden_size)

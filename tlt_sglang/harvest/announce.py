@@ -34,6 +34,8 @@ class Announcement:
     """True if that is an untrained seed, which does not draft until a version is published."""
     target_version: int = 0
     """Number of updates of the target's weights."""
+    depth: int = 3
+    """Draft steps of its deepest strategy with that drafter."""
     embed_and_head: str | None = None
     """File with `embedding` and `head` of that version; None where `model` has them."""
 

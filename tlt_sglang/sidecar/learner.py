@@ -2,8 +2,10 @@
 
 The learner trains without end. It keeps a device no longer than a micro-batch takes, so longer
 sequences are cut, to another window each time. A candidate is published if it beats the version in
-use on recent held-out sequences by `LearnerSettings.margin`. After a rejection (an engine measured
-that the version does worse) training starts over from the version before.
+use on recent held-out sequences by `LearnerSettings.margin`. The candidate is the average of the
+weights of recent optimizer steps (Polyak and Juditsky 1992), as the rate is never lowered, and
+single steps on a few hundred tokens move a good drafter about. After a rejection (an engine
+measured that the version does worse) training starts over from the version before.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ LEAST_CUT = 32
 LEAST_BATCH = 64
 MOST_JUDGED = 512
 """Largest window of a held-out sequence, in tokens."""
+RECENT = 9
+"""At first the weight of n averaged steps is n over (n + RECENT)."""
 UNDECIDED = 4
 """Part of the usual steps after which the next gate comes, where one had too little to judge by."""
 
@@ -77,7 +81,9 @@ class Learner:
         """How often training began again from other weights."""
         self.skipped = 0
         """Optimizer steps whose gradients were not finite."""
-        self._running = _copied(drafter)
+        self._running, self._average = _copied(drafter), _copied(drafter)
+        self._averaged = 0
+        """Optimizer steps in the average."""
         self._gate_at = settings.gate_steps
         """Optimizer step from which on a gate is due."""
         self._fresh_at = 0
@@ -132,6 +138,14 @@ class Learner:
         if not self.training.update(settings.learning_rate * warm):
             self.skipped += 1
         self.step += 1
+        self._averaged += 1
+        # At first the average is over few steps: a drafter that is far off moves fast.
+        decay = min(settings.averaging, self._averaged / (self._averaged + RECENT))
+        weights = [parameter.detach() for parameter in self.drafter.parameters()]
+        torch._foreach_lerp_([*self._average.parameters()], weights, 1 - decay)
+
+    def _restart_average(self) -> None:
+        self._average, self._averaged = _copied(self.drafter), 0
 
     def draw(self) -> list[TokenSequence[Tensor]]:
         """Return sequences of at most `batch_tokens` in all, cut where they are longer."""
@@ -162,7 +176,7 @@ class Learner:
         running, candidate = AcceptLength(), AcceptLength()
         for sequence in sequences:
             temperature = temperature_of(sequence, self.frozen)
-            for length, drafter in ((running, self._running), (candidate, self.drafter)):
+            for length, drafter in ((running, self._running), (candidate, self._average)):
                 if not may_continue():
                     return None
                 measured = accept_length(
@@ -179,13 +193,14 @@ class Learner:
 
     def published(self) -> None:
         """Make the candidate the version in use."""
-        self._running = _copied(self.drafter)
+        self._running = _copied(self._average)
 
     def begin_again(self, weights: dict[str, Tensor]) -> None:
         """Start over from `weights`, the version in use, with a fresh optimizer."""
         self.drafter.take(weights)
         self.training.reset_optimizer()
         self._running = _copied(self.drafter)
+        self._restart_average()
         self._gate_at, self._fresh_at = self.step + self.settings.gate_steps, self.step
         self.restarts += 1
 
@@ -209,11 +224,15 @@ class Learner:
     # -- state -----------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the candidate's weights, detached."""
+        """Return the weights that are being trained, detached."""
         return {name: tensor.detach() for name, tensor in self.drafter.state_dict().items()}
 
+    def candidate(self) -> dict[str, Tensor]:
+        """Return the weights that a gate judges: the average over recent optimizer steps."""
+        return {name: tensor.detach() for name, tensor in self._average.state_dict().items()}
+
     def average(self, others: Sequence[tuple[Mapping[str, Tensor], int]], steps: int) -> None:
-        """Average the candidate with `others`, each by its optimizer steps; it has taken `steps`.
+        """Average the weights with `others`, each by its optimizer steps; they have had `steps`.
 
         Others with weights of another shape, or that are not finite, are left out.
         """
@@ -237,6 +256,7 @@ class Learner:
         """Continue from a state; the version in use stays the same."""
         self.training.restore(state)
         self.step, self.tokens = state["progress"]["step"], state["progress"]["tokens"]
+        self._restart_average()
         self._gate_at, self._fresh_at = self.step + self.settings.gate_steps, 0
         self.restarts += 1
 

@@ -73,7 +73,7 @@ class Publisher:
 
     def _publish(self, gate: Gate) -> None:
         learner = self._learner
-        weights = {n: t.detach().bfloat16().cpu() for n, t in learner.weights().items()}
+        weights = {n: t.detach().bfloat16().cpu() for n, t in learner.candidate().items()}
         figures = {name: round(value, 4) for name, value in asdict(gate).items()}
         figures |= {"step": learner.step, "target_version": learner.buffer.target_version}
         try:

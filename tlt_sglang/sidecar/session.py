@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BUFFER_SHARE, ASSEMBLED_SHARE = 0.6, 0.2
 """Shares of the sidecar's memory; the rest is for weights, optimizer and a micro-batch."""
+DEEPEST = 5
+"""Most draft steps that are simulated: each takes the time of the first one once more."""
 MICRO_SHARE = 0.2
 """Share of the preemption time that a micro-batch may take."""
 IDLE_SECONDS = 0.05
@@ -79,7 +81,7 @@ class TrainingSession:
             drafter.to(self.device),
             self.target.load(engine),
             self.buffer,
-            _settings(options, self.device, algorithm),
+            _settings(options, self.device, algorithm, engine.depth),
             self.device,
         )
         self.checkpoints = Checkpoints(store.root / "work" / "checkpoints")
@@ -237,15 +239,15 @@ def _algorithm(architecture: str) -> Algorithm:
 
 
 def _settings(
-    options: SidecarOptions, device: torch.device, algorithm: Algorithm
+    options: SidecarOptions, device: torch.device, algorithm: Algorithm, depth: int
 ) -> LearnerSettings:
-    """Return the settings of the learner on `device`."""
+    """Return the settings of the learner on `device`, for drafts of up to `depth` steps."""
     micro_seconds = None
     if options.coordinator is not None:
         # A micro-batch that is under way runs on beside an engine that wants the device.
         micro_seconds = options.preempt_ms / 1000 * MICRO_SHARE
     return LearnerSettings(
-        steps=1 if algorithm == "eagle" else LearnerSettings.steps,
+        steps=1 if algorithm == "eagle" else min(DEEPEST, max(LearnerSettings.steps, depth)),
         learning_rate=options.learning_rate,
         batch_tokens=options.batch_tokens,
         gate_steps=options.gate_steps,

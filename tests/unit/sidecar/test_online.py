@@ -333,6 +333,28 @@ def test_the_rate_rises_again_after_a_restart(monkeypatch: pytest.MonkeyPatch) -
     assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.25, 0.5])
 
 
+def test_what_is_judged_and_published_is_the_average_of_recent_steps() -> None:
+    settings = replace(SETTINGS, accumulate=1, averaging=0.25)
+    learner = Learner(drafter(), frozen(), filled(), settings, torch.device("cpu"))
+    start = {name: tensor.clone() for name, tensor in learner.weights().items()}
+    steps: list[dict[str, torch.Tensor]] = []
+    while len(steps) < 8:
+        learner.micro_step()
+        steps.append({name: tensor.clone() for name, tensor in learner.weights().items()})
+    for name, tensor in learner.candidate().items():
+        average = start[name]
+        for decay, step in zip([1 / 10, 2 / 11, 3 / 12, *[0.25] * 5], steps, strict=True):
+            average = decay * average + (1 - decay) * step[name]
+        torch.testing.assert_close(tensor, average)
+        assert not torch.equal(average, steps[-1][name])
+    learner.published()
+    gate = learner.gate()
+    assert gate is not None and gate.running == gate.candidate
+    learner.begin_again(start)
+    for name, tensor in learner.candidate().items():
+        assert torch.equal(tensor, start[name])
+
+
 def test_a_gate_gives_way() -> None:
     learner = Learner(drafter(), frozen(), filled(), SETTINGS, torch.device("cpu"))
     for _ in range(6):
