@@ -5,7 +5,7 @@ The manager of the weights is SGLang's own; what it releases are the graphs of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,18 +23,22 @@ pytestmark = pytest.mark.sglang
 class Online(OnlineDrafter):
     """An online drafter without a store, which counts its swaps."""
 
-    swap: Any = field(default_factory=lambda: SimpleNamespace(is_single_rank=True))
+    updater: Any
     harvester: Any = None
     swaps: int = 0
     _target_updated: bool = False
 
-    def swap_in(self) -> None:
+    def __post_init__(self) -> None:
+        self._updater = self.updater
+        self.swap: Any = SimpleNamespace(is_single_rank=True, swap_in=self._count)
+
+    def _count(self) -> None:
         self.swaps += 1
 
 
 @pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> Online:
-    online = Online()
+def online(updater: Any, monkeypatch: pytest.MonkeyPatch) -> Online:
+    online = Online(updater)
     monkeypatch.setattr(
         engine, "current", SimpleNamespace(step=SimpleNamespace(online_drafter=online))
     )

@@ -254,10 +254,10 @@ class Clients:
         Nor where the scheduler answers late, or a call has come meanwhile: then a client is there.
         Of calls that are not `CALLS`, such as an update from disk, only that is known.
         """
-        asked = self._clock()
+        began = self._clock()
         updates = await self._updates()
-        late = self._clock() - asked > BUSY_SECONDS
-        if updates.get("released") or late or self._in_flight or self._last_call > asked:
+        late = self._clock() - began > BUSY_SECONDS
+        if updates.get("released") or late or self._in_flight or self._last_call > began:
             self._last_call = self._clock()
             return
         logger.warning(

@@ -125,7 +125,7 @@ def test_figures_of_one_system() -> None:
 
 
 def test_drafters_are_compared_strategy_by_strategy() -> None:
-    """A drafter is no better because its system chose the longer chain more often."""
+    """A drafter is not better because its system chose the longer chain more often."""
     mostly_short = {"off": [900, 0], CHAIN: [800, 800], LONG_CHAIN: [200, 400], "ngram:8": [9, 63]}
     mostly_long = {CHAIN: [200, 200], LONG_CHAIN: [800, 1600], "eagle3:5x1x6": [7, 0]}
     better = {CHAIN: [200, 250], LONG_CHAIN: [800, 1800]}
@@ -138,8 +138,8 @@ def test_drafters_are_compared_strategy_by_strategy() -> None:
     assert yardstick.accept_length(steps(mostly_long)) == pytest.approx(2.2)
     assert yardstick.accept_length(steps(better)) == pytest.approx(2.2 * 3050 / 2800)
     assert yardstick.accept_length(steps({"off": [100, 0]})) is None
-    drawn = yardstick.each({PLAIN: steps({"off": [9, 0]}), SIDECAR: [*steps(better), *steps({})]})
-    assert drawn.keys() == {SIDECAR} and math.isnan(drawn[SIDECAR][1])
+    lengths = yardstick.each({PLAIN: steps({"off": [9, 0]}), SIDECAR: [*steps(better), *steps({})]})
+    assert lengths.keys() == {SIDECAR} and math.isnan(lengths[SIDECAR][1])
 
 
 def test_faults_are_one_of_each_kind() -> None:

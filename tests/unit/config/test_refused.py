@@ -135,16 +135,28 @@ ON_A_GPU: tuple[tuple[str, Config, str], ...] = (
     ),
 )
 
-EVERYWHERE: tuple[tuple[str, Config, str], ...] = tuple(
-    (
-        f"{flag} 0.9",
-        Config(("off",)),
-        f"{flag} 0.9 does not work with TLT: {LOSSY}; use {flag} 1.",
+EVERYWHERE: tuple[tuple[str, Config, str], ...] = (
+    tuple(
+        (
+            f"{flag} 0.9",
+            Config(("off",)),
+            f"{flag} 0.9 does not work with TLT: {LOSSY}; use {flag} 1.",
+        )
+        for flag in ("--speculative-accept-threshold-single", "--speculative-accept-threshold-acc")
     )
-    for flag in ("--speculative-accept-threshold-single", "--speculative-accept-threshold-acc")
-) + tuple(
-    (flag, Config(("off",)), f"{flag} does not work with TLT: {DRAWN}; leave {flag} out.")
-    for flag in ("--speculative-use-rejection-sampling", "--speculative-use-block-verification")
+    + tuple(
+        (flag, Config(("off",)), f"{flag} does not work with TLT: {DRAWN}; leave {flag} out.")
+        for flag in ("--speculative-use-rejection-sampling", "--speculative-use-block-verification")
+    )
+    + (
+        (
+            "--tokenizer-worker-num 2",
+            Config(("off",), client_timeout_s=60.0),
+            "--tokenizer-worker-num 2 does not work with --tlt-client-timeout-s 60: a worker that a "
+            "client does not call would take it for silent; use --tokenizer-worker-num 1, or leave "
+            "--tlt-client-timeout-s out.",
+        ),
+    )
 )
 
 RESOLVED: tuple[tuple[dict[str, Any], Config, str], ...] = (
@@ -257,9 +269,9 @@ def test_tlt_check_lists_them() -> None:
         and note.endswith(" (docs/refused.md).")
         for note in notes
     )
-    assert sum("an engine refuses" in note for note in notes) == 5
+    assert sum("an engine refuses" in note for note in notes) == 6
     on_cpu = [result.text for result in environment.check("cpu")]
-    assert sum("an engine refuses" in note for note in on_cpu) == 2
+    assert sum("an engine refuses" in note for note in on_cpu) == 3
 
 
 def test_mixed_chunks_are_served_where_the_drafter_never_waits() -> None:

@@ -83,7 +83,7 @@ def test_a_request_is_not_judged_while_a_step_is_in_flight() -> None:
 def test_tokens_that_decide_what_follows_are_waited_for(
     monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Whether a step was in flight would show in the answer."""
+    """Else an answer would depend on whether a step was in flight."""
     monkeypatch.setattr(kv_slots, "_reserves", lambda batch: False)
     info = SimpleNamespace(
         penalizer_orchestrator=SimpleNamespace(is_required=what == "penalties"),
