@@ -152,9 +152,9 @@ EVERYWHERE: tuple[tuple[str, Config, str], ...] = (
         (
             "--tokenizer-worker-num 2",
             Config(("off",), client_timeout_s=60.0),
-            "--tokenizer-worker-num 2 does not work with --tlt-client-timeout-s 60: a worker that a "
-            "client does not call would take it for silent; use --tokenizer-worker-num 1, or leave "
-            "--tlt-client-timeout-s out.",
+            "--tokenizer-worker-num 2 does not work with --tlt-client-timeout-s 60: a worker that "
+            "a client does not call would take it for silent; use --tokenizer-worker-num 1, or "
+            "leave --tlt-client-timeout-s out.",
         ),
     )
 )
