@@ -24,7 +24,7 @@ class Yardstick:
         verified, accepted = Counter[str](), Counter[str]()
         for step in steps:
             for name, (count, drafts) in step.strategies.items():
-                if is_learned(name):
+                if parse(name).num_steps:
                     verified[name] += count
                     accepted[name] += drafts
         self._lengths = {name: 1 + accepted[name] / n for name, n in verified.items() if n}
@@ -51,8 +51,3 @@ class Yardstick:
             for name, steps in systems.items()
         }
         return {name: own for name, own in lengths.items() if not all(map(math.isnan, own))}
-
-
-def is_learned(strategy: str) -> bool:
-    """Return whether a strategy drafts with a learned drafter."""
-    return parse(strategy).drafter in ("eagle", "eagle3")

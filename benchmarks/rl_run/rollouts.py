@@ -51,7 +51,8 @@ def strategy_counts(addresses: list[str]) -> dict[str, list[int]]:
         answer = requests.get(f"http://{address}/tlt/status", timeout=STATUS_SECONDS)
         answer.raise_for_status()
         (scheduler,) = answer.json()["schedulers"]
-        for name, tally in scheduler["strategies"].items():
+        # A server without drafts counts none.
+        for name, tally in (scheduler.get("strategies") or {}).items():
             both = counts.setdefault(name, [0, 0])
             both[0] += tally["sampled_verify_steps"]
             both[1] += tally["sampled_accepted"]

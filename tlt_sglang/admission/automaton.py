@@ -7,6 +7,7 @@ to the same match. Runs anywhere; pure.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -98,11 +99,12 @@ class Automaton:
 
     def is_exponential(self) -> bool:
         """Return True if some text has two ways from a state back to it."""
-        return any(self._is_ambiguous(component) for component in self.loops())
+        return any(self._is_ambiguous(component) for component in self.loops)
 
+    @functools.cached_property
     def loops(self) -> list[set[int]]:
-        """Return the sets of states from each of which all others of the set can be reached."""
-        reachable = [self._reachable(state) for state in range(len(self.edges))]
+        """The sets of states from each of which all others of the set can be reached."""
+        reachable = self._reachable
         loops: list[set[int]] = []
         for state, targets in enumerate(reachable):
             if state in targets and not any(state in loop for loop in loops):
@@ -111,10 +113,10 @@ class Automaton:
 
     def loops_in_a_row(self) -> int:
         """Return the most loops that follow each other and can match the same character."""
-        loops = self.loops()
+        loops = self.loops
         counts = [1] * len(loops)
         masks = [self._union(loop) for loop in loops]
-        after = [self._reachable(next(iter(loop))) - loop for loop in loops]
+        after = [self._reachable[next(iter(loop))] - loop for loop in loops]
         # A loop comes after those from which it can be reached.
         for index in sorted(range(len(loops)), key=lambda i: len(after[i])):
             for other, loop in enumerate(loops):
@@ -128,7 +130,7 @@ class Automaton:
         Two ways of one text are a pair of paths whose states have a character in common at every
         step. So a text with n ways has n * n such pairs, and they are counted.
         """
-        loops = self.loops()
+        loops = self.loops
         node = list(range(len(self.edges)))
         for loop in loops:
             for state in loop:
@@ -139,7 +141,7 @@ class Automaton:
             masks[min(loop)] = self._union(loop)
             outside = {node[t] for s in loop for t in self.edges[s]} - {min(loop)}
             after[min(loop)] = Counter(outside)
-        order = {state: len(self._reachable(state) | {state}) for state in set(node)}
+        order = {state: len(self._reachable[state] | {state}) for state in set(node)}
         pairs: dict[int, Counter[tuple[int, int]]] = defaultdict(Counter)
         total = visited = 0
         steps = [(Counter(node[s] for s in first),) * 2 + (1,) for first in self._beginnings]
@@ -188,7 +190,12 @@ class Automaton:
                 if self.characters[first] & self.characters[second]:
                     yield (first, second) if first <= second else (second, first)
 
-    def _reachable(self, state: int) -> set[int]:
+    @functools.cached_property
+    def _reachable(self) -> list[set[int]]:
+        """The states that can follow each state, once the automaton is built."""
+        return [self._after(state) for state in range(len(self.edges))]
+
+    def _after(self, state: int) -> set[int]:
         reachable: set[int] = set()
         pending = list(self.edges[state])
         while pending:

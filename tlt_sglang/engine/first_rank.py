@@ -6,7 +6,7 @@ Runs in the scheduler process. It holds no state: the groups are SGLang's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +19,23 @@ def is_first() -> bool:
     return bool(get_parallel().tp_group.is_first_rank)
 
 
+def _ranks() -> Any:
+    """Return SGLang's group of tensor-parallel ranks; None for a single rank."""
+    from sglang.srt.runtime_context import get_parallel
+
+    group = get_parallel().tp_group
+    return None if group.world_size == 1 else group
+
+
 def exchange() -> Callable[[int], int] | None:
     """Return a function from this rank's number to the first rank's; None for a single rank.
 
     Every rank has to call that function as often as the others.
     """
     import torch
-    from sglang.srt.runtime_context import get_parallel
 
-    group = get_parallel().tp_group
-    if group.world_size == 1:
+    group = _ranks()
+    if group is None:
         return None
 
     def broadcast(own: int) -> int:
@@ -45,10 +52,9 @@ def agreement() -> Callable[[int], bool] | None:
     Every rank has to call that function as often as the others.
     """
     import torch
-    from sglang.srt.runtime_context import get_parallel
 
-    group = get_parallel().tp_group
-    if group.world_size == 1:
+    group = _ranks()
+    if group is None:
         return None
 
     def agree(own: int) -> bool:
@@ -65,10 +71,9 @@ def gather(part: torch.Tensor) -> torch.Tensor | None:
     Every rank has to call it.
     """
     import torch
-    from sglang.srt.runtime_context import get_parallel
 
-    group = get_parallel().tp_group
-    if group.world_size == 1:
+    group = _ranks()
+    if group is None:
         return part
     own = part.contiguous().view(torch.uint8)  # gloo does not send every dtype
     rows = [torch.empty_like(own) for _ in group.ranks] if is_first() else None
